@@ -1,0 +1,65 @@
+"""What a backend supplies: three blocks over packed rows. The layer loop is in encoder.py and nowhere else."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.errors import BackendError
+from minitrans.parameters import Float32, Parameters
+
+
+class Blocks(Protocol):
+    """The contract between the layer loop and a backend.
+
+    All arrays are C-contiguous. A row's result may depend on the rows of its own text only, bit for bit: not on the
+    texts beside it, their number or their order.
+    """
+
+    name: str
+    num_layers: int
+
+    def session(self) -> AbstractContextManager[None]:
+        """Entered around the work of a call; may overlap with others."""
+        ...
+
+    def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
+        """Token ids [T], offsets [B + 1] -> hidden [T, H]: the three embeddings added, then normalised."""
+        ...
+
+    def attention_block(
+        self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
+    ) -> tuple[Float32, Float32 | None]:
+        """Self-attention, residual and layer norm.
+
+        Args:
+            hidden: [T, H].
+            offsets: [B + 1].
+            sizes: [T] tokens that each row stands for, None for one each; log(size) is added to a key's logits.
+            layer: 0-based.
+            want: the score to gather, "attention" or "attention_value"; None and any other gather nothing.
+
+        Returns:
+            hidden [T, H], and scores [T] if they were wanted, else None.
+        """
+        ...
+
+    def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
+        """Two linear maps with the activation between them, residual and layer norm: [T, H] -> [T, H]."""
+        ...
+
+
+def load_blocks(backend: str, parameters: Parameters) -> Blocks:
+    """Prepare a backend for some weights; "auto" takes the fastest that can run here.
+
+    Raises:
+        BackendError: no backend of that name.
+    """
+    if backend in ("auto", "reference"):
+        from minitrans.backends.reference import ReferenceBlocks
+
+        return ReferenceBlocks(parameters)
+    raise BackendError(f"backend is {backend!r}, wanted 'auto' or 'reference'")

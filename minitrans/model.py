@@ -1,0 +1,421 @@
+"""SentenceEncoder: a model folder or hub name in, embeddings out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minitrans import hub
+from minitrans.backends import load_blocks
+from minitrans.calls import Call, Progress, as_texts, output_array, sentence_settings
+from minitrans.config import PruningPolicy
+from minitrans.encoder import Encoded, forward
+from minitrans.errors import InputError, PolicyError, TruncationError, TruncationWarning
+from minitrans.packing import chunks, pack, segments
+from minitrans.parameters import Float32
+from minitrans.pooling import PoolingConfig, normalized, pool
+from minitrans.quantization import with_precision
+from minitrans.resources import sha256_of
+from minitrans.threads import resolve_threads
+from minitrans.tokenizer import Tokenizer, check_max_seq_length
+from minitrans.vectors import (
+    DTYPES,
+    SimilarityName,
+    check_precision,
+    output_width,
+    similarity,
+    similarity_pairwise,
+    to_precision,
+)
+from minitrans.weights import load_parameters, weight_files
+
+CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
+WINDOW_TEXTS = 4096  # texts that are tokenised before their chunks run: bounds the memory that ids take
+
+Inherit = Literal["inherit"]
+OnTruncation = Literal["warn", "error", "ignore"]
+
+
+@dataclass(frozen=True)
+class PrunedText:
+    """A text's tokens, special ones included, and whether each is kept to the end."""
+
+    tokens: list[str]
+    kept: list[bool]
+
+
+class SentenceEncoder:
+    """A sentence encoder on the CPU, without torch: the part of ``SentenceTransformer`` that encodes.
+
+    The embedding of a text is the same to the last bit whatever the other texts of the call, their order,
+    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, and in a forked child.
+
+    Args:
+        model_name_or_path: a model folder, a name on the hub, or None for the bundled int8 all-MiniLM-L6-v2, which
+            never touches the network.
+        revision: branch, tag or commit on the hub; None takes the pinned one of a known model.
+        cache_folder: where downloads go; None follows HF_HOME and its kin.
+        local_files_only: fail rather than open a connection.
+        token: for private models of the hub.
+        backend: "auto", or the name of one; ``encoder.backend`` says which is in use.
+        precision: of the weights: "auto" as stored, "int8" or "float32".
+        pruning: a PruningPolicy for every call of encode, or None.
+        threads: how many chunks run at once; None takes every processor that affinity and cgroup quota allow.
+        truncate_dim: keep only the first dimensions of every embedding (for models trained for it).
+        prompts: name -> text put before every text; None takes the model's own.
+        default_prompt_name: which of them to use when a call names none.
+        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan"; None takes the model's own.
+        on_truncation: what happens when texts are longer than ``max_seq_length``: "warn" once per call with their
+            count, raise an "error", or "ignore".
+
+    Raises:
+        ModelNotFoundError, DownloadError, DigestError: the model could not be had.
+        ModelError: it is broken or not supported; the message says what is wrong and where.
+        PolicyError: the pruning policy does not fit the model.
+        BackendError: the backend cannot run here.
+        InputError: another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        backend: str = "auto",
+        precision: str = "auto",
+        pruning: PruningPolicy | None = None,
+        threads: int | None = None,
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        similarity_fn_name: SimilarityName | None = None,
+        on_truncation: OnTruncation = "warn",
+    ) -> None:
+        self.threads = resolve_threads(threads)
+        if on_truncation not in ("warn", "error", "ignore"):
+            raise InputError(f"on_truncation is {on_truncation!r}, wanted 'warn', 'error' or 'ignore'")
+        self.on_truncation = on_truncation
+        self.name_or_path = hub.DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
+        self.folder = hub.resolve(
+            model_name_or_path,
+            revision=revision,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        settings = sentence_settings(self.folder)
+        parameters = with_precision(load_parameters(self.folder), precision)
+        self.config = parameters.config
+        self.precision = parameters.precision
+        self.pooling = PoolingConfig.from_folder(self.folder)
+        self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
+        self.blocks = load_blocks(backend, parameters)
+        self.backend = self.blocks.name
+        self.pruning = self._check_policy(pruning)
+        self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
+        self._dimension(None)
+        self.prompts: dict[str, str] = dict(settings.get("prompts") or {}) if prompts is None else dict(prompts)
+        self.default_prompt_name = default_prompt_name or settings.get("default_prompt_name")
+        self._prompt(None, None)
+        self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest text in tokens, special tokens included; what is longer loses its end. May be set."""
+        return self.tokenizer.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.tokenizer.max_seq_length = check_max_seq_length(value, self.config)
+
+    def get_embedding_dimension(self) -> int:
+        """Numbers per embedding, after ``truncate_dim``."""
+        return self._dimension(None)
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # the name in older sentence-transformers
+
+    @cached_property
+    def model_sha256(self) -> str:
+        """sha256 of the weight file, or of the digests of the shards one behind the other."""
+        digests = [sha256_of(file) for file in weight_files(self.folder)]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @overload
+    def encode(  # type: ignore[overload-overlap]
+        self,
+        sentences: str,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = ...,
+        precision: str = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        *,
+        pruning: PruningPolicy | Inherit | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> NDArray[Any]: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        output_value: Literal["sentence_embedding"] = ...,
+        precision: str = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        *,
+        pruning: PruningPolicy | Inherit | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> NDArray[Any]: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        output_value: Literal["token_embeddings"],
+        precision: Literal["float32"] = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        pruning: PruningPolicy | Inherit | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> list[NDArray[Any]]: ...
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        precision: str = "float32",
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        *,
+        pruning: PruningPolicy | Inherit | None = "inherit",
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any] | list[NDArray[Any]]:
+        """Embed one text or many.
+
+        Args:
+            sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
+            prompt_name: which of ``prompts`` to put before every text.
+            prompt: the text itself; wins over ``prompt_name``.
+            batch_size: most texts in one chunk of work. It has no influence on the result.
+            show_progress_bar: None shows one on a terminal when the "minitrans" logger is at INFO or below.
+            output_value: "sentence_embedding", or "token_embeddings": one array [n, H] per text, n being the tokens
+                that pruning left.
+            precision: number format of the embeddings: "float32", "int8", "uint8", "binary", "ubinary"
+                (see minitrans.vectors.to_precision).
+            normalize_embeddings: scale every embedding to length 1.
+            truncate_dim: keep only the first dimensions; None takes the encoder's own.
+            pruning: a PruningPolicy, None for no pruning, or "inherit" for the encoder's own.
+            out: an array [B, H] of the right dtype to write into, for example a memmap; it is returned.
+
+        Returns:
+            float32 [H] or [B, H], or the format of ``precision``; a list of arrays for "token_embeddings".
+
+        Raises:
+            InputTypeError: an item is not a str; the message names its index and type.
+            InputError: an argument is out of range.
+            TruncationError: a text is too long and ``on_truncation`` is "error".
+            PolicyError: the policy does not fit the model.
+            NumericalError: NaN or infinity inside the model, with the layer.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}, wanted a positive integer")
+        if output_value not in ("sentence_embedding", "token_embeddings"):
+            raise InputError(f"output_value is {output_value!r}, wanted 'sentence_embedding' or 'token_embeddings'")
+        texts = as_texts(sentences)
+        prefix = self._prompt(prompt, prompt_name)
+        call = Call(
+            batch_size,
+            self._policy(pruning),
+            check_precision(precision),
+            normalize_embeddings,
+            self._dimension(truncate_dim),
+        )
+        progress = Progress(len(texts), show_progress_bar)
+        single = isinstance(sentences, str)
+        if output_value == "token_embeddings":
+            if out is not None or call.precision != "float32":
+                raise InputError("token_embeddings come as a list of float32 arrays: leave out `out` and `precision`")
+            tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
+            for place, encoded in self._run(texts, prefix, call, progress):
+                tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
+            return tokens[0] if single else tokens
+        shape = (len(texts), output_width(call.dimension, call.precision))
+        vectors = output_array(out, shape, DTYPES[call.precision])
+        for place, encoded in self._run(texts, prefix, call, progress):
+            vectors[place] = self._pool(encoded, call)
+        return vectors[0] if single else vectors
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
+        """``encode`` with the model's prompt for queries, where it has one."""
+        return self.encode(sentences, **self._with_prompt(options, ("query",)))
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
+        """``encode`` with the model's prompt for documents, where it has one."""
+        names = ("document", "passage", "corpus")
+        return self.encode(sentences, **self._with_prompt(options, names))
+
+    def pruned_tokens(
+        self, sentences: str | Iterable[str], *, pruning: PruningPolicy | Inherit | None = "inherit"
+    ) -> list[PrunedText]:
+        """The tokens of each text, and which of them pruning keeps; arguments and errors as for ``encode``."""
+        call = Call(32, self._policy(pruning), "float32", False, self._dimension(None))
+        texts = as_texts(sentences)
+        results: list[PrunedText] = []
+        for _, encoded in self._run(texts, self._prompt(None, None), call, Progress(len(texts), False)):
+            left = np.isin(np.arange(len(encoded.batch.ids)), encoded.rows)  # [T]
+            for text in segments(encoded.batch.offsets):
+                tokens = self.tokenizer.tokens(encoded.batch.ids[text].tolist())
+                results.append(PrunedText(tokens, left[text].tolist()))
+        return results
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """Similarity of every embedding in a [B, H] with every one in b [B', H]: [B, B']."""
+        return similarity(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """Similarity of embedding i of a with embedding i of b: [B]."""
+        return similarity_pairwise(a, b, self.similarity_fn_name)
+
+    def info(self) -> dict[str, Any]:
+        """What runs, in plain JSON values: model, sizes, backend, precision, threads."""
+        return {
+            "model": self.name_or_path,
+            "folder": str(self.folder),
+            "sha256": self.model_sha256,
+            "backend": self.backend,
+            "precision": self.precision,
+            "threads": self.threads,
+            "layers": self.config.num_hidden_layers,
+            "heads": self.config.num_attention_heads,
+            "hidden_size": self.config.hidden_size,
+            "vocab_size": self.config.vocab_size,
+            "max_seq_length": self.max_seq_length,
+            "embedding_dimension": self.get_embedding_dimension(),
+            "pooling": "+".join(self.pooling.modes) + (", normalized" if self.pooling.normalize else ""),
+            "pruning": None if self.pruning is None else self.pruning.to_dict(),
+        }
+
+    def __repr__(self) -> str:
+        return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SentenceEncoder:
+        return self  # scikit-learn's clone copies parameters; the weights need not be copied with them
+
+    def _run(
+        self, texts: Sequence[str], prefix: str, call: Call, progress: Progress
+    ) -> Iterator[tuple[slice, Encoded]]:
+        """Encode all texts, chunk by chunk; yields which texts, and what came out, in order."""
+        truncated = 0
+        with progress, self.blocks.session():
+            for begin in range(0, len(texts), WINDOW_TEXTS):
+                window = [prefix + text for text in texts[begin : begin + WINDOW_TEXTS]]
+                tokenized = self.tokenizer.encode(window)
+                truncated += self._count_truncated(tokenized.lengths, begin)
+                ids = tokenized.ids
+                places = list(chunks([len(i) for i in ids], call.batch_size, CHUNK_TOKENS))
+                for place, encoded in zip(places, self._map(ids, places, call.policy), strict=True):
+                    yield slice(begin + place.start, begin + place.stop), encoded
+                    progress.update(place.stop - place.start)
+        if truncated and self.on_truncation == "warn":
+            warnings.warn(
+                f"{truncated} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
+                'and lost their end; shorten them, or pass on_truncation="ignore" to accept it',
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+    def _map(
+        self, ids: Sequence[Sequence[int]], places: Sequence[slice], policy: PruningPolicy | None
+    ) -> Iterator[Encoded]:
+        def work(place: slice) -> Encoded:
+            batch = pack(ids[place], self.tokenizer.prefix, self.tokenizer.suffix)
+            return forward(self.blocks, batch, policy)
+
+        threads = min(self.threads, len(places))
+        if threads <= 1:
+            yield from map(work, places)
+            return
+        # A pool per call, not per encoder: none is left behind to break a fork.
+        with ThreadPoolExecutor(threads, thread_name_prefix="minitrans") as pool:
+            ahead = 2 * threads  # results wait here, so bound them
+            pending = [pool.submit(work, place) for place in places[:ahead]]
+            for i in range(len(places)):
+                if i + ahead < len(places):
+                    pending.append(pool.submit(work, places[i + ahead]))
+                yield pending[i].result()
+                pending[i] = None  # type: ignore[call-overload]
+
+    def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
+        vectors = pool(encoded.hidden, encoded.offsets, self.pooling, encoded.sizes, encoded.positions)  # [B, H]
+        vectors = vectors[:, : call.dimension]
+        return to_precision(normalized(vectors) if call.normalize else vectors, call.precision)
+
+    def _count_truncated(self, lengths: Sequence[int], begin: int) -> int:
+        limit = self.max_seq_length
+        too_long = [i for i, length in enumerate(lengths) if length > limit]
+        if too_long and self.on_truncation == "error":
+            raise TruncationError(
+                f"text {begin + too_long[0]} has {lengths[too_long[0]]} tokens, max_seq_length is {limit}; "
+                'shorten it, or pass on_truncation="warn"'
+            )
+        return len(too_long)
+
+    def _policy(self, pruning: object) -> PruningPolicy | None:
+        return self.pruning if pruning == "inherit" else self._check_policy(pruning)
+
+    def _check_policy(self, policy: object) -> PruningPolicy | None:
+        if policy is None:
+            return None
+        if not isinstance(policy, PruningPolicy):
+            raise PolicyError(f"pruning is {policy!r}, wanted a PruningPolicy or None")
+        policy.check_fits(self.config, self.pooling.modes)
+        return policy
+
+    def _dimension(self, truncate_dim: int | None) -> int:
+        whole = self.config.hidden_size * len(self.pooling.modes)
+        value = self.truncate_dim if truncate_dim is None else truncate_dim
+        if value is None:
+            return whole
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"truncate_dim is {value!r}, wanted a positive integer")
+        return min(value, whole)
+
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = self.default_prompt_name if name is None else name
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise InputError(f"prompt_name is {name!r}, this model has {sorted(self.prompts) or 'no prompts'}")
+        return self.prompts[name]
+
+    def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            options["prompt_name"] = next((name for name in names if name in self.prompts), None)
+        return options

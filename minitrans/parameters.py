@@ -1,0 +1,176 @@
+"""The weights of a BERT encoder as named records, and the one list of tensors that a checkpoint must hold.
+
+Dimension letters used all over the numeric core:
+
+    T  tokens of a packed batch      B  texts of a batch       n  tokens of one text
+    H  hidden_size                   A  attention heads        D  size of a head, H / A
+    I  intermediate_size             V  vocab_size             P  max_position_embeddings
+    K  inputs of a linear map        N  outputs of a linear map
+
+Matrices keep the hub's orientation, [outputs, inputs]. Precision is a property of a record, not of a class tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.config import EncoderConfig
+
+Float32: TypeAlias = NDArray[np.float32]
+Int8: TypeAlias = NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """y = x @ weight.T + bias in float32."""
+
+    weight: Float32  # [N, K]
+    bias: Float32  # [N]
+
+
+@dataclass(frozen=True)
+class Int8Linear:
+    """The same with int8 weights: row j of the matrix is weight[j] * scale[j] (symmetric, per output channel)."""
+
+    weight: Int8  # [N, K]
+    scale: Float32  # [N]
+    bias: Float32  # [N]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A table of float32 rows."""
+
+    weight: Float32  # [V, H]
+
+
+@dataclass(frozen=True)
+class Int8Embedding:
+    """A table of int8 rows: row i is weight[i] * scale[i]."""
+
+    weight: Int8  # [V, H]
+    scale: Float32  # [V]
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalisation over the last axis (arXiv 1607.06450)."""
+
+    weight: Float32  # [H]
+    bias: Float32  # [H]
+
+
+AnyLinear: TypeAlias = Linear | Int8Linear
+AnyEmbedding: TypeAlias = Embedding | Int8Embedding
+
+
+@dataclass(frozen=True)
+class LayerParameters:
+    """One encoder layer: the attention block, then the feed-forward block."""
+
+    query: AnyLinear  # [H, H]
+    key: AnyLinear  # [H, H]
+    value: AnyLinear  # [H, H]
+    attention_output: AnyLinear  # [H, H]
+    attention_norm: LayerNorm  # [H]
+    intermediate: AnyLinear  # [I, H]
+    output: AnyLinear  # [H, I]
+    output_norm: LayerNorm  # [H]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All weights of an encoder."""
+
+    config: EncoderConfig
+    word_embeddings: AnyEmbedding  # [V, H]
+    position_embeddings: AnyEmbedding  # [P, H]
+    token_type_embeddings: AnyEmbedding  # [type_vocab_size, H]
+    embeddings_norm: LayerNorm  # [H]
+    layers: tuple[LayerParameters, ...]  # num_hidden_layers of them
+
+    @property
+    def precision(self) -> str:
+        """ "int8" or "float32"."""
+        return "int8" if isinstance(self.layers[0].query, Int8Linear) else "float32"
+
+
+# Field of the record -> name in the checkpoint.
+EMBEDDING_NAMES = {
+    "word_embeddings": "embeddings.word_embeddings",
+    "position_embeddings": "embeddings.position_embeddings",
+    "token_type_embeddings": "embeddings.token_type_embeddings",
+}
+EMBEDDINGS_NORM = "embeddings.LayerNorm"
+LINEAR_NAMES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "attention_output": "attention.output.dense",
+    "intermediate": "intermediate.dense",
+    "output": "output.dense",
+}
+NORM_NAMES = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
+
+
+def layer_prefix(layer: int) -> str:
+    """Where the tensors of a layer begin in a checkpoint."""
+    return f"encoder.layer.{layer}."
+
+
+def embedding_shapes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
+    """Shape of each embedding table, by field name."""
+    hidden = config.hidden_size
+    return {
+        "word_embeddings": (config.vocab_size, hidden),
+        "position_embeddings": (config.max_position_embeddings, hidden),
+        "token_type_embeddings": (config.type_vocab_size, hidden),
+    }
+
+
+def linear_shapes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
+    """Shape [N, K] of each linear map of a layer, by field name."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    square = (hidden, hidden)
+    return {
+        "query": square,
+        "key": square,
+        "value": square,
+        "attention_output": square,
+        "intermediate": (intermediate, hidden),
+        "output": (hidden, intermediate),
+    }
+
+
+def tensor_shapes(config: EncoderConfig, precision: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Yield (name, kind, shape) of every tensor that a checkpoint must hold.
+
+    ``kind`` is "float" (any float storage), or, for a checkpoint of ``precision`` "int8", "int8" for a quantised
+    matrix and "scale" for the float32 scale of its rows, stored as ``<matrix>_scale``.
+    """
+
+    def matrix(name: str, shape: tuple[int, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        if precision == "int8":
+            yield f"{name}.weight", "int8", shape
+            yield f"{name}.weight_scale", "scale", shape[:1]
+        else:
+            yield f"{name}.weight", "float", shape
+
+    def norm(name: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        yield f"{name}.weight", "float", (config.hidden_size,)
+        yield f"{name}.bias", "float", (config.hidden_size,)
+
+    for field, table_shape in embedding_shapes(config).items():
+        yield from matrix(EMBEDDING_NAMES[field], table_shape)
+    yield from norm(EMBEDDINGS_NORM)
+    for layer in range(config.num_hidden_layers):
+        for field, shape in linear_shapes(config).items():
+            yield from matrix(layer_prefix(layer) + LINEAR_NAMES[field], shape)
+            yield f"{layer_prefix(layer)}{LINEAR_NAMES[field]}.bias", "float", shape[:1]
+        for name in NORM_NAMES.values():
+            yield from norm(layer_prefix(layer) + name)

@@ -1,0 +1,149 @@
+"""Token vectors -> one vector per text: the six poolings of sentence-transformers, and normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.config import PoolingMode, model_file, read_json
+from minitrans.errors import ConfigError, UnsupportedModelError
+from minitrans.packing import segments
+from minitrans.parameters import Float32
+
+# The older key style: one boolean per mode.
+_LEGACY_KEYS: dict[str, PoolingMode] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+
+@dataclass(frozen=True)
+class PoolingConfig:
+    """How a model pools: one mode, or several whose vectors are concatenated; and whether it normalises."""
+
+    modes: tuple[PoolingMode, ...] = ("mean",)
+    normalize: bool = False
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> PoolingConfig:
+        """Follow ``modules.json``; without one it is mean pooling, as in sentence-transformers.
+
+        Raises:
+            UnsupportedModelError: a module other than Transformer, Pooling and Normalize.
+            ConfigError: a broken file.
+        """
+        if not (folder / "modules.json").exists():
+            return cls()
+        modes: tuple[PoolingMode, ...] | None = None
+        normalize = False
+        for kind, path in _modules(folder):
+            if kind == "Pooling":
+                modes = _read_modes(folder, f"{path}/config.json" if path else "config.json")
+            elif kind == "Normalize":
+                normalize = True
+            elif kind != "Transformer":
+                raise UnsupportedModelError(
+                    f"{folder / 'modules.json'}: module {kind!r} is not supported, wanted Transformer, Pooling or "
+                    "Normalize"
+                )
+            elif path:
+                raise UnsupportedModelError(
+                    f"{folder / 'modules.json'}: the transformer lies in {path!r}; name that folder, "
+                    "or move its files beside modules.json"
+                )
+        if modes is None:
+            raise UnsupportedModelError(f"{folder / 'modules.json'}: there is no Pooling module, wanted one")
+        return cls(modes, normalize)
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """(kind, path) of each module; its type ends in the kind, whatever the release that wrote it."""
+    file = model_file(folder, "modules.json")
+    modules = read_json(file, list)
+    wanted = "a list of objects with a 'type' and a 'path'"
+    entries = []
+    for module in modules:
+        kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise ConfigError(f"{file} holds {module!r}, wanted {wanted}")
+        entries.append((kind.rpartition(".")[2], path))
+    return entries
+
+
+def _read_modes(folder: Path, name: str) -> tuple[PoolingMode, ...]:
+    file = model_file(folder, name)
+    values = read_json(file)
+    if values.get("include_prompt") is False:
+        raise UnsupportedModelError(
+            f"{file}: include_prompt=false is not supported, wanted prompts that are pooled too"
+        )
+    modes: Any = values.get("pooling_mode")
+    if modes is None:
+        modes = [mode for key, mode in _LEGACY_KEYS.items() if values.get(key) is True]
+    elif isinstance(modes, str):
+        modes = modes.split("+")
+    if not isinstance(modes, list) or not modes or not all(mode in get_args(PoolingMode) for mode in modes):
+        raise ConfigError(f"{file}: pooling is {modes!r}, wanted one or more of {', '.join(get_args(PoolingMode))}")
+    return tuple(modes)
+
+
+def pool(
+    hidden: Float32,
+    offsets: NDArray[np.int64],
+    config: PoolingConfig,
+    sizes: Float32 | None = None,
+    positions: NDArray[np.int64] | None = None,
+) -> Float32:
+    """Pool the rows of each text.
+
+    Args:
+        hidden: [T, H].
+        offsets: [B + 1].
+        config: the modes, and whether the result is normalised.
+        sizes: [T] how many tokens each row stands for (merged rows); None means one each.
+        positions: [T] 0-based position of each row in its text before pruning, for "weightedmean"; None means
+            that nothing was pruned.
+
+    Returns:
+        [B, H * number of modes]; a text without tokens gives zeros.
+    """
+    width = hidden.shape[1]
+    pooled = np.zeros((len(offsets) - 1, width * len(config.modes)), np.float32)  # [B, H * modes]
+    for b, rows in enumerate(segments(offsets)):
+        if rows.start == rows.stop:
+            continue
+        weight = None if sizes is None else sizes[rows]  # [n]
+        position = np.arange(rows.stop - rows.start) if positions is None else positions[rows]  # [n]
+        for m, mode in enumerate(config.modes):
+            pooled[b, m * width : (m + 1) * width] = _pool_text(hidden[rows], mode, weight, position)
+    return normalized(pooled) if config.normalize else pooled
+
+
+def _pool_text(hidden: Float32, mode: PoolingMode, sizes: Float32 | None, position: NDArray[np.int64]) -> Float32:
+    """[n, H] -> [H]"""
+    if mode == "cls":
+        return hidden[0]
+    if mode == "lasttoken":
+        return hidden[-1]
+    if mode == "max":
+        return hidden.max(axis=0)
+    weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
+    if mode == "weightedmean":
+        weight = weight * (position + 1).astype(np.float32)  # [n] later tokens count more
+    total = (hidden * weight[:, None]).sum(axis=0)  # [H]
+    count = weight.sum()
+    return total / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
+
+
+def normalized(vectors: Float32) -> Float32:
+    """Divide each row [.., H] by its Euclidean length; a zero vector stays zero."""
+    length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
+    return vectors / np.maximum(length, np.float32(1e-12))

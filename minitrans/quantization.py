@@ -1,0 +1,250 @@
+"""int8: the arithmetic that every backend follows, and the export of an int8 model folder.
+
+Weights are symmetric, one scale per output channel (per row for embedding tables). Activations are unsigned bytes
+with a scale and a zero point of their own per token, so that a token's result depends on nothing but that token:
+
+    scale = (high - low) / 255       low = min(x, 0), high = max(x, 0) over the token's row
+    zero  = rint(-low / scale)       in [0, 255]
+    q     = clip(rint(x / scale) + zero, 0, 255)
+    y     = (sum_k (q_k - zero) * w_k) * scale * weight_scale + bias      the sum in int32, exact
+
+rint rounds halves to even. All of it is float32 arithmetic; divisions are products with the reciprocal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.config import model_file, read_json
+from minitrans.errors import InputError, ModelNotFoundError
+from minitrans.manifest import load_manifest
+from minitrans.parameters import (
+    EMBEDDING_NAMES,
+    EMBEDDINGS_NORM,
+    LINEAR_NAMES,
+    NORM_NAMES,
+    AnyEmbedding,
+    AnyLinear,
+    Embedding,
+    Float32,
+    Int8,
+    Int8Embedding,
+    Int8Linear,
+    LayerParameters,
+    Linear,
+    Parameters,
+    layer_prefix,
+    tensor_shapes,
+)
+from minitrans.resources import atomic_folder, sha256_of
+from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
+
+# A row whose range is below this holds nothing but zeros for all purposes; its scale is taken as 1.
+TINY = np.float32(1e-30)
+
+# What a model folder may hold besides its configuration and weights; copied where present.
+_COPIED = (
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+
+
+def quantize_rows(weight: Float32) -> tuple[Int8, Float32]:
+    """Symmetric int8 per row: weight[i] ~ quantized[i] * scale[i], values in [-127, 127].
+
+    Args:
+        weight: [N, K].
+
+    Returns:
+        int8 [N, K] and scales [N], all above 0.
+    """
+    largest = np.abs(weight).max(axis=-1)  # [N]
+    scale = np.where(largest > TINY, largest / np.float32(127), np.float32(1)).astype(np.float32)  # [N]
+    return np.rint(weight / scale[:, None]).astype(np.int8), scale
+
+
+def quantize_activations(x: Float32) -> tuple[NDArray[np.uint8], Float32, NDArray[np.int32]]:
+    """Unsigned bytes per token, asymmetric, as the module's docstring defines.
+
+    Args:
+        x: [T, K].
+
+    Returns:
+        uint8 [T, K], scales [T] and zero points [T].
+    """
+    low = np.minimum(x.min(axis=-1), np.float32(0))  # [T]
+    span = np.maximum(x.max(axis=-1), np.float32(0)) - low  # [T]
+    scale = np.where(span > TINY, span * np.float32(1 / 255), np.float32(1)).astype(np.float32)  # [T]
+    inverse = np.float32(1) / scale  # [T]
+    zero = np.minimum(np.rint(-low * inverse), np.float32(255))  # [T]
+    q = x * inverse[:, None]  # [T, K]
+    np.rint(q, out=q)
+    q += zero[:, None]
+    np.clip(q, 0, 255, out=q)
+    return q.astype(np.uint8), scale, zero.astype(np.int32)
+
+
+def quantize_linear(linear: AnyLinear) -> Int8Linear:
+    """The int8 form of a linear map; an int8 one is returned as it is."""
+    return linear if isinstance(linear, Int8Linear) else Int8Linear(*quantize_rows(linear.weight), linear.bias)
+
+
+def quantize_embedding(embedding: AnyEmbedding) -> Int8Embedding:
+    """The int8 form of an embedding table; an int8 one is returned as it is."""
+    return embedding if isinstance(embedding, Int8Embedding) else Int8Embedding(*quantize_rows(embedding.weight))
+
+
+def dequantize_linear(linear: AnyLinear) -> Linear:
+    """The float32 form of a linear map: what the int8 one stands for."""
+    if isinstance(linear, Linear):
+        return linear
+    return Linear(linear.weight.astype(np.float32) * linear.scale[:, None], linear.bias)
+
+
+def dequantize_embedding(embedding: AnyEmbedding) -> Embedding:
+    """The float32 form of an embedding table."""
+    if isinstance(embedding, Embedding):
+        return embedding
+    return Embedding(embedding.weight.astype(np.float32) * embedding.scale[:, None])
+
+
+def with_precision(parameters: Parameters, precision: str) -> Parameters:
+    """Convert every matrix to "int8" or "float32"; "auto" leaves what was stored.
+
+    Raises:
+        InputError: another precision.
+    """
+    if precision in ("auto", parameters.precision):
+        return parameters
+    if precision == "int8":
+        return _map_matrices(parameters, quantize_linear, quantize_embedding)
+    if precision == "float32":
+        return _map_matrices(parameters, dequantize_linear, dequantize_embedding)
+    raise InputError(f"precision is {precision!r}, wanted 'auto', 'float32' or 'int8'")
+
+
+_L = TypeVar("_L", bound=AnyLinear)
+_E = TypeVar("_E", bound=AnyEmbedding)
+
+
+def _map_matrices(
+    parameters: Parameters, linear: Callable[[AnyLinear], _L], embedding: Callable[[AnyEmbedding], _E]
+) -> Parameters:
+    def convert(record: Any) -> Any:
+        if isinstance(record, Linear | Int8Linear):
+            return linear(record)
+        if isinstance(record, Embedding | Int8Embedding):
+            return embedding(record)
+        if isinstance(record, LayerParameters | Parameters):
+            fields = {f.name: convert(getattr(record, f.name)) for f in dataclasses.fields(record)}
+            return type(record)(**fields)
+        return tuple(convert(item) for item in record) if isinstance(record, tuple) else record
+
+    converted: Parameters = convert(parameters)
+    return converted
+
+
+def quantize_folder(source: str | Path, destination: str | Path) -> Path:
+    """Write the int8 form of a model folder: the same input gives the same bytes.
+
+    The result holds the int8 weights and their scales, the configuration, the tokenizer and the sentence-transformers
+    files of the source, the licence files, and ``provenance.json`` with the digests of what it was made from.
+
+    Args:
+        source: a float model folder.
+        destination: a folder that does not exist yet.
+
+    Returns:
+        The destination.
+
+    Raises:
+        InputError: the destination exists, or the source is int8 already.
+        ModelError: the source is not a usable model folder.
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.exists():
+        raise InputError(f"{destination} exists already; name a new folder, or remove it first")
+    parameters = load_parameters(source)
+    if parameters.precision == "int8":
+        raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
+    quantized = with_precision(parameters, "int8")
+    with atomic_folder(destination) as folder:
+        for name in _COPIED:
+            _copy(source, folder, name)
+        for file in sorted([*source.glob("LICENSE*"), *source.glob("NOTICE*"), *source.glob("[0-9]_*/config.json")]):
+            _copy(source, folder, file.relative_to(source).as_posix())
+        config = read_json(model_file(source, "config.json"))
+        config["quantization_config"] = {
+            "quant_method": INT8_FORMAT,
+            "version": 1,
+            "weights": "int8, symmetric, per output channel",
+            "embeddings": "int8, symmetric, per row",
+            "activations": "uint8, asymmetric, per token, at run time",
+        }
+        _write_json(folder / "config.json", config)
+        _write_tensors(folder / WEIGHTS_FILE, quantized)
+        made_from = {file.name: sha256_of(file) for file in weight_files(source)}
+        _write_json(
+            folder / "provenance.json",
+            {
+                "made_by": "minitrans quantize",
+                "from": {**_origin(made_from), "weights_sha256": made_from},
+                "what": "int8 per output channel and per embedding row; layer norms, biases and scales float32",
+            },
+        )
+    return destination
+
+
+def _origin(digests: dict[str, str]) -> dict[str, str]:
+    """Name, revision and licence of the known model that has these weights, if there is one."""
+    for known in load_manifest().values():
+        if known.revision and digests.items() <= known.files.items():
+            return {"model": known.name, "revision": known.revision, "licence": known.licence}
+    return {}
+
+
+def _copy(source: Path, folder: Path, name: str) -> None:
+    try:
+        file = model_file(source, name)
+    except ModelNotFoundError:
+        return
+    (folder / name).parent.mkdir(exist_ok=True)
+    shutil.copyfile(file, folder / name)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tensors(path: Path, parameters: Parameters) -> None:
+    from safetensors.numpy import save
+
+    arrays: dict[str, NDArray[Any]] = {}
+
+    def add(name: str, record: Any) -> None:
+        arrays[f"{name}.weight"] = record.weight
+        if hasattr(record, "scale"):
+            arrays[f"{name}.weight_scale"] = record.scale
+        if hasattr(record, "bias"):
+            arrays[f"{name}.bias"] = record.bias
+
+    for field, name in EMBEDDING_NAMES.items():
+        add(name, getattr(parameters, field))
+    add(EMBEDDINGS_NORM, parameters.embeddings_norm)
+    for index, layer in enumerate(parameters.layers):
+        for field, name in (LINEAR_NAMES | NORM_NAMES).items():
+            add(layer_prefix(index) + name, getattr(layer, field))
+    ordered = {name: np.ascontiguousarray(arrays[name]) for name, _, _ in tensor_shapes(parameters.config, "int8")}
+    path.write_bytes(save(ordered, metadata={"format": INT8_FORMAT}))
