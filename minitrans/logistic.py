@@ -35,7 +35,7 @@ from minitrans.errors import InputError, NumericalError
 
 Array = NDArray[np.floating[Any]]
 
-MEMORY = 10  # pairs that L-BFGS remembers
+MEMORY = 20  # pairs that L-BFGS remembers
 MAX_TRIALS = 30  # steps that one line search tries
 SLOPE_RATIO = 0.2  # the line search stops once the slope has fallen to this share of the first
 MODEL_PERIOD = 5  # iterations between two estimates of the Hessian
@@ -71,7 +71,7 @@ def fit_logistic(
     C: float = 10.0,
     sample_weight: ArrayLike | None = None,
     start: tuple[ArrayLike, ArrayLike] | None = None,
-    tol: float = 1e-8,
+    tol: float = 1e-7,
     max_iter: int = 1000,
 ) -> LogisticFit:
     """Fit a linear softmax classifier.
@@ -231,6 +231,16 @@ class _Problem:
         residual[np.arange(len(p)), self.y] -= self.weight
         return self.penalty * theta + self.Z.T @ residual
 
+    def gap(self, gradient: Array, p: Array) -> float:
+        """How far above the minimum the objective can be: half the squared gradient norm over the curvature.
+
+        The penalty gives every weight a curvature of at least one, so their part is a bound (were the intercepts at
+        their best); an intercept's curvature is taken at this point.
+        """
+        curvature = np.einsum("n,nk,nk->k", self.weight, p, 1 - p)  # [K]
+        intercept = gradient[-1].astype(np.float64) ** 2 / np.maximum(curvature, np.finfo(np.float32).tiny)  # [K]
+        return 0.5 * _dot(gradient[:-1], gradient[:-1]) + 0.5 * float(intercept.sum())
+
     def inverse_hessian(self, p: Array) -> Callable[[Array], Array]:
         """The model of the Hessian at probabilities p, inverted: a function from gradients to steps, both `[D, K]`."""
         own = self.of_label(p)  # [N]
@@ -267,7 +277,7 @@ def _minimise(problem: _Problem, theta: Array, tol: float, max_iter: int) -> _Po
         value = loss + 0.5 * _dot(theta, problem.penalty * theta)
         if steps % MODEL_PERIOD == 0:
             model = problem.inverse_hessian(p)
-        gap = 0.5 * _dot(gradient, model(gradient))
+        gap = problem.gap(gradient, p)
         if not gap > tol * value or steps == max_iter:  # NaN ends it too
             break
         direction = -_two_loops(gradient, pairs, model)  # [D, K]

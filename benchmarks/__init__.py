@@ -1,0 +1,1 @@
+"""Measurements outside the package: run as `python -m benchmarks.<name>`."""
