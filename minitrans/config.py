@@ -60,13 +60,18 @@ def model_file(folder: Path, name: str) -> Path:
         ModelNotFoundError: no such file.
     """
     path = folder / name
-    root, target = folder.resolve(), path.resolve()
+    try:
+        root, target = folder.resolve(), path.resolve()
+        is_file = target.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL in it, links that go round in circles
+        raise ConfigError(f"{folder}: {name!r} cannot name a file ({error}); fetch the model again") from error
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    if not any(target.is_relative_to(place) for place in allowed) or ".." in Path(name).parts:
-        raise ConfigError(f"{path} leads to {target}, outside the model folder; refused")
-    if not target.is_file():
+    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not plain or not any(target.is_relative_to(place) for place in allowed):
+        raise ConfigError(f"{folder}: {name!r} leads to {target}, wanted a relative name inside the model folder")
+    if not is_file:
         raise ModelNotFoundError(f"{path} is missing; fetch the model again")
     return path
 
@@ -286,7 +291,10 @@ class PruningPolicy:
         unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise PolicyError(f"{source}: unknown fields {unknown}; a newer release may have written them")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except PolicyError as error:
+            raise PolicyError(f"{source}: {str(error).removeprefix('pruning policy: ')}") from None
 
     def save(self, path: str | Path) -> None:
         """Write the policy as JSON, whole or not at all."""
@@ -310,4 +318,4 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))

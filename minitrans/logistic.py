@@ -26,6 +26,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -50,8 +51,8 @@ class LogisticFit:
         coef: `[K, H]` float64; each column sums to zero over the classes.
         intercept: `[K]` float64, summing to zero.
         objective: the value of the objective at this point.
-        gap: an estimate, in float64, of how far the objective lies above its minimum: half the squared gradient norm,
-            measured by the model of the Hessian (half the Newton decrement squared).
+        gap: how far the objective can lie above its minimum: half the squared norm of the gradient, taken in float64,
+            each intercept's part divided by its curvature.
         iterations: how many steps were taken.
         converged: whether `gap <= tol * objective`; where it is False the point is the best that was reached.
     """
@@ -85,15 +86,18 @@ def fit_logistic(
         y: `[N]` integer codes 0..K-1, each present at least once. With a single class the answer is zero weights,
             that is probability one.
         C: inverse strength of the penalty, > 0.
-        sample_weight: `[N]` weights > 0; all one by default.
+        sample_weight: `[N]` finite weights > 0; all one by default.
         start: `(coef [K, H], intercept [K])` to start from, such as an earlier fit. Without it the start is zero
             weights and the logarithm of the class frequencies.
         tol: how far the objective may stay above its minimum, relative to its value.
         max_iter: the most steps in each precision.
 
+    Returns:
+        The best point found. Running out of steps or of precision is no error: `converged` says so.
+
     Raises:
         InputError: an argument has a wrong shape, type or range.
-        NumericalError: the arithmetic overflowed.
+        NumericalError: the result is not finite, because the arithmetic overflowed.
 
     Sources: Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44 (1992);
     Liu & Nocedal, "On the limited memory BFGS method", Math. Programming 45 (1989).
@@ -122,16 +126,14 @@ def fit_logistic(
         exact = _minimise(problem, theta, tol, max_iter)
         coef = (basis @ exact.theta[:-1]).T  # [K, H]
         intercept = exact.theta[-1] - coef @ mean  # [K]
-    if not (np.isfinite(coef).all() and np.isfinite(intercept).all() and math.isfinite(exact.value)):
+    if not (np.isfinite(coef).all() and np.isfinite(intercept).all() and math.isfinite(exact.gap + exact.value)):
         raise NumericalError(
             f"logistic regression overflowed: C is {C:g} and the largest feature {np.abs(X).max():.3g}; wanted a finite "
             "result; scale the features to about one or lower C"
         )
-    coef -= coef.mean(axis=0)
+    steps, converged = quick.steps + exact.steps, exact.gap <= tol * exact.value
     intercept -= intercept.mean()
-    return LogisticFit(
-        coef, intercept, exact.value, exact.gap, quick.steps + exact.steps, exact.gap <= tol * exact.value
-    )
+    return LogisticFit(coef - coef.mean(axis=0), intercept, exact.value, exact.gap, steps, converged)
 
 
 def softmax(logits: Array) -> Array:
@@ -162,7 +164,7 @@ def _checked(
         raise InputError(
             f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
         )
-    if not (math.isfinite(C) and C > 0):
+    if not (isinstance(C, Real) and math.isfinite(C) and C > 0):
         raise InputError(f"C is {C!r}; wanted a finite number above 0")
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
@@ -175,7 +177,12 @@ def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[ND
     N, H = X.shape
     span = np.linalg.qr(X.T)[0] if N < H else np.eye(H)  # [H, R]
     Z = X @ span if N < H else X  # [N, R]
-    scatter, rotation = np.linalg.eigh(Z.T @ (weight[:, None] * Z))  # [R], [R, R]
+    matrix = Z.T @ (weight[:, None] * Z)  # [R, R]
+    if not np.isfinite(matrix).all():
+        raise NumericalError(
+            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them down"
+        )
+    scatter, rotation = np.linalg.eigh(matrix)  # [R], [R, R]
     return span @ rotation, np.maximum(scatter, 0.0)
 
 

@@ -67,6 +67,8 @@ def select(
         batch: gives the number of special tokens around a text.
         offsets: [B + 1] of the rows that are there.
     """
+    protected = batch.prefix + batch.suffix if policy.protect_special else 0
+    min_tokens = max(policy.min_tokens, protected)
     kept = []
     for text in segments(offsets):
         n = text.stop - text.start
@@ -75,7 +77,7 @@ def select(
             ranking[: batch.prefix] = np.inf
             ranking[n - batch.suffix :] = np.inf
         order = np.argsort(-ranking, kind="stable")  # ties: the earlier position first
-        kept.append(text.start + np.sort(order[: kept_count(n, quantile, policy.min_tokens)]))
+        kept.append(text.start + np.sort(order[: kept_count(n, quantile, min_tokens)]))
     new_offsets = np.zeros_like(offsets)
     np.cumsum([len(rows) for rows in kept], out=new_offsets[1:])
     return Selection(scores, np.concatenate(kept) if kept else np.empty(0, np.int64), new_offsets)

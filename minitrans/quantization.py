@@ -86,7 +86,8 @@ def quantize_activations(x: Float32) -> tuple[NDArray[np.uint8], Float32, NDArra
     """
     low = np.minimum(x.min(axis=-1), np.float32(0))  # [T]
     span = np.maximum(x.max(axis=-1), np.float32(0)) - low  # [T]
-    scale = np.where(span > TINY, span * np.float32(1 / 255), np.float32(1)).astype(np.float32)  # [T]
+    # NaN and infinity stay in the scale, and so in every result of the row: the bytes cannot hold them.
+    scale = np.where(span <= TINY, np.float32(1), span * np.float32(1 / 255)).astype(np.float32)  # [T]
     inverse = np.float32(1) / scale  # [T]
     zero = np.minimum(np.rint(-low * inverse), np.float32(255))  # [T]
     q = x * inverse[:, None]  # [T, K]
@@ -181,9 +182,10 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
         raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
     quantized = with_precision(parameters, "int8")
     with atomic_folder(destination) as folder:
-        for name in _COPIED:
+        # The tokenizer of an older WordPiece model is its vocabulary.
+        for name in _COPIED if (source / "tokenizer.json").exists() else (*_COPIED, "vocab.txt"):
             _copy(source, folder, name)
-        for file in sorted([*source.glob("LICENSE*"), *source.glob("NOTICE*"), *source.glob("[0-9]_*/config.json")]):
+        for file in sorted([*source.glob("LICENSE*"), *source.glob("NOTICE*"), *source.glob("*/config.json")]):
             _copy(source, folder, file.relative_to(source).as_posix())
         config = read_json(model_file(source, "config.json"))
         config["quantization_config"] = {

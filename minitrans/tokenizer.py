@@ -12,6 +12,7 @@ from minitrans.config import EncoderConfig, model_file, read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError, TokenizerError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from tokenizers import Tokenizer as FastTokenizer
 
 # Half of a surrogate pair alone is no character and has no UTF-8 form; the usual replacement stands in for it.
@@ -45,15 +46,16 @@ class Tokenizer:
     def __init__(self, fast: FastTokenizer, vocab_size: int, max_seq_length: int, lowercase: bool = False) -> None:
         fast.no_truncation()
         fast.no_padding()
-        largest = max(fast.get_vocab(with_added_tokens=True).values(), default=-1)
+        self._fast = fast
+        around = self._encoding("a")  # the template of the special tokens has ids of its own
+        largest = max([*fast.get_vocab(with_added_tokens=True).values(), *around.ids], default=-1)
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}; tokenizer and "
                 "weights belong to different models"
             )
-        self._fast = fast
         self._lowercase = lowercase
-        self.prefix, self.suffix = self._special_tokens()
+        self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
         self.max_seq_length = max_seq_length
 
     @classmethod
@@ -92,7 +94,7 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError:
                 text = _LONE_SURROGATE.sub("\ufffd", text)
-            whole = self._fast.encode(text.lower() if self._lowercase else text).ids
+            whole = self._encoding(text.lower() if self._lowercase else text).ids
             lengths.append(len(whole))
             ids.append(self._cut(whole))
         return Tokenized(ids, lengths)
@@ -106,15 +108,23 @@ class Tokenizer:
             return ids
         return ids[: self._max_seq_length - self.suffix] + ids[len(ids) - self.suffix :]
 
-    def _special_tokens(self) -> tuple[int, int]:
-        """How many special tokens the template puts before and behind a text, found by encoding one."""
-        mask = self._fast.encode("a").special_tokens_mask
-        if 0 not in mask:
-            return len(mask), 0
-        return mask.index(0), mask[::-1].index(0)
+    def _encoding(self, text: str) -> Encoding:
+        try:
+            return self._fast.encode(text)
+        except Exception as error:  # the library raises bare Exception, as for a vocabulary without [UNK]
+            raise TokenizerError(
+                f"the tokenizer cannot encode {text!r:.50} ({error}); fetch the model again"
+            ) from error
 
     def __reduce__(self) -> Any:
         return _rebuild, (self._fast.to_str(), self._max_seq_length, self._lowercase)
+
+
+def _special_tokens(mask: list[int]) -> tuple[int, int]:
+    """How many special tokens the template puts before and behind a text."""
+    if 0 not in mask:
+        return len(mask), 0
+    return mask.index(0), mask[::-1].index(0)
 
 
 def _rebuild(text: str, max_seq_length: int, lowercase: bool) -> Tokenizer:
@@ -150,7 +160,8 @@ def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
     try:
-        vocabulary = {token: i for i, token in enumerate(file.read_text(encoding="utf-8").splitlines())}
+        tokens = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 may be a token
+        vocabulary = {token: i for i, token in enumerate(tokens)}
         wordpiece = BertWordPieceTokenizer(
             vocabulary,
             lowercase=settings.get("do_lower_case", True) is True,

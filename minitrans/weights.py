@@ -86,11 +86,10 @@ def weight_files(folder: Path) -> list[Path]:
             raise WeightsError(
                 f"{folder / INDEX_FILE}: weight_map is missing or empty, wanted tensor name -> file name"
             )
-        names = set(weight_map.values())
-        for name in names:
+        for name in weight_map.values():
             if not isinstance(name, str) or not name.endswith(".safetensors"):
                 raise WeightsError(f"{folder / INDEX_FILE}: weight_map names {name!r}, wanted a .safetensors file")
-        return [_inside(folder, name) for name in sorted(names)]
+        return [_inside(folder, name) for name in sorted(set(weight_map.values()))]
     for name in _OTHER_FORMATS:
         if (folder / name).exists():
             raise UnsupportedModelError(
@@ -191,7 +190,9 @@ def _stored_precision(values: Mapping[str, Any], folder: Path) -> str:
     quantization = values.get("quantization_config")
     if quantization is None:
         return "float32"
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if not isinstance(quantization, dict):
+        raise ConfigError(f"{folder / 'config.json'}: quantization_config is {quantization!r}, wanted a JSON object")
+    method = quantization.get("quant_method")
     if method != INT8_FORMAT:
         raise UnsupportedModelError(
             f"{folder / 'config.json'}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "

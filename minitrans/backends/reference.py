@@ -30,16 +30,14 @@ PANEL = 128  # columns
 class FloatProduct:
     """A linear map laid out for BLAS."""
 
-    panels: Float32  # [ceil(N / PANEL), K, PANEL], the last one filled up with zeros
+    weight: Float32  # [panels, K, PANEL]
     bias: Float32  # [N]
 
     def __call__(self, x: Float32, offsets: NDArray[np.int64]) -> Float32:
         """[T, K] -> [T, N], one text at a time."""
-        y = np.empty((len(x), len(self.panels) * PANEL), np.float32)  # [T, N rounded up]
-        by_panel = y.reshape(len(x), -1, PANEL).transpose(1, 0, 2)  # [panels, T, PANEL], a view
+        y = np.empty((len(x), len(self.bias)), np.float32)  # [T, N]
         for text in segments(offsets):
-            by_panel[:, text] = np.matmul(x[text], self.panels)
-        y = y[:, : len(self.bias)]
+            y[text] = times(x[text], self.weight)[:, : len(self.bias)]
         y += self.bias
         return y
 
@@ -48,7 +46,7 @@ class FloatProduct:
 class Int8Product:
     """The same for int8 weights; quantization.py defines the arithmetic."""
 
-    weight: Float32  # [K, N] holds integers
+    weight: Float32  # [panels, K, PANEL] holds integers
     column_sum: NDArray[np.int32]  # [N] sum of the weights of each column, for the zero points
     scale: Float32  # [N]
     bias: Float32  # [N]
@@ -63,10 +61,11 @@ class Int8Product:
 
     def accumulate(self, q: NDArray[np.uint8], zero: NDArray[np.int32]) -> NDArray[np.int32]:
         """sum_k (q[t, k] - zero[t]) * w[k, n], exact: [T, K], [T] -> [T, N]"""
-        values = q.astype(np.float32)
+        values = q.astype(np.float32)  # [T, K]
         total = -zero[:, None] * self.column_sum  # [T, N]
-        for k in range(0, len(self.weight), EXACT):
-            total += (values[:, k : k + EXACT] @ self.weight[k : k + EXACT]).astype(np.int32)
+        for k in range(0, values.shape[1], EXACT):
+            part = times(values[:, k : k + EXACT], self.weight[:, k : k + EXACT])  # [T, N rounded up]
+            total += part[:, : len(self.bias)].astype(np.int32)
         return total
 
 
@@ -75,15 +74,20 @@ Product: TypeAlias = FloatProduct | Int8Product
 
 def prepare(*linears: AnyLinear) -> Product:
     """Lay out one linear map, or several of the same input side by side."""
-    bias = np.concatenate([linear.bias for linear in linears])  # [N]
     weight = np.concatenate([linear.weight for linear in linears]).T  # [K, N]
-    scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
-    if scales:
-        columns = np.ascontiguousarray(weight, np.float32)
-        return Int8Product(columns, weight.sum(axis=0, dtype=np.int32), np.concatenate(scales), bias)
+    bias = np.concatenate([linear.bias for linear in linears])  # [N]
     filled = np.pad(weight, ((0, 0), (0, -weight.shape[1] % PANEL)))  # [K, N rounded up]
-    panels = np.ascontiguousarray(filled.reshape(len(weight), -1, PANEL).transpose(1, 0, 2))
-    return FloatProduct(panels, bias)
+    panels = filled.reshape(len(weight), -1, PANEL).transpose(1, 0, 2)  # [panels, K, PANEL]
+    panels = np.ascontiguousarray(panels, np.float32)
+    scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
+    if not scales:
+        return FloatProduct(panels, bias)
+    return Int8Product(panels, weight.sum(axis=0, dtype=np.int32), np.concatenate(scales), bias)
+
+
+def times(x: Float32, panels: Float32) -> Float32:
+    """[T, K] @ [panels, K, PANEL] -> [T, N rounded up to whole panels]"""
+    return np.matmul(x, panels).transpose(1, 0, 2).reshape(len(x), len(panels) * PANEL)
 
 
 def lookup(table: AnyEmbedding, ids: NDArray[np.int64]) -> Float32:
@@ -145,6 +149,8 @@ class ReferenceBlocks:
         context = np.empty((len(hidden), A, D), np.float32)  # [T, A, D]
         scores = np.empty(len(hidden), np.float32) if want in ("attention", "attention_value") else None  # [T]
         for text in segments(offsets):
+            if text.start == text.stop:
+                continue
             query, key, value = qkv[text].transpose(1, 2, 0, 3)  # [A, n, D] each
             logits = query @ key.transpose(0, 2, 1)  # [A, n, n]
             logits *= np.float32(1 / np.sqrt(D))

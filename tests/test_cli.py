@@ -1,0 +1,260 @@
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minitrans import PruningPolicy, SentenceEncoder, __version__
+from minitrans.cli import cli, main
+from minitrans.resources import bundled
+
+TRAIN = "text,label\nhi there,greeting\ngood morning,greeting\nwhere is my parcel,tracking\ntrack my order,tracking\n"
+COMMANDS = sorted(cli.commands)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("embed", "hi", stdin="...") -> exit code, standard output, standard error."""
+
+    def call(*arguments, stdin=None):
+        monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return SentenceEncoder().encode(["hello", "two words"])
+
+
+@pytest.fixture
+def intents(tmp_path, run):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents")
+    assert (code, out) == (0, "")
+    assert "2 classes from 4 examples" in err
+    return tmp_path / "intents"
+
+
+def parse(out):
+    return np.array([[float(number) for number in line.split()] for line in out.splitlines()], np.float32)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_names_the_command(run, command):
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"minitrans {command}" in out.split("Examples:")[1]
+
+
+def test_the_commands_are_those_of_the_documentation(run):
+    assert COMMANDS == ["demo", "embed", "fit", "info", "predict", "pull", "quantize"]
+    assert __version__ in run("--version")[1]
+
+
+def test_embed_prints_numbers_that_read_back_to_the_same_bits(run, vectors):
+    code, out, err = run("embed", "hello", "two words")
+    assert (code, err) == (0, "")
+    assert np.array_equal(parse(out), vectors)
+
+
+def test_embed_json_holds_text_and_embedding(run, vectors):
+    _, out, _ = run("embed", "--json", "hello", "two words")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["text"] for row in rows] == ["hello", "two words"]
+    assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), vectors)
+
+
+def test_embed_reads_standard_input_and_files(run, vectors, tmp_path):
+    assert np.array_equal(parse(run("embed", stdin=b"hello\ntwo words\n")[1]), vectors)
+    (tmp_path / "a.txt").write_text("hello\ntwo words\n")
+    assert np.array_equal(parse(run("embed", "-i", tmp_path / "a.txt")[1]), vectors)
+    (tmp_path / "a.csv").write_text("q\nhello\ntwo words\n")
+    assert np.array_equal(parse(run("embed", "-i", tmp_path / "a.csv", "--column", "q")[1]), vectors)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.jsonl"])
+def test_embed_writes_files(run, vectors, tmp_path, name):
+    code, out, err = run("embed", "hello", "two words", "-o", tmp_path / name)
+    assert (code, out) == (0, "")
+    assert "2 embeddings of 384 numbers, float32" in err
+    if name.endswith(".npy"):
+        assert np.array_equal(np.load(tmp_path / name), vectors)
+    else:
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), vectors)
+
+
+def test_embed_prunes_as_the_policy_file_says(run, tmp_path):
+    policy, text = PruningPolicy(min_tokens=3, quantile=0.5, layer=1), "could you tell me where my parcel is"
+    policy.save(tmp_path / "policy.json")
+    _, out, _ = run("embed", text, "--pruning", tmp_path / "policy.json")
+    assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=policy))
+
+
+def test_embed_of_nothing_prints_nothing(run):
+    assert run("embed", stdin=b"") == (0, "", "")
+
+
+@pytest.mark.filterwarnings("default")
+def test_truncation_is_one_line_on_standard_error(run):
+    code, out, err = run("embed", "word " * 300)
+    assert code == 0
+    assert len(out.splitlines()) == 1
+    assert err.startswith("Warning: 1 of 1 texts are longer than max_seq_length=256")
+    assert len(err.splitlines()) == 1
+
+
+def test_predict_ranks_labels(run, intents):
+    code, out, _ = run("predict", intents, "hello", "has my parcel been sent?")
+    assert code == 0
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert [(row[0], row[2]) for row in rows] == [("greeting", "hello"), ("tracking", "has my parcel been sent?")]
+    assert all(0.5 < float(row[1]) <= 1 for row in rows)
+
+
+def test_predict_json_has_the_top_labels_and_their_probabilities(run, intents):
+    _, out, _ = run("predict", intents, "--json", "--top", "5", stdin=b"hello\n")
+    (row,) = [json.loads(line) for line in out.splitlines()]
+    assert [each["label"] for each in row["labels"]] == ["greeting", "tracking"]
+    assert sum(each["probability"] for each in row["labels"]) == pytest.approx(1)
+
+
+def test_quantize_writes_a_model_that_embeds(run, tmp_path):
+    from random_models import find_spec, write_model
+
+    write_model(tmp_path / "float", find_spec("plain"))
+    code, _, err = run("quantize", tmp_path / "float", tmp_path / "int8")
+    assert code == 0
+    assert "MB" in err
+    assert run("embed", "help", "--model", tmp_path / "int8")[0] == 0
+
+
+def test_info_names_model_backend_and_threads(run):
+    code, out, _ = run("info", "--json")
+    details = json.loads(out)
+    assert code == 0
+    assert details["model"] == "all-MiniLM-L6-v2-int8"
+    assert details["precision"] == "int8"
+    assert details["backend"] == SentenceEncoder().backend
+    plain = run("info")[1]
+    assert "sentence-transformers/all-MiniLM-L12-v2" in plain
+    assert details["sha256"] in plain
+
+
+def test_pull_prints_the_folder(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("minitrans.hub.pull", lambda name, **options: tmp_path / name / options["source"])
+    assert run("pull", "some-model", "--source", "mirror") == (0, f"{tmp_path / 'some-model' / 'mirror'}\n", "")
+
+
+BAD = {
+    ("embed", "--nope"): "No such option",
+    ("nope",): "No such command",
+    ("predict",): "Missing argument 'FOLDER'",
+    ("predict", "/nope", "hi"): "/nope",
+    ("predict", "/nope", "hi", "--top", "0"): "--top",
+    ("embed", "hi", "-o", "a.txt"): "wanted .npy or .jsonl",
+    ("embed", "hi", "-o", "/dev/null/a.npy"): "/dev/null",
+    ("embed", "hi", "-i", "a.txt"): "both as arguments and with --input",
+    ("embed", "-i", "/nope.txt"): "cannot read /nope.txt",
+    ("embed", "hi", "--model", "/nope"): "/nope",
+    ("embed", "hi", "--threads", "0"): "wanted a positive integer",
+    ("embed", "hi", "--threads", "x"): "not a valid integer",
+    ("embed", "hi", "--precision", "int4"): "int4",
+    ("embed", "hi", "--pruning", "/nope.json"): "/nope.json",
+    ("embed", "hi", "--model", "some/model-that-is-not-there", "--local-files-only"): "some/model-that-is-not-there",
+    ("fit", "/nope.csv", "out"): "cannot read /nope.csv",
+    ("quantize", "/nope", "out"): "/nope",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, no_network):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert BAD[arguments] in err
+    assert err.startswith("Error: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_input_that_is_not_utf8_is_refused(run):
+    code, _, err = run("embed", stdin=b"caf\xe9\n")
+    assert code == 2
+    assert "standard input is not UTF-8" in err
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "minitrans", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def test_a_closed_pipe_ends_quietly():
+    process = start("embed", "--json", stdin=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write(b"hello\n" * 200)
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    process.wait(60)
+    process.stderr.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_ends_quietly(tmp_path):
+    (tmp_path / "many.txt").write_text("hello there, how are you today?\n" * 20_000)
+    with start("embed", "-i", str(tmp_path / "many.txt"), "-o", str(tmp_path / "a.npy")) as process:
+        time.sleep(3)  # into the work; whenever it comes, it must be quiet
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, b"", b"")  # at most a new line after the terminal's ^C
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["many.txt"]
+
+
+def test_demo_prints_a_table_and_needs_no_network(run, no_network):
+    code, out, err = run("demo")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("pruning"))
+    assert lines[header].split() == ["pruning", "accuracy", "macro", "F1", "texts/s", "tokens", "kept"]
+    assert lines[header + 1].startswith("none")
+    assert lines[header + 2].startswith("s=8 q=0.3 l=2")
+    assert "[-" in out  # some dropped token is marked
+
+
+def test_demo_json_reports_what_was_measured(run):
+    report = json.loads(run("demo", "--json")[1])
+    assert report["intents"] >= 12
+    assert report["training_examples"] == report["test_examples"] == 10 * report["intents"]
+    unpruned, pruned = report["rows"]
+    assert unpruned["tokens_kept"] == 1
+    assert 0.5 < pruned["tokens_kept"] < 1
+    assert unpruned["accuracy"] > 0.8
+    assert pruned["accuracy"] > 0.75
+    assert report["probability_out_of_scope"] < report["probability_in_scope"]
+    assert all(len(sample["tokens"]) == len(sample["kept"]) for sample in report["samples"])
+
+
+@pytest.mark.parametrize("split", ["train", "test", "out_of_scope"])
+def test_the_demo_data_are_what_their_description_says(split):
+    from minitrans.datasets import read_examples
+
+    examples = read_examples(bundled(f"examples/data/{split}.csv"))
+    counts = {label: examples.labels.count(label) for label in examples.labels}
+    assert len(set(examples.texts)) == len(examples.texts)
+    if split == "out_of_scope":
+        assert counts == {"out_of_scope": 30}
+    else:
+        assert len(counts) >= 12
+        assert set(counts.values()) == {10}
