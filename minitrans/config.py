@@ -38,11 +38,14 @@ def read_json(path: Path, kind: type[_J]) -> _J: ...
 def read_json(path: Path, kind: type[Any] = dict) -> Any:
     """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise ConfigError(f"{path} has {path.stat().st_size} bytes, more than the limit of {JSON_LIMIT}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(JSON_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > JSON_LIMIT:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, wanted at most {JSON_LIMIT}")
+    try:
+        value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON ({error}); fetch the model again") from error
     if not isinstance(value, kind):

@@ -226,6 +226,11 @@ def write_model(folder: Path, spec: ModelSpec, tensors: dict[str, np.ndarray] | 
     return folder
 
 
+def edit_json(path: Path, **changes: object) -> None:
+    """Replace some keys of the JSON object that a file holds."""
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+
+
 def _config(spec: ModelSpec) -> dict[str, object]:
     return {
         "architectures": ["BertForMaskedLM" if spec.prefix else "BertModel"],
