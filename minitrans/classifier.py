@@ -13,7 +13,8 @@ import json
 import math
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
-from minitrans.logistic import fit_logistic, softmax
+from minitrans.logistic import checked_rows, fit_logistic, softmax
 from minitrans.resources import atomic_folder
 
 Label = str | int
@@ -33,38 +34,37 @@ Self = TypeVar("Self", bound="FewShotClassifier")
 FORMAT, VERSION = "minitrans-classifier", 1
 JSON_FILE, TENSOR_FILE = "classifier.json", "classifier.safetensors"
 JSON_LIMIT = 10_000_000  # bytes
-PARAMETERS = ("encoder", "C", "label_names")
+_PARAMETERS = ("encoder", "C", "label_names")
 
 
 class Encoder(Protocol):
-    """What a classifier needs of an encoder. It may also offer `name_or_path`, `model_sha256`, `precision`, `pruning`."""
+    """What a classifier needs; `name_or_path`, `model_sha256`, `precision` and `pruning` are saved where offered."""
 
     def encode(self, sentences: list[str], /) -> NDArray[Any]:
         """Texts -> `[B, H]` float32."""
-        ...
 
 
 class FewShotClassifier:
     """Classify texts by multinomial logistic regression on their sentence embeddings.
 
     Args:
-        encoder: any object with `encode(list of str) -> [B, H] float32`; None takes `SentenceEncoder()` at the first
-            fit. Clones share it.
-        C: inverse strength of the L2 penalty, as in scikit-learn (the softmax is used for two classes too: see
+        encoder: any object with `encode(list of str) -> [B, H] float32`; None takes `SentenceEncoder()` when one is
+            needed. Clones share it.
+        C: inverse strength of the L2 penalty, as in scikit-learn (two classes too go through the softmax: see
             `fit_logistic`).
         label_names: whether the name of each label is one more example of its class. Only for labels that are str.
 
     Attributes:
         classes_: `[K]` labels, sorted: str or int64.
-        coef_: `[K, H]` float32; `intercept_`: `[K]` float32. The logits of a text are `embedding @ coef_.T + intercept_`.
+        coef_, intercept_: `[K, H]` and `[K]` float32; the logits are `embeddings @ coef_.T + intercept_`.
         n_features_in_: H, the width of the embeddings.
-        n_iter_: steps of the last fit; `converged_`: whether it reached the solver's tolerance.
-        encoder_: the encoder in use.
-        embeddings_: `[N, H]` float32, `labels_`: `[N]`: the examples so far, which `partial_fit` adds to.
+        converged_: whether the last fit came within the solver's tolerance.
+        encoder_: the encoder in use; None until one is needed, after `fit_embeddings` without one.
+        embeddings_, labels_: `[N, H]` float32 and `[N]`: the examples so far, which `partial_fit` adds to.
         name_embeddings_: `[K, H]` float32 of the labels' names, or None.
 
-    The same text may come several times and each time counts. Under contradictory labels its probability is shared
-    among them. A single class is predicted with probability one.
+    A text that comes several times counts each time. Under contradictory labels its probability is shared among them.
+    A single class is predicted with probability one.
     """
 
     _estimator_type = "classifier"  # scikit-learn before 1.6 asks for this, later ones for __sklearn_tags__
@@ -72,12 +72,7 @@ class FewShotClassifier:
     classes_: Labels
     coef_: Float32
     intercept_: Float32
-    n_features_in_: int
-    n_iter_: int
-    converged_: bool
-    encoder_: Encoder
-    embeddings_: Float32
-    labels_: Labels
+    encoder_: Encoder | None
     name_embeddings_: Float32 | None
 
     def __init__(self, encoder: Encoder | None = None, *, C: float = 10.0, label_names: bool = True) -> None:
@@ -95,8 +90,10 @@ class FewShotClassifier:
         Raises:
             InputTypeError: a bare str for texts; a text or label of another type; str and int labels mixed.
             InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite `[N, H]`.
+            NumericalError: see `fit_logistic`.
         """
-        texts, labels = _examples(texts, labels)
+        texts = _text_list(texts)
+        labels = _label_array(labels, len(texts))
         encoder = _default_encoder() if self.encoder is None else self.encoder
         return self._learn(encoder, _encode(encoder, texts), labels)
 
@@ -104,18 +101,16 @@ class FewShotClassifier:
         """Add examples, and classes, to what was learned; the result is that of a fit on all of them.
 
         Only the new texts are encoded, and the solver starts from the present weights. Without an earlier fit this is
-        `fit`. If it raises, the classifier stays as it was.
-
-        Raises:
-            InputTypeError, InputError: as `fit`; also labels of another kind than those before.
+        `fit`. It raises as `fit` does, and where labels are of another kind than before; nothing has changed then.
         """
         if not self.__sklearn_is_fitted__():
             return self.fit(texts, labels)
-        texts, labels = _examples(texts, labels)
+        texts = _text_list(texts)
+        labels = _label_array(labels, len(texts))
         self._check_kind(labels)
-        added = self._check_width(_encode(self._used_encoder(), texts))  # [B, H]
-        labels = np.concatenate([self.labels_, labels])  # [N]
-        return self._learn(self._used_encoder(), np.vstack([self.embeddings_, added]), labels, keep=True)
+        encoder = self._used_encoder()
+        embeddings = np.vstack([self.embeddings_, self._check_width(_encode(encoder, texts))])  # [N, H]
+        return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), keep=True)
 
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
@@ -128,16 +123,15 @@ class FewShotClassifier:
             name_embeddings: `[K, H]` of the labels' names (see `label_text`) in the order of `classes_`; without it,
                 and with `label_names`, the encoder is asked for them.
 
-        Raises:
-            InputTypeError, InputError: as `fit`.
+        Raises as `fit` does.
         """
-        rows, labels = _float32(embeddings, "embeddings"), _label_array(labels)
-        _check_length(len(rows), labels)
-        names = None if name_embeddings is None else _float32(name_embeddings, "name_embeddings")
+        rows = _rows(embeddings, "embeddings")
+        labels = _label_array(labels, len(rows))
+        names = None if name_embeddings is None else _rows(name_embeddings, "name_embeddings")
         return self._learn(self.encoder, rows, labels, names)
 
     @overload
-    def predict(self, texts: str) -> Label: ...
+    def predict(self, texts: str) -> Label: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, texts: Iterable[str]) -> Labels: ...
     def predict(self, texts: str | Iterable[str]) -> Label | Labels:
@@ -147,18 +141,16 @@ class FewShotClassifier:
             NotFittedError: before `fit`.
             InputTypeError: a text that is no str.
         """
-        best: Labels = self.classes_[self._probabilities(texts).argmax(axis=1)]  # [B]
+        best = self.predict_embeddings(self._embed(texts))  # [B]
         return best[0].item() if isinstance(texts, str) else best
 
     def predict_proba(self, texts: str | Iterable[str]) -> Float64:
         """Probabilities in the order of `classes_`: a str gives `[K]`, a list `[B, K]`.
 
         A text's probabilities are the same to the last bit whatever other texts are in the call, if its embedding is.
-
-        Raises:
-            NotFittedError, InputTypeError: as `predict`.
+        Raises as `predict` does.
         """
-        p = self._probabilities(texts)  # [B, K]
+        p = self.predict_proba_embeddings(self._embed(texts))  # [B, K]
         return p[0] if isinstance(texts, str) else p
 
     def predict_embeddings(self, embeddings: ArrayLike) -> Labels:
@@ -174,41 +166,28 @@ class FewShotClassifier:
             InputError: embeddings that are not finite `[B, H]`.
         """
         self._check_fitted()
-        rows = self._check_width(_float32(embeddings, "embeddings")).astype(np.float64)  # [B, H]
+        rows = self._check_width(_rows(embeddings, "embeddings")).astype(np.float64)  # [B, H]
         # One product per row: in a product of all rows, the rounding of one would depend on how many there are.
         logits = np.matmul(rows[:, None, :], self.coef_.T.astype(np.float64))[:, 0] + self.intercept_  # [B, K]
         p: Float64 = softmax(logits)
         return p
 
-    @overload
-    def rank(self, texts: str, top: int = ...) -> list[tuple[Label, float]]: ...
-    @overload
-    def rank(self, texts: Iterable[str], top: int = ...) -> list[list[tuple[Label, float]]]: ...
-    def rank(
-        self, texts: str | Iterable[str], top: int = 3
-    ) -> list[tuple[Label, float]] | list[list[tuple[Label, float]]]:
+    def rank(self, texts: Iterable[str], top: int = 3) -> list[list[tuple[Label, float]]]:
         """The `top` most probable labels of each text with their probabilities, best first.
 
-        Raises:
-            NotFittedError, InputTypeError: as `predict`.
-            InputError: top below one.
+        Raises as `predict` does; InputTypeError for a bare str, InputError for a top below one.
         """
         if not isinstance(top, int | np.integer) or top < 1:
             raise InputError(f"top is {top!r}; wanted an integer of at least 1")
-        p = self._probabilities(texts)  # [B, K]
+        p = self.predict_proba(_text_list(texts))  # [B, K]
         order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
-        rows = [[(self.classes_[k].item(), float(p[i, k])) for k in ks] for i, ks in enumerate(order)]
-        return rows[0] if isinstance(texts, str) else rows
+        return [[(self.classes_[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
-        """The share of texts for which `predict` gives the label.
-
-        Raises:
-            NotFittedError: before `fit`.
-            InputTypeError, InputError: as `fit`.
-        """
+        """The share of texts for which `predict` gives the label. NotFittedError before `fit`; else raises as `fit`."""
         self._check_fitted()
-        texts, labels = _examples(texts, labels)
+        texts = _text_list(texts)
+        labels = _label_array(labels, len(texts))
         self._check_kind(labels)
         return float(np.mean(self.predict(texts) == labels))
 
@@ -225,33 +204,23 @@ class FewShotClassifier:
 
         self._check_fitted()
         target = Path(folder).resolve()
-        others = sorted({path.name for path in target.iterdir()} - {JSON_FILE, TENSOR_FILE}) if target.is_dir() else []
-        if others or (target.exists() and not target.is_dir()):
-            raise InputError(
-                f"{target} holds {others[0] if others else 'a file'}; wanted a new folder or one that holds a "
-                "classifier alone; name another"
-            )
+        held = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"} if target.exists() else set()
+        if others := held - {JSON_FILE, TENSOR_FILE}:
+            raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
         policy = getattr(self.encoder_, "pruning", None)
+        identity = {key: getattr(self.encoder_, key, None) for key in ("name_or_path", "model_sha256", "precision")}
         description = {
             "format": FORMAT,
             "version": VERSION,
+            "label_kind": "str" if self.classes_.dtype.kind == "U" else "int",
             "classes": self.classes_.tolist(),
-            "label_kind": _kind(self.classes_),
             "C": float(self.C),
             "label_names": bool(self.label_names),
-            "n_iter": self.n_iter_,
             "converged": self.converged_,
-            "encoder": {
-                **{key: getattr(self.encoder_, key, None) for key in ("name_or_path", "model_sha256", "precision")},
-                "pruning": None if policy is None else policy.to_dict(),
-            },
+            "encoder": identity | {"pruning": None if policy is None else policy.to_dict()},
         }
-        tensors = {
-            "coef": self.coef_,
-            "intercept": self.intercept_,
-            "embeddings": self.embeddings_,
-            "codes": np.searchsorted(self.classes_, self.labels_).astype(np.int64),
-        }
+        codes = np.searchsorted(self.classes_, self.labels_).astype(np.int64)  # [N]
+        tensors = {"coef": self.coef_, "intercept": self.intercept_, "embeddings": self.embeddings_, "codes": codes}
         if self.name_embeddings_ is not None:
             tensors["names"] = self.name_embeddings_
         with atomic_folder(target, replace=True) as temporary:
@@ -260,54 +229,39 @@ class FewShotClassifier:
 
     @classmethod
     def load(cls: type[Self], folder: str | os.PathLike[str], encoder: Encoder | None = None) -> Self:
-        """Read what `save` wrote.
-
-        Args:
-            folder: of the classifier.
-            encoder: None makes a `SentenceEncoder` of the saved name, precision and pruning policy.
+        """Read what `save` wrote; without an encoder, a `SentenceEncoder` of the saved name, precision and pruning.
 
         Raises:
             ClassifierError: the folder is incomplete, broken or inconsistent, or the encoder's weights are not those
                 that the classifier was fitted with.
             ModelNotFoundError, DownloadError: the encoder cannot be found.
         """
-        root = Path(folder)
-        file = _file_of(root, JSON_FILE)
-        description = _read_description(file)
-        classes = np.array(description["classes"], dtype=np.str_ if description["label_kind"] == "str" else np.int64)
-        tensors = _read_tensors(_file_of(root, TENSOR_FILE), len(classes))
-        identity = description["encoder"]
-        if encoder is None:
-            encoder = _saved_encoder(identity, file)
-        wanted, seen = identity.get("model_sha256"), getattr(encoder, "model_sha256", None)
+        file = _file_of(Path(folder), JSON_FILE)
+        values = _read_description(file)
+        classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
+        tensors = _read_tensors(_file_of(Path(folder), TENSOR_FILE), len(classes))
+        encoder = _saved_encoder(values["encoder"], file) if encoder is None else encoder
+        wanted, seen = values["encoder"].get("model_sha256"), getattr(encoder, "model_sha256", None)
         if wanted is not None and seen is not None and wanted != seen:
-            raise ClassifierError(
-                f"{file}: the encoder's weights have the sha256 {seen}; wanted {wanted}, with which this classifier was "
-                f"fitted ({identity.get('name_or_path')!r}); load it with that model or fit it again"
-            )
-        classifier = cls(encoder, C=description["C"], label_names=description["label_names"])
-        classifier.encoder_ = encoder
-        classifier.classes_ = classes
+            name = values["encoder"].get("name_or_path")
+            seen = f"the encoder's weights have the sha256 {seen}"
+            raise ClassifierError(f"{file}: {seen}; wanted {wanted}, those of {name!r} in fit; load that, or fit again")
+        classifier = cls(encoder, C=values["C"], label_names=values["label_names"])
+        classifier.encoder_, classifier.classes_ = encoder, classes
         classifier.coef_, classifier.intercept_ = tensors["coef"], tensors["intercept"]
         classifier.embeddings_, classifier.labels_ = tensors["embeddings"], classes[tensors["codes"]]
         classifier.name_embeddings_ = tensors.get("names")
-        classifier.n_features_in_ = classifier.coef_.shape[1]
-        classifier.n_iter_, classifier.converged_ = description["n_iter"], description["converged"]
+        classifier.n_features_in_, classifier.converged_ = classifier.coef_.shape[1], values["converged"]
         return classifier
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of `__init__` by name. `deep` is accepted for scikit-learn; there is nothing below."""
-        return {name: getattr(self, name) for name in PARAMETERS}
+        return {name: getattr(self, name) for name in _PARAMETERS}
 
     def set_params(self: Self, **params: Any) -> Self:
-        """Change arguments of `__init__`; they count from the next fit on.
-
-        Raises:
-            InputError: an unknown name.
-        """
-        for name in params:
-            if name not in PARAMETERS:
-                raise InputError(f"{name!r} is no parameter of {type(self).__name__}; wanted {', '.join(PARAMETERS)}")
+        """Change arguments of `__init__`; they count from the next fit on. InputError for an unknown name."""
+        if unknown := params.keys() - set(_PARAMETERS):
+            raise InputError(f"{min(unknown)!r} is no parameter; wanted some of {', '.join(_PARAMETERS)}")
         for name, value in params.items():
             setattr(self, name, value)
         return self
@@ -324,47 +278,227 @@ class FewShotClassifier:
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
-        return Tags(
-            estimator_type="classifier",
-            target_tags=TargetTags(required=True),
-            transformer_tags=None,
-            regressor_tags=None,
-            classifier_tags=ClassifierTags(),
-            input_tags=InputTags(one_d_array=True, two_d_array=False, string=True),
-        )
+        texts = InputTags(one_d_array=True, two_d_array=False, string=True)
+        return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=texts)
 
     def _learn(
         self: Self,
         encoder: Encoder | None,
-        embeddings: Float32,
+        X: Float32,
         labels: Labels,
         names: Float32 | None = None,
         keep: bool = False,
     ) -> Self:
-        """Fit on `embeddings [N, H]`; keep starts from the present weights. All attributes change, or none."""
+        """Fit on embeddings `X [N, H]`; keep starts from the present weights. All attributes change, or none."""
+        examples = X
         classes, y = np.unique(labels, return_inverse=True)  # [K], [N]
+        K, H = len(classes), X.shape[1]
         if names is None and self.label_names and classes.dtype.kind == "U":
             encoder = _default_encoder() if encoder is None else encoder
-            known = self.name_embeddings_ if keep else None
-            names = _name_embeddings(encoder, classes, {} if known is None else dict(zip(self.classes_, known, strict=True)))
-        if names is not None and names.shape != (len(classes), embeddings.shape[1]):
-            raise InputError(
-                f"the embeddings of the label names have shape {names.shape}; wanted {(len(classes), embeddings.shape[1])}"
-            )
-        X = embeddings if names is None else np.vstack([embeddings, names])  # [N + K, H]
-        y = y if names is None else np.append(y, np.arange(len(classes)))  # [N + K]
+            known = {}
+            if keep and self.name_embeddings_ is not None:
+                known = dict(zip(self.classes_, self.name_embeddings_, strict=True))
+            if new := [label for label in classes if label not in known]:
+                known |= dict(zip(new, _encode(encoder, [label_text(str(label)) for label in new]), strict=True))
+            names = np.stack([known[label] for label in classes])  # [K, H]
+        if names is not None and names.shape != (K, H):
+            raise InputError(f"the label names' embeddings have shape {names.shape}; wanted {(K, H)}")
+        if names is not None:
+            X, y = np.vstack([X, names]), np.append(y, np.arange(K))  # [N + K, H], [N + K]
         start = None
         if keep:
-            rows = np.searchsorted(classes, self.classes_)
-            coef = np.zeros((len(classes), X.shape[1]))  # [K, H]
-            intercept = np.full(len(classes), self.intercept_.min())  # [K]
-            coef[rows], intercept[rows] = self.coef_, self.intercept_
+            coef, intercept = np.zeros((K, H)), np.full(K, self.intercept_.min())  # [K, H], [K]
+            before = np.searchsorted(classes, self.classes_)
+            coef[before], intercept[before] = self.coef_, self.intercept_
             start = coef, intercept
         result = fit_logistic(X, y, C=self.C, start=start)
-        if encoder is not None or not hasattr(self, "encoder_"):
-            self.encoder_ = encoder
-        self.classes_ = classes
+        self.encoder_, self.classes_ = encoder, classes
         self.coef_, self.intercept_ = result.coef.astype(np.float32), result.intercept.astype(np.float32)
-        self.n_features_in_, self.n_iter_, self.converged_ = X.shape[1], result.iterations, result.converged
-        self.embeddings_, self.labels_, self.name_embeddings_ = embeddings, labels, names
+        self.n_features_in_, self.converged_ = H, result.converged
+        self.embeddings_, self.labels_, self.name_embeddings_ = examples, labels, names
         return self
+
+    def _embed(self, texts: str | Iterable[str]) -> Float32:
+        """`[B, H]`, with B = 1 for a str."""
+        self._check_fitted()
+        items = [texts] if isinstance(texts, str) else _text_list(texts)
+        return _encode(self._used_encoder(), items) if items else np.empty((0, self.n_features_in_), np.float32)
+
+    def _used_encoder(self) -> Encoder:
+        if self.encoder_ is None:
+            self.encoder_ = _default_encoder()
+        return self.encoder_
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"{self!r} is not fitted; call fit(texts, labels) or load(folder) first")
+
+    def _check_width(self, rows: Float32) -> Float32:
+        if rows.shape[1] != self.n_features_in_:
+            seen, wanted = rows.shape[1], self.n_features_in_
+            raise InputError(f"the embeddings are {seen} wide; wanted {wanted}, as in fit; use the same encoder")
+        return rows
+
+    def _check_kind(self, labels: Labels) -> None:
+        if labels.dtype.kind != self.classes_.dtype.kind:
+            raise InputTypeError(f"label 0 is {labels[0]!r}; wanted the kind of the classes, as {self.classes_[0]!r}")
+
+
+def label_text(label: str) -> str:
+    """The words of a label's name: "card_arrival", "card-arrival" and "cardArrival" give "card arrival".
+
+    Acronyms stay in one piece: "HTTPError2" gives "http error2", "B2B_SALES" gives "b2b sales".
+    """
+    words = ""
+    for i, letter in enumerate(label):
+        tail = label[i + 1 : i + 3]
+        # A capital begins a word after a small letter, or where at least two small letters follow it.
+        if i and letter.isupper() and (label[i - 1].islower() or (len(tail) == 2 and all(map(str.islower, tail)))):
+            words += " "
+        words += " " if letter in "_-" else letter
+    return " ".join(words.lower().split()) or label
+
+
+def _default_encoder() -> Encoder:
+    from minitrans.model import SentenceEncoder
+
+    return SentenceEncoder()
+
+
+def _saved_encoder(identity: Mapping[str, Any], file: Path) -> Encoder:
+    from minitrans.config import PruningPolicy
+    from minitrans.model import SentenceEncoder
+
+    if identity.get("name_or_path") is None:
+        raise ClassifierError(f"{file} names no encoder; wanted encoder.name_or_path; pass load(folder, encoder)")
+    pruning = identity.get("pruning")
+    try:
+        policy = None if pruning is None else PruningPolicy.from_dict(pruning, str(file))
+    except PolicyError as error:
+        raise ClassifierError(f"{error}; pass load(folder, encoder)") from error
+    return SentenceEncoder(identity["name_or_path"], pruning=policy, precision=identity.get("precision") or "auto")
+
+
+def _encode(encoder: Encoder, texts: list[str]) -> Float32:
+    rows = _rows(encoder.encode(texts), "the encoder's answer")  # [B, H]
+    if len(rows) != len(texts):
+        raise InputError(f"the encoder returned {len(rows)} embeddings; wanted {len(texts)}, one for each text")
+    return rows
+
+
+def _rows(values: ArrayLike, what: str) -> Float32:
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        return checked_rows(checked_rows(values, what).astype(np.float32), what)
+
+
+def _items(values: Iterable[Any], what: str) -> list[Any]:
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InputTypeError(f"{what} is a {type(values).__name__}; wanted a list; put a single one in brackets")
+    if (ndim := getattr(values, "ndim", 1)) != 1:
+        raise InputTypeError(f"{what} has {ndim} dimensions; wanted one; pass a single column")
+    return list(values)
+
+
+def _text_list(texts: Iterable[str]) -> list[str]:
+    items = _items(texts, "texts")
+    for i, text in enumerate(items):
+        if not isinstance(text, str):
+            raise InputTypeError(f"text {i} is {reprlib.repr(text)} of type {type(text).__name__}; wanted str; drop it")
+    return [str(text) for text in items]  # numpy.str_ too
+
+
+def _label_array(labels: Iterable[Label], count: int) -> Labels:
+    """`[count]` of str or int64."""
+    items = _items(labels, "labels")
+    for i, label in enumerate(items):
+        seen = f"label {i} is {reprlib.repr(label)} of type {type(label).__name__}"
+        if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
+            raise InputTypeError(f"{seen}; wanted str or int; drop the example or name its class")
+        if isinstance(label, str) != isinstance(items[0], str):
+            raise InputTypeError(
+                f"{seen}, label 0 is {reprlib.repr(items[0])}; wanted all str or all int; convert them"
+            )
+        if not _storable(label):
+            raise InputError(f"{seen}; wanted a str without NUL or an integer of 64 bits; rename the class")
+    if not count or count != len(items):
+        raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
+    return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)
+
+
+def _storable(label: Any) -> bool:
+    return "\0" not in label if isinstance(label, str) else -(2**63) <= int(label) < 2**63
+
+
+def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
+    if not ok:
+        raise ClassifierError(f"{file}: {seen}; wanted {wanted}; save the classifier again")
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    """The path of a file that is there and lies in the folder."""
+    path = folder / name
+    _wanted(path.is_file(), path, "no such file", "a folder that FewShotClassifier.save wrote")
+    _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
+    return path
+
+
+_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "format": (repr(FORMAT), lambda seen: seen == FORMAT),
+    "version": (repr(VERSION), lambda seen: type(seen) is int and seen == VERSION),
+    "label_kind": ("'str' or 'int'", lambda seen: seen in ("str", "int")),
+    "classes": ("a list of at least one", lambda seen: type(seen) is list and bool(seen)),
+    "C": ("a finite float above 0", lambda seen: type(seen) is float and 0 < seen < math.inf),
+    "label_names": ("true or false", lambda seen: type(seen) is bool),
+    "converged": ("true or false", lambda seen: type(seen) is bool),
+    "encoder": ("an object", lambda seen: type(seen) is dict),
+}
+_ENCODER_FIELDS = {"name_or_path": str, "model_sha256": str, "precision": str, "pruning": dict}
+
+
+def _read_description(file: Path) -> dict[str, Any]:
+    """classifier.json, every field checked."""
+    size = file.stat().st_size
+    _wanted(size <= JSON_LIMIT, file, f"{size} bytes", f"at most {JSON_LIMIT}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ClassifierError(f"{file} is not JSON ({error}); wanted an object; save the classifier again") from error
+    _wanted(isinstance(values, dict), file, f"a JSON {type(values).__name__}", "an object")
+    for key, (wanted, fits) in _FIELDS.items():
+        _wanted(fits(values.get(key)), file, f"{key} is {reprlib.repr(values.get(key))}", wanted)
+    classes, kind = values["classes"], {"str": str, "int": int}[values["label_kind"]]
+    for label in classes:
+        _wanted(type(label) is kind and _storable(label), file, f"a class is {reprlib.repr(label)}", kind.__name__)
+    for a, b in pairwise(classes):
+        _wanted(a < b, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
+    for key, type_ in _ENCODER_FIELDS.items():
+        seen = values["encoder"].get(key)
+        _wanted(
+            isinstance(seen, type_ | None), file, f"encoder.{key} is {reprlib.repr(seen)}", f"{type_.__name__} or null"
+        )
+    return values
+
+
+def _read_tensors(file: Path, K: int) -> dict[str, NDArray[Any]]:
+    """classifier.safetensors, every tensor checked before its values are read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            stored = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            seen = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
+            H, N = (seen.get(name, ("", ()))[1][axis:][:1] for name, axis in (("coef", 1), ("codes", 0)))
+            wanted = {"coef": ("F32", (K, *H)), "intercept": ("F32", (K,)), "names": ("F32", (K, *H))}
+            wanted |= {"embeddings": ("F32", (*N, *H)), "codes": ("I64", N)}
+            for name in sorted(seen.keys() | (wanted.keys() - {"names"})):
+                _wanted(name in wanted, file, f"there is a tensor {name!r}", f"only {sorted(wanted)}")
+                fine = seen.get(name) == wanted[name] and 0 not in wanted[name][1]
+                _wanted(fine, file, f"{name} is {seen.get(name, 'missing')}", "{} {}".format(*wanted[name]))
+            tensors: dict[str, NDArray[Any]] = {name: opened.get_tensor(name) for name in seen}
+    except (SafetensorError, OSError) as error:
+        raise ClassifierError(f"{file} is not safetensors ({error}); wanted a whole file; save it again") from error
+    for name, tensor in tensors.items():
+        _wanted(bool(np.isfinite(tensor).all()), file, f"{name} holds NaN or infinity", "finite numbers")
+    used = np.unique(tensors["codes"])
+    _wanted(np.array_equal(used, np.arange(K)), file, f"codes holds {reprlib.repr(used)}", f"each of 0..{K - 1}")
+    return tensors

@@ -26,7 +26,6 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -128,15 +127,26 @@ def fit_logistic(
         intercept = exact.theta[-1] - coef @ mean  # [K]
     if not (np.isfinite(coef).all() and np.isfinite(intercept).all() and math.isfinite(exact.gap + exact.value)):
         raise NumericalError(
-            f"logistic regression overflowed: C is {C:g} and the largest feature {np.abs(X).max():.3g}; wanted a finite "
-            "result; scale the features to about one or lower C"
+            f"logistic regression overflowed: C is {C:g} and the largest feature {np.abs(X).max():.3g}; "
+            "wanted a finite result; scale the features to about one or lower C"
         )
     steps, converged = quick.steps + exact.steps, exact.gap <= tol * exact.value
     intercept -= intercept.mean()
     return LogisticFit(coef - coef.mean(axis=0), intercept, exact.value, exact.gap, steps, converged)
 
 
-def softmax(logits: Array) -> Array:
+def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
+    """The values as an array `[N, H]` of finite numbers, H >= 1. InputError, naming `what`, for anything else."""
+    rows = np.asarray(values)
+    if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
+        raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}; wanted numbers [N, H], an example per row")
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise InputError(f"{what}: row {bad[0]} holds NaN or infinity; wanted finite numbers; drop or repair that row")
+    return rows
+
+
+def softmax(logits: Array) -> NDArray[Any]:
     """Probabilities of the same shape: `exp` over the last axis, divided by its sum, without overflow."""
     return _softmax(logits)[0]
 
@@ -152,19 +162,16 @@ def _softmax(logits: Array) -> tuple[Array, Array]:
 def _checked(
     X: ArrayLike, y: ArrayLike, C: float, sample_weight: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
-    X, y = np.asarray(X), np.asarray(y)
-    if X.ndim != 2 or X.dtype.kind not in "fiu" or not X.size:
-        raise InputError(f"X has shape {X.shape} and type {X.dtype}; wanted numbers [N, H] with N, H >= 1")
-    bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
-    if len(bad):
-        raise InputError(f"row {bad[0]} of X holds NaN or infinity; wanted finite numbers; drop or repair that row")
+    X, y = checked_rows(X, "X"), np.asarray(y)
+    if not len(X):
+        raise InputError("X has no rows; wanted at least one example")
     if y.shape != X.shape[:1] or y.dtype.kind not in "iu":
         raise InputError(f"y has shape {y.shape} and type {y.dtype}; wanted integers [{len(X)}], one for each row of X")
     if y.min() < 0 or y.max() >= len(y) or not np.bincount(y).all():
         raise InputError(
             f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
         )
-    if not (isinstance(C, Real) and math.isfinite(C) and C > 0):
+    if not (isinstance(C, (int, float, np.number)) and math.isfinite(C) and C > 0):
         raise InputError(f"C is {C!r}; wanted a finite number above 0")
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
@@ -180,7 +187,7 @@ def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[ND
     matrix = Z.T @ (weight[:, None] * Z)  # [R, R]
     if not np.isfinite(matrix).all():
         raise NumericalError(
-            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them down"
+            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them"
         )
     scatter, rotation = np.linalg.eigh(matrix)  # [R], [R, R]
     return span @ rotation, np.maximum(scatter, 0.0)
@@ -275,8 +282,8 @@ class _Point:
 def _minimise(problem: _Problem, theta: Array, tol: float, max_iter: int) -> _Point:
     """L-BFGS from `theta [D, K]`, in the problem's precision, until the estimated gap is within tol of the value."""
     scalar = problem.Z.dtype.type  # keeps products with Python numbers in this precision
-    theta = theta.astype(scalar)
-    logits = problem.Z @ theta  # [N, K]
+    theta = theta.astype(scalar, copy=False)  # [D, K]
+    logits: Array = problem.Z @ theta  # [N, K]
     loss, p = problem.loss(logits)
     gradient = problem.gradient(theta, p)  # [D, K]
     pairs: deque[tuple[Array, Array, float]] = deque(maxlen=MEMORY)
@@ -297,7 +304,7 @@ def _minimise(problem: _Problem, theta: Array, tol: float, max_iter: int) -> _Po
         step, logits, loss, p = found
         s = scalar(step) * direction  # [D, K]
         theta = theta + s
-        previous, gradient = gradient, problem.gradient(theta, p)
+        gradient, previous = problem.gradient(theta, p), gradient
         y = gradient - previous  # [D, K]
         if (curvature := _dot(s, y)) > 0:
             pairs.append((s, y, 1 / curvature))

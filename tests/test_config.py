@@ -308,8 +308,15 @@ def test_fields_of_a_policy_that_are_out_of_range(name, value, wanted):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"min_tokens": 1}, {"quantile": 0}, {"quantile": 1 - 2**-53}, {"layer": 0}, {"seed": 2**32 - 1}]
-    + [{"stages": [[0, 0]]}, {"stages": ((0, 0.1), (5, 0.999))}],
+    [
+        {"min_tokens": 1},
+        {"quantile": 0},
+        {"quantile": 1 - 2**-53},
+        {"layer": 0},
+        {"seed": 2**32 - 1},
+        {"stages": [[0, 0]]},
+        {"stages": ((0, 0.1), (5, 0.999))},
+    ],
 )
 def test_fields_at_the_edge_of_their_range(fields):
     PruningPolicy(**fields)

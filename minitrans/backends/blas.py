@@ -15,18 +15,25 @@ from typing import Any
 
 
 class _Limit:
-    """How many calls are inside; the first sets the limit, the last restores what was there."""
+    """Which threads are inside, once per call; the first call sets the limit, the last restores what was there."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.calls = 0
+        self.inside: list[int] = []
         self.limiter: Any = None
 
 
 _limit = _Limit()
-# A fork while another thread holds the lock must not leave it locked in the child.
+
+
+def _after_fork() -> None:
+    # Only the thread that forked is left: the others will neither release the lock nor leave.
+    _limit.lock = threading.Lock()
+    _limit.inside = [thread for thread in _limit.inside if thread == threading.get_ident()]
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: setattr(_limit, "lock", threading.Lock()))
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @cache
@@ -40,14 +47,32 @@ def _controller() -> Any:
 @contextmanager
 def single_threaded_blas() -> Iterator[None]:
     """Hold BLAS at one thread; calls may overlap and nest."""
+    thread = threading.get_ident()
     with _limit.lock:
-        if _limit.calls == 0:
-            _limit.limiter = _controller().limit(limits=1)
-        _limit.calls += 1
+        if _limit.limiter is None:
+            with _from_any_thread():
+                _limit.limiter = _controller().limit(limits=1)
+        _limit.inside.append(thread)
     try:
         yield
     finally:
         with _limit.lock:
-            _limit.calls -= 1
-            if _limit.calls == 0:
-                _limit.limiter.restore_original_limits()
+            _limit.inside.remove(thread)
+            if not _limit.inside:
+                with _from_any_thread():
+                    _limit.limiter.restore_original_limits()
+                _limit.limiter = None
+
+
+@contextmanager
+def _from_any_thread() -> Iterator[None]:
+    """threadpoolctl 3.8 and later leave OpenBLAS to the thread that first set a limit, and silently ignore the others.
+
+    The limit is the process's, though, and the first call in and the last one out may come from two threads.
+    """
+    from threadpoolctl import OpenBLASController
+
+    release = getattr(OpenBLASController, "clear_controlling_thread", lambda force: None)
+    release(force=True)
+    yield
+    release(force=True)
