@@ -95,7 +95,7 @@ class FewShotClassifier:
         texts = _text_list(texts)
         labels = _label_array(labels, len(texts))
         encoder = _default_encoder() if self.encoder is None else self.encoder
-        return self._learn(encoder, _encode(encoder, texts), labels)
+        return self._learn(encoder, _encode(encoder, texts), labels, None)
 
     def partial_fit(self: Self, texts: Iterable[str], labels: Iterable[Label]) -> Self:
         """Add examples, and classes, to what was learned; the result is that of a fit on all of them.
@@ -110,7 +110,7 @@ class FewShotClassifier:
         self._check_kind(labels)
         encoder = self._used_encoder()
         embeddings = np.vstack([self.embeddings_, self._check_width(_encode(encoder, texts))])  # [N, H]
-        return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), keep=True)
+        return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), None, keep=True)
 
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
@@ -155,7 +155,8 @@ class FewShotClassifier:
 
     def predict_embeddings(self, embeddings: ArrayLike) -> Labels:
         """`predict` for embeddings `[B, H]`: labels `[B]`."""
-        best: Labels = self.classes_[self.predict_proba_embeddings(embeddings).argmax(axis=1)]
+        p = self.predict_proba_embeddings(embeddings)  # [B, K]
+        best: Labels = self.classes_[p.argmax(axis=1)]
         return best
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
@@ -167,8 +168,9 @@ class FewShotClassifier:
         """
         self._check_fitted()
         rows = self._check_width(_rows(embeddings, "embeddings")).astype(np.float64)  # [B, H]
+        weights = self.coef_.T.astype(np.float64, order="C")  # [H, K]; the order too decides on the rounding
         # One product per row: in a product of all rows, the rounding of one would depend on how many there are.
-        logits = np.matmul(rows[:, None, :], self.coef_.T.astype(np.float64))[:, 0] + self.intercept_  # [B, K]
+        logits = np.matmul(rows[:, None, :], weights)[:, 0] + self.intercept_  # [B, K]
         p: Float64 = softmax(logits)
         return p
 
@@ -282,17 +284,11 @@ class FewShotClassifier:
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=texts)
 
     def _learn(
-        self: Self,
-        encoder: Encoder | None,
-        X: Float32,
-        labels: Labels,
-        names: Float32 | None = None,
-        keep: bool = False,
+        self: Self, encoder: Encoder | None, rows: Float32, labels: Labels, names: Float32 | None, keep: bool = False
     ) -> Self:
-        """Fit on embeddings `X [N, H]`; keep starts from the present weights. All attributes change, or none."""
-        examples = X
+        """Fit on embeddings `rows [N, H]`; keep starts from the present weights. All attributes change, or none."""
         classes, y = np.unique(labels, return_inverse=True)  # [K], [N]
-        K, H = len(classes), X.shape[1]
+        K, H = len(classes), rows.shape[1]
         if names is None and self.label_names and classes.dtype.kind == "U":
             encoder = _default_encoder() if encoder is None else encoder
             known = {}
@@ -303,8 +299,8 @@ class FewShotClassifier:
             names = np.stack([known[label] for label in classes])  # [K, H]
         if names is not None and names.shape != (K, H):
             raise InputError(f"the label names' embeddings have shape {names.shape}; wanted {(K, H)}")
-        if names is not None:
-            X, y = np.vstack([X, names]), np.append(y, np.arange(K))  # [N + K, H], [N + K]
+        X = rows if names is None else np.vstack([rows, names])  # [N + K, H]
+        y = y if names is None else np.append(y, np.arange(K))  # [N + K]
         start = None
         if keep:
             coef, intercept = np.zeros((K, H)), np.full(K, self.intercept_.min())  # [K, H], [K]
@@ -315,7 +311,7 @@ class FewShotClassifier:
         self.encoder_, self.classes_ = encoder, classes
         self.coef_, self.intercept_ = result.coef.astype(np.float32), result.intercept.astype(np.float32)
         self.n_features_in_, self.converged_ = H, result.converged
-        self.embeddings_, self.labels_, self.name_embeddings_ = examples, labels, names
+        self.embeddings_, self.labels_, self.name_embeddings_ = rows, labels, names
         return self
 
     def _embed(self, texts: str | Iterable[str]) -> Float32:
@@ -415,9 +411,7 @@ def _label_array(labels: Iterable[Label], count: int) -> Labels:
         if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
             raise InputTypeError(f"{seen}; wanted str or int; drop the example or name its class")
         if isinstance(label, str) != isinstance(items[0], str):
-            raise InputTypeError(
-                f"{seen}, label 0 is {reprlib.repr(items[0])}; wanted all str or all int; convert them"
-            )
+            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
         if not _storable(label):
             raise InputError(f"{seen}; wanted a str without NUL or an integer of 64 bits; rename the class")
     if not count or count != len(items):
@@ -473,9 +467,8 @@ def _read_description(file: Path) -> dict[str, Any]:
         _wanted(a < b, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
     for key, type_ in _ENCODER_FIELDS.items():
         seen = values["encoder"].get(key)
-        _wanted(
-            isinstance(seen, type_ | None), file, f"encoder.{key} is {reprlib.repr(seen)}", f"{type_.__name__} or null"
-        )
+        fine = isinstance(seen, type_ | None)
+        _wanted(fine, file, f"encoder.{key} is {reprlib.repr(seen)}", f"{type_.__name__} or null")
     return values
 
 
@@ -487,9 +480,11 @@ def _read_tensors(file: Path, K: int) -> dict[str, NDArray[Any]]:
         with safe_open(file, framework="numpy") as opened:
             stored = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             seen = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
-            H, N = (seen.get(name, ("", ()))[1][axis:][:1] for name, axis in (("coef", 1), ("codes", 0)))
-            wanted = {"coef": ("F32", (K, *H)), "intercept": ("F32", (K,)), "names": ("F32", (K, *H))}
-            wanted |= {"embeddings": ("F32", (*N, *H)), "codes": ("I64", N)}
+            N, H = (
+                (*seen.get(name, ("", ()))[1], 0, 0)[axis] for name, axis in (("codes", 0), ("coef", 1))
+            )  # 0: refused
+            wanted = {"coef": ("F32", (K, H)), "intercept": ("F32", (K,)), "names": ("F32", (K, H))}
+            wanted |= {"embeddings": ("F32", (N, H)), "codes": ("I64", (N,))}
             for name in sorted(seen.keys() | (wanted.keys() - {"names"})):
                 _wanted(name in wanted, file, f"there is a tensor {name!r}", f"only {sorted(wanted)}")
                 fine = seen.get(name) == wanted[name] and 0 not in wanted[name][1]

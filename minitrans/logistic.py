@@ -50,8 +50,8 @@ class LogisticFit:
         coef: `[K, H]` float64; each column sums to zero over the classes.
         intercept: `[K]` float64, summing to zero.
         objective: the value of the objective at this point.
-        gap: how far the objective can lie above its minimum: half the squared norm of the gradient, taken in float64,
-            each intercept's part divided by its curvature.
+        gap: about how far at most the objective lies above its minimum: half the squared norm of the gradient, taken in
+            float64, each intercept's part divided by its curvature.
         iterations: how many steps were taken.
         converged: whether `gap <= tol * objective`; where it is False the point is the best that was reached.
     """
@@ -246,10 +246,10 @@ class _Problem:
         return self.penalty * theta + self.Z.T @ residual
 
     def gap(self, gradient: Array, p: Array) -> float:
-        """How far above the minimum the objective can be: half the squared gradient norm over the curvature.
+        """About how far above the minimum the objective is at most: half the squared gradient norm over the curvature.
 
-        The penalty gives every weight a curvature of at least one, so their part is a bound (were the intercepts at
-        their best); an intercept's curvature is taken at this point.
+        The penalty gives every weight a curvature of at least one, so their part is a bound; the curvature of an
+        intercept is an estimate, taken at this point.
         """
         curvature = np.einsum("n,nk,nk->k", self.weight, p, 1 - p)  # [K]
         intercept = gradient[-1].astype(np.float64) ** 2 / np.maximum(curvature, np.finfo(np.float32).tiny)  # [K]

@@ -351,7 +351,7 @@ policies = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(policies)
 def test_a_policy_survives_a_dict_json_and_a_file(policy):
     with tempfile.TemporaryDirectory() as folder:

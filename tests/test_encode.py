@@ -79,7 +79,9 @@ def test_numpy_str(encoder, vectors):
     assert np.array_equal(encoder.encode(np.str_(TEXTS[1])), vectors[1])
 
 
-@pytest.mark.parametrize("empty", [[], (), iter([]), np.array([], dtype=str)], ids=["list", "tuple", "iterator", "array"])
+@pytest.mark.parametrize(
+    "empty", [[], (), iter([]), np.array([], dtype=str)], ids=["list", "tuple", "iterator", "array"]
+)
 def test_no_texts(encoder, empty):
     vectors = encoder.encode(empty)
     assert vectors.shape == (0, 32)
@@ -93,7 +95,22 @@ def test_no_texts_in_every_form(encoder):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "\n\t\r", "\0", "\x7f", "🎉🎉", "👩‍👩‍👧‍👦 family", "東京", "e\u0301", "\ufeff", "[CLS] [PAD] [SEP]", "a" * 500], ids=ascii
+    "text",
+    [
+        "",
+        " ",
+        "\n\t\r",
+        "\0",
+        "\x7f",
+        "🎉🎉",
+        "👩‍👩‍👧‍👦 family",
+        "東京",
+        "e\u0301",
+        "\ufeff",
+        "[CLS] [PAD] [SEP]",
+        "a" * 500,
+    ],
+    ids=ascii,
 )
 def test_unusual_texts(encoder, text):
     vector = encoder.encode(text)
@@ -206,7 +223,7 @@ def test_token_embeddings(encoder, policy):
 
 @pytest.mark.parametrize("output_value", [None, "tokens", ""])
 def test_output_value_is_one_of_two(encoder, output_value):
-    with pytest.raises(InputError, match="output_value is .*, wanted 'sentence_embedding' or 'token_embeddings'"):
+    with pytest.raises(InputError, match=r"output_value is .*, wanted 'sentence_embedding' or 'token_embeddings'"):
         encoder.encode(TEXTS, output_value=output_value)
 
 
@@ -318,7 +335,7 @@ def test_truncate_dim_of_the_call_wins(plain, vectors):
 
 @pytest.mark.parametrize("width", [0, -3, 2.0, "8", True])
 def test_truncate_dim_is_a_positive_integer(encoder, width):
-    with pytest.raises(InputError, match="truncate_dim is .*, wanted a positive integer"):
+    with pytest.raises(InputError, match=r"truncate_dim is .*, wanted a positive integer"):
         encoder.encode(TEXTS, truncate_dim=width)
 
 
@@ -451,7 +468,7 @@ def test_max_seq_length_may_be_set(plain):
     assert encoder.max_seq_length == 5
     assert np.array_equal(encoder.encode("the to my is of and"), encoder.encode("the to my"))
     for value in (0, 65, 5.0, True, "5"):
-        with pytest.raises(InputError, match="max_seq_length is .*, wanted an integer from 1 to 64"):
+        with pytest.raises(InputError, match=r"max_seq_length is .*, wanted an integer from 1 to 64"):
             encoder.max_seq_length = value
     assert encoder.max_seq_length == 5
 
@@ -523,7 +540,7 @@ def test_pruning_of_the_encoder_and_of_the_call(plain, encoder, vectors):
 @pytest.mark.parametrize("pruning", ["attention", True, 0.3, {"quantile": 0.3}, PruningPolicy], ids=repr)
 def test_pruning_of_the_wrong_type(encoder, pruning):
     for method in (encoder.encode, encoder.pruned_tokens):
-        with pytest.raises(PolicyError, match="pruning is .*, wanted a PruningPolicy or None"):
+        with pytest.raises(PolicyError, match=r"pruning is .*, wanted a PruningPolicy or None"):
             method(TEXTS, pruning=pruning)
 
 

@@ -161,7 +161,7 @@ def break_attention(tensors):
 
 
 def break_feed_forward(tensors):
-    tensors["encoder.layer.2.output.dense.weight"][:] = HUGE
+    tensors["encoder.layer.1.output.dense.weight"][:] = HUGE
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -171,7 +171,7 @@ def break_feed_forward(tensors):
     [
         (break_embeddings, "the embeddings"),
         (break_attention, "the attention block of layer 1"),
-        (break_feed_forward, "the feed-forward block of layer 2"),
+        (break_feed_forward, "the feed-forward block of layer 1"),
     ],
 )
 @pytest.mark.parametrize("policy", [None, PruningPolicy(min_tokens=1, layer=0)], ids=["unpruned", "pruned"])

@@ -1,5 +1,7 @@
 """The package against the golden files: every layer, every score, every kept row, every vector."""
 
+from itertools import pairwise
+
 import golden_files
 import numpy as np
 import pytest
@@ -41,7 +43,7 @@ def encoder(folder):
 
 @pytest.fixture(scope="module")
 def batch(golden):
-    return pack([golden.ids[begin:end] for begin, end in zip(golden.offsets, golden.offsets[1:], strict=False)])
+    return pack([golden.ids[begin:end] for begin, end in pairwise(golden.offsets)])
 
 
 def test_weights_are_the_recorded_ones(golden, folder):

@@ -40,7 +40,7 @@ def check(encoder, spec, sentences):
     assert vectors.dtype == np.float32
     assert encoder.get_embedding_dimension() == spec.hidden_size
     assert encoder.pooling == PoolingConfig((spec.pooling,), spec.normalize)
-    assert encoder.max_seq_length == spec.max_seq_length or spec.max_position_embeddings
+    assert encoder.max_seq_length == (spec.max_seq_length or spec.max_position_embeddings)
     lengths = np.linalg.norm(vectors, axis=1)
     assert np.isfinite(lengths).all()
     assert np.allclose(lengths, 1, atol=1e-5) == spec.normalize
@@ -53,7 +53,7 @@ def check(encoder, spec, sentences):
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 def test_small_models(tmp_path, spec):
     folder = write_model(tmp_path / spec.name, spec)
-    encoder = SentenceEncoder(folder, threads=1)
+    encoder = SentenceEncoder(folder, backend="reference", threads=1)
     check(encoder, spec, texts())
     assert (encoder.folder, encoder.precision, encoder.backend) == (folder, "float32", "reference")
     assert encoder.config.num_hidden_layers == spec.num_hidden_layers

@@ -1,5 +1,7 @@
 """Packed batches and chunks: every row and every text is there once, in order, within the limits."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_chunks(lengths, max_texts, max_tokens):
     for chunk in cut:
         assert 1 <= chunk.stop - chunk.start <= max_texts
         assert sum(lengths[chunk]) <= max_tokens or chunk.stop - chunk.start == 1
-    for chunk, following in zip(cut, cut[1:], strict=False):  # as few as can be: the next text would not have fitted
+    for chunk, following in pairwise(cut):  # as few as can be: the next text would not have fitted
         full = chunk.stop - chunk.start == max_texts
         assert full or sum(lengths[chunk]) + lengths[following.start] > max_tokens
 

@@ -136,7 +136,7 @@ def test_normalisation():
     np.testing.assert_allclose(np.linalg.norm(normalized(batch()[0]), axis=1), 1, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_a_text_depends_on_itself_alone(data):
     lengths = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))

@@ -6,7 +6,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrans import PruningPolicy, SentenceEncoder
@@ -45,7 +45,7 @@ def test_kept_count(n, q, s):
         (0, 0.5, 1, 0),
         (1, 0.999999, 1, 1),
         (10, 0.0, 1, 10),
-        (10, 0.0999, 1, 10),
+        (10, 0.0999999, 1, 10),
     ],
 )
 def test_kept_count_by_hand(n, q, s, wanted):
@@ -63,6 +63,7 @@ def scored_batches(draw):
     return pack([[0] * length for length in lengths], prefix, suffix), np.array(scores, np.float32)
 
 
+@settings(max_examples=500)
 @given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans())
 def test_select(batch_and_scores, q, s, protect):
     batch, scores = batch_and_scores
@@ -125,7 +126,10 @@ def test_random_of_a_later_stage_sees_the_tokens_that_are_left():
     policy = PruningPolicy(score="random")
     batch = pack([[2, 9, 8, 7, 3], [2, 4, 3]])
     scores = importance(policy, batch, np.array([0, 2, 4, 5, 7]), np.array([0, 3, 5]))
-    assert scores.tolist() == [*scores_by_text(policy, pack([[2, 8, 3]]))[0], *scores_by_text(policy, pack([[2, 3]]))[0]]
+    assert scores.tolist() == [
+        *scores_by_text(policy, pack([[2, 8, 3]]))[0],
+        *scores_by_text(policy, pack([[2, 3]]))[0],
+    ]
 
 
 # Merging

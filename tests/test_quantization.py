@@ -21,7 +21,7 @@ from minitrans.weights import load_parameters
 
 SPEC = find_spec("plain")
 LARGEST = 1.5e38  # the range of a row has to be a float32 too
-property_test = settings(deadline=None, max_examples=150)
+property_test = settings(max_examples=150)
 
 
 @pytest.fixture

@@ -1,0 +1,219 @@
+"""The rules of the house, read off the source: imports point one way, files stay small, names stay few."""
+
+import ast
+import importlib
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import minitrans
+
+PACKAGE = Path(minitrans.__file__).parent
+
+# Each module imports only what stands before it. A new module has to find its place here.
+ORDER = [
+    "errors",
+    "resources",
+    "manifest",
+    "mirror",
+    "hub",
+    "config",
+    "parameters",
+    "weights",
+    "quantization",
+    "tokenizer",
+    "packing",
+    "pruning",
+    "pooling",
+    "backends.activations",
+    "backends.blas",
+    "backends.reference",
+    "backends",
+    "encoder",
+    "threads",
+    "vectors",
+    "calls",
+    "model",
+    "logistic",
+    "classifier",
+    "datasets",
+    "evaluation",
+    "demo",
+    "cli",
+    "__main__",
+]
+
+PUBLIC = [
+    "FewShotClassifier",
+    "MinitransError",
+    "PruningPolicy",
+    "SentenceEncoder",
+    "TruncationWarning",
+    "__version__",
+    "pull",
+    "quantize_folder",
+]
+
+DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click", "threadpoolctl", "tqdm", "tomli"}
+CODE_THAT_RUNS_DATA = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+
+def module_name(path: Path) -> str:
+    """minitrans/backends/__init__.py -> backends; minitrans/__init__.py -> "" """
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in PATHS.items()}
+every_module = pytest.mark.parametrize("name", PATHS, ids=lambda name: name or "minitrans")
+
+
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """Everything that can run: what stands under `if TYPE_CHECKING` is left out."""
+    for child in ast.iter_child_nodes(tree):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+            yield from (node for branch in child.orelse for node in [branch, *nodes(branch)])
+        else:
+            yield child
+            yield from nodes(child)
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Full names of imported modules, those inside functions included."""
+    for node in nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            if node.module == "minitrans":
+                yield from (f"minitrans.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+def called(tree: ast.AST) -> Iterator[str]:
+    """Names of functions that are called by their bare name."""
+    for node in nodes(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            yield node.func.id
+
+
+def test_the_walk_finds_imports_in_functions_but_not_those_for_types():
+    source = """
+import a
+from minitrans import b, __version__
+if TYPE_CHECKING:
+    import types_only
+else:
+    import c
+def f():
+    if x:
+        from minitrans.d import e
+    print(eval("1"))
+"""
+    tree = ast.parse(source)
+    assert list(imports(tree)) == ["a", "minitrans.b", "minitrans.__version__", "c", "minitrans.d"]
+    assert list(called(tree)) == ["print", "eval"]
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if name])
+def test_imports_point_one_way(name):
+    assert name in ORDER, f"put {name} into ORDER, behind what it imports"
+    own = (module.removeprefix("minitrans.") for module in imports(TREES[name]) if module.startswith("minitrans."))
+    for module in own:
+        if module != "__version__":
+            assert module in ORDER, f"{name} imports {module}, which is not a module"
+            assert ORDER.index(module) < ORDER.index(name), f"{name} imports {module}"
+
+
+def test_the_package_itself_imports_nothing_but_the_standard_library():
+    assert set(imports(TREES[""])) <= {"__future__", "importlib", "typing"}
+
+
+@every_module
+def test_third_party_imports_are_declared(name):
+    modules = Counter(imports(TREES[name]))
+    for node in nodes(TREES[name]):  # scikit-learn calls these itself, so it is there
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("__sklearn_"):
+            modules -= Counter(imports(node))
+    roots = {module.partition(".")[0] for module in modules}
+    assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, "minitrans"}
+
+
+@every_module
+def test_length(name):
+    limit = 199 if name in ("encoder", "backends.reference") else 500
+    assert len(PATHS[name].read_text(encoding="utf-8").splitlines()) <= limit
+
+
+@every_module
+def test_nothing_is_printed(name):
+    assert "print" not in called(TREES[name])
+
+
+@every_module
+def test_no_data_is_run_as_code(name):
+    assert not {module.partition(".")[0] for module in imports(TREES[name])} & CODE_THAT_RUNS_DATA
+    assert not {"eval", "exec", "compile", "__import__"} & set(called(TREES[name]))
+    for node in nodes(TREES[name]):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            assert isinstance(node.value, ast.Constant)
+            assert node.value.value is False
+
+
+def undocumented(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
+        if not ast.get_docstring(node) and not {"overload", f"{node.name}.setter"} & decorators:
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from undocumented(node.body, f"{node.name}.")
+
+
+@every_module
+def test_public_names_have_docstrings(name):
+    assert ast.get_docstring(TREES[name])
+    assert list(undocumented(TREES[name].body)) == []
+
+
+def test_undocumented_names_are_found():
+    source = """
+def f(): pass
+def _g(): pass
+class C:
+    def m(self): pass
+    @x.setter
+    def x(self, value): pass
+class D:
+    '''Has one.'''
+    def m(self): '''Has one.'''
+"""
+    assert list(undocumented(ast.parse(source).body)) == ["f", "C", "C.m"]
+
+
+def test_public_names():
+    assert minitrans.__all__ == PUBLIC == dir(minitrans)
+    assert len(PUBLIC) <= 12
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_can_be_imported(name):
+    home = minitrans._HOME.get(name)
+    if home is not None and home.removeprefix("minitrans.") not in PATHS:
+        pytest.skip(f"{home} does not exist")
+    value = getattr(minitrans, name)
+    if home is not None:
+        assert value is getattr(importlib.import_module(home), name)
+        assert value.__module__ == home
+        assert value.__doc__
+
+
+def test_other_names_are_refused():
+    with pytest.raises(AttributeError, match="module 'minitrans' has no attribute 'Encoder'"):
+        minitrans.Encoder  # noqa: B018
