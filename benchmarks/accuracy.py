@@ -74,7 +74,7 @@ def main() -> None:
     texts = read_examples(options.data / "banking77" / "test.csv").texts
     full, small = (encoder.encode(texts, normalize_embeddings=True) for encoder in encoders.values())
     cosine = (full * small).sum(axis=-1)
-    print(f"\nint8 against float32, {len(texts)} texts: cosine {cosine.mean():.5f} on average, {cosine.min():.5f} worst")
+    print(f"\nint8 against float32, {len(texts)} texts: cosine {cosine.mean():.5f} mean, {cosine.min():.5f} worst")
 
 
 if __name__ == "__main__":

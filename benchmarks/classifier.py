@@ -3,7 +3,8 @@
 Both fit the same float32 embeddings of the official 5- and 10-shot splits and the label names, with C = 10. Before
 anything is timed, both are held against a tightly converged optimum and against each other's predictions. Then the
 rounds alternate, so that a busy machine is unkind to both; the ratio is the median over the rounds. scikit-learn is
-timed at its default tolerance, and once more at one that brings it as near to the optimum as this solver comes.
+timed at its default tolerance, and once more at the first that brings it within 1e-6 of the optimum, which is what
+this solver promises.
 
     --encoder NAME      model to embed with (default: the bundled one)
     --vectors FILE.npz  take embeddings from a file instead: arrays `<set>_<shots>_X` [N, H] and `<set>_<shots>_y` [N]
@@ -29,6 +30,7 @@ from minitrans.logistic import fit_logistic
 
 SETS = ("banking77", "clinc150", "hwu64")
 C = 10.0
+PROMISE = 1e-6  # how far above the minimum, relative, the answer may lie
 TIGHT = 1e-9  # scikit-learn's tolerance for the optimum that both are held against
 
 
@@ -84,7 +86,7 @@ def main() -> None:
 
     print(f"scikit-learn {sklearn.__version__}, numpy {np.__version__}, {os.cpu_count()} CPUs, {platform.processor()}")
     print("above: how far the objective ends above the minimum, relative. Times in ms, median of the rounds.\n")
-    print("| data | N x H, K | minitrans above | lbfgs above | minitrans | lbfgs | ratio | lbfgs, as exact | ratio |")
+    print("| data | N x H, K | minitrans above | lbfgs above | minitrans | lbfgs | ratio | lbfgs to 1e-6 | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, X, y in problems(arguments):
         ours, theirs, tight = fit_logistic(X, y, C=C), lbfgs(X, y, 1e-4), lbfgs(X.astype(np.float64), y, TIGHT)
@@ -92,11 +94,11 @@ def main() -> None:
         above = objective(ours.coef, ours.intercept, X, y) / best - 1
         above_lbfgs = objective(theirs.coef_, theirs.intercept_, X, y) / best - 1
         same = ((X @ ours.coef.T + ours.intercept).argmax(axis=1) == tight.predict(X)).mean()
-        if above > 1e-6 or same < 0.999:
+        if above > PROMISE or same < 0.999:
             raise SystemExit(
                 f"{name}: no agreement ({above:.1e} above the minimum, {same:.2%} equal labels); not timed"
             )
-        exact = next(tol for tol in 10.0 ** -np.arange(4, 10) if _above(X, y, tol, best) <= max(above, 1e-7))
+        exact = next((tol for tol in 10.0 ** -np.arange(4, 9) if _above(X, y, tol, best) <= PROMISE), TIGHT)
 
         work = {
             "minitrans": lambda X=X, y=y: fit_logistic(X, y, C=C),
@@ -108,15 +110,12 @@ def main() -> None:
             for key, each in work.items():
                 times[key].append(seconds(each))
         ms = {key: 1000 * statistics.median(values) for key, values in times.items()}
-        ratios = {
-            key: statistics.median(b / a for a, b in zip(times["minitrans"], times[key], strict=True)) for key in work
-        }
-        print(
-            f"| {name} | {X.shape[0]} x {X.shape[1]}, {y.max() + 1} | {above:.0e} | {above_lbfgs:.0e} | "
-            f"{ms['minitrans']:.0f} | {ms['lbfgs']:.0f} | {ratios['lbfgs']:.1f} | {ms['exact']:.0f} (tol {exact:.0e}) | "
-            f"{ratios['exact']:.1f} |",
-            flush=True,
-        )
+        pairs = {key: zip(times["minitrans"], values, strict=True) for key, values in times.items()}
+        ratio = {key: statistics.median(other / own for own, other in pair) for key, pair in pairs.items()}
+        cells = [name, f"{X.shape[0]} x {X.shape[1]}, {y.max() + 1}", f"{above:.0e}", f"{above_lbfgs:.0e}"]
+        cells += [f"{ms['minitrans']:.0f}", f"{ms['lbfgs']:.0f}", f"{ratio['lbfgs']:.1f}"]
+        cells += [f"{ms['exact']:.0f} (tol {exact:.0e})", f"{ratio['exact']:.1f}"]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _above(X: np.ndarray, y: np.ndarray, tol: float, best: float) -> float:

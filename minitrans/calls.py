@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PruningPolicy, model_file, read_json
+from minitrans.config import PruningPolicy, optional_file, read_json
 from minitrans.errors import ConfigError, InputError, InputTypeError
 from minitrans.vectors import Precision
 
@@ -57,9 +57,9 @@ class Progress:
 
 def sentence_settings(folder: Path) -> dict[str, Any]:
     """``config_sentence_transformers.json``, its fields checked."""
-    if not (folder / "config_sentence_transformers.json").exists():
+    file = optional_file(folder, "config_sentence_transformers.json")
+    if file is None:
         return {}
-    file = model_file(folder, "config_sentence_transformers.json")
     settings = read_json(file)
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,11 @@ def model_file(folder: Path, name: str) -> Path:
     if not is_file:
         raise ModelNotFoundError(f"{path} is missing; fetch the model again")
     return path
+
+
+def optional_file(folder: Path, name: str) -> Path | None:
+    """The path of a file that a model folder need not have; a dangling link counts as there, and is refused."""
+    return model_file(folder, name) if os.path.lexists(folder / name) else None
 
 
 @dataclass(frozen=True)

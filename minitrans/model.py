@@ -19,7 +19,7 @@ from minitrans.backends import load_blocks
 from minitrans.calls import Call, Progress, as_texts, output_array, sentence_settings
 from minitrans.config import PruningPolicy
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, PolicyError, TruncationError, TruncationWarning
+from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
 from minitrans.packing import chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.pooling import PoolingConfig, normalized, pool
@@ -138,7 +138,7 @@ class SentenceEncoder:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        self.tokenizer.max_seq_length = check_max_seq_length(value, self.config)
+        self.tokenizer.max_seq_length = check_max_seq_length(value, self.tokenizer.least, self.config)
 
     def get_embedding_dimension(self) -> int:
         """Numbers per embedding, after ``truncate_dim``."""
@@ -372,6 +372,8 @@ class SentenceEncoder:
 
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
         vectors = pool(encoded.hidden, encoded.offsets, self.pooling, encoded.sizes, encoded.positions)  # [B, H]
+        if not np.isfinite(vectors).all():
+            raise NumericalError("the pooling overflowed: finite hidden states near the end of float32's range")
         vectors = vectors[:, : call.dimension]
         return to_precision(normalized(vectors) if call.normalize else vectors, call.precision)
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PoolingMode, model_file, read_json
+from minitrans.config import PoolingMode, model_file, optional_file, read_json
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.packing import segments
 from minitrans.parameters import Float32
@@ -40,7 +40,7 @@ class PoolingConfig:
             UnsupportedModelError: a module other than Transformer, Pooling and Normalize.
             ConfigError: a broken file.
         """
-        if not (folder / "modules.json").exists():
+        if optional_file(folder, "modules.json") is None:
             return cls()
         modes: tuple[PoolingMode, ...] | None = None
         normalize = False

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -175,7 +176,7 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
         ModelError: the source is not a usable model folder.
     """
     source, destination = Path(source), Path(destination)
-    if destination.exists():
+    if os.path.lexists(destination):
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
     parameters = load_parameters(source)
     if parameters.precision == "int8":

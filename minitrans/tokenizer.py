@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.config import EncoderConfig, model_file, read_json
+from minitrans.config import EncoderConfig, model_file, optional_file, read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError, TokenizerError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class Tokenizer:
             )
         self._lowercase = lowercase
         self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
+        self.least = self.prefix + self.suffix + 1
         self.max_seq_length = max_seq_length
 
     @classmethod
@@ -78,9 +79,10 @@ class Tokenizer:
 
     @max_seq_length.setter
     def max_seq_length(self, value: int) -> None:
-        least = self.prefix + self.suffix + 1
-        if value < least:
-            raise TokenizerError(f"max_seq_length is {value}, wanted at least {least}: one token and the special ones")
+        if value < self.least:
+            raise TokenizerError(
+                f"max_seq_length is {value}, wanted at least {self.least}: one token and the special ones"
+            )
         self._max_seq_length = value
 
     def encode(self, texts: Sequence[str]) -> Tokenized:
@@ -134,7 +136,8 @@ def _rebuild(text: str, max_seq_length: int, lowercase: bool) -> Tokenizer:
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any]:
-    return read_json(model_file(folder, name)) if (folder / name).exists() else {}
+    file = optional_file(folder, name)
+    return {} if file is None else read_json(file)
 
 
 def _read(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
@@ -191,15 +194,15 @@ def _max_seq_length(
     return limit
 
 
-def check_max_seq_length(value: object, config: EncoderConfig) -> int:
+def check_max_seq_length(value: object, least: int, config: EncoderConfig) -> int:
     """Validate a ``max_seq_length`` given by the user.
 
     Raises:
-        InputError: not an integer, or more than the model has positions.
+        InputError: not an integer, no room beside the special tokens, or more than the model has positions.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= config.max_position_embeddings:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= config.max_position_embeddings:
         raise InputError(
-            f"max_seq_length is {value!r}, wanted an integer from 1 to {config.max_position_embeddings}, "
-            "the number of positions of this model"
+            f"max_seq_length is {value!r}, wanted an integer from {least} (one token and the special ones) to "
+            f"{config.max_position_embeddings} (the positions of this model)"
         )
     return value

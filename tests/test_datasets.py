@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 
 import pytest
 from hypothesis import given
@@ -48,9 +49,8 @@ def test_a_field_may_be_longer_than_the_csv_module_allows_and_its_limit_stays(tm
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1))
 def test_csv_round_trip(tmp_path_factory, rows):
-    rows = [(t, x) for t, x in rows if t.strip() and x.strip() and not any(0xD800 <= ord(c) < 0xE000 for c in t + x)]
-    # A carriage return alone, unquoted, is what the csv module itself cannot read back.
-    rows = [(t, x) for t, x in rows if "\0" not in t + x]
+    # Empty fields are refused by design; lone surrogates have no UTF-8 form; older csv modules refuse NUL.
+    rows = [(t, x) for t, x in rows if t.strip() and x.strip() and not re.search("[\0\ud800-\udfff]", t + x)]
     if rows:
         path = write(tmp_path_factory.mktemp("csv") / "a.csv", rows)
         assert list(zip(*vars(read_examples(path)).values(), strict=True)) == rows
@@ -59,7 +59,10 @@ def test_csv_round_trip(tmp_path_factory, rows):
 BAD = {
     "missing.csv": (None, "cannot read .*missing.csv: No such file"),
     "a.xlsx": (b"PK", r"ends in '.xlsx', wanted .csv, .tsv or .jsonl"),
-    "column.csv": (b"utterance,label\nhi,a\n", "line 2: column 'text' is missing, wanted text; found: label, utterance"),
+    "column.csv": (
+        b"utterance,label\nhi,a\n",
+        "line 2: column 'text' is missing, wanted text; found: label, utterance",
+    ),
     "short.csv": (b"text,label\nhi\n", "line 2: column 'label' is missing"),
     "long.csv": (b"text,label\nhi,a\nhi, there,a\n", "line 3: more fields than the header has"),
     "quote.csv": (b'text,label\n"hi,a\n', r"line \d: unexpected end of data"),

@@ -6,6 +6,7 @@ import json
 import logging
 import pickle
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -664,6 +665,23 @@ def test_weights_in_either_precision(plain, encoder, vectors):
     widened = SentenceEncoder(precision="float32")
     assert (bundled.precision, widened.precision) == ("int8", "float32")
     assert (bundled.encode(TEXTS) * widened.encode(TEXTS)).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_results_do_not_pile_up(plain, monkeypatch, threads):
+    """Memory does not grow with the number of texts: what was pooled is let go."""
+    seen, alive = [], []
+
+    def watched(*arguments):
+        state = forward(*arguments)
+        alive.append(sum(other() is not None for other in list(seen)))
+        seen.append(weakref.ref(state))
+        return state
+
+    monkeypatch.setattr(model, "forward", watched)
+    SentenceEncoder(plain, threads=threads).encode(["play music"] * 80, batch_size=1)
+    assert len(alive) == 80
+    assert max(alive) <= 4 * threads
 
 
 # Nothing that is not needed

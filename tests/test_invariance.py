@@ -276,7 +276,7 @@ def test_blas_with_overlapping_calls(three_blas_threads, watched):
 FORK_WITHIN_A_CALL = """
 import os, signal, threading, warnings
 from threadpoolctl import threadpool_info, threadpool_limits
-from minitrans.backends.blas import single_threaded_blas
+from minitrans.backends import blas
 
 warnings.simplefilter("ignore", DeprecationWarning)
 
@@ -284,7 +284,7 @@ def threads():
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 def call():
-    with single_threaded_blas():
+    with blas.single_threaded_blas(), blas._limit.lock:
         inside.set()
         leave.wait()
 
@@ -297,7 +297,7 @@ with threadpool_limits(3, user_api="blas"):
     child = os.fork()
     if child == 0:
         signal.alarm(60)
-        with single_threaded_blas():
+        with blas.single_threaded_blas():
             assert threads() <= {1}, threads()
         assert threads() == before, threads()
         os._exit(0)

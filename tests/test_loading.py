@@ -15,7 +15,6 @@ from minitrans.errors import (
     InputError,
     ModelNotFoundError,
     NumericalError,
-    TokenizerError,
     UnsupportedModelError,
 )
 from minitrans.pooling import PoolingConfig
@@ -144,19 +143,20 @@ def test_an_unknown_backend(folder, backend):
 # --- max_seq_length
 
 
-@pytest.mark.parametrize("value", [0, -1, 65, 512, True, 32.0, "32", None])
+@pytest.mark.parametrize("value", [0, -1, 2, 65, 512, True, 32.0, "32", None])
 def test_a_length_that_the_model_does_not_have(encoder, value):
-    with pytest.raises(InputError, match="wanted an integer from 1 to 64") as error:
+    with pytest.raises(InputError, match=r"wanted an integer from 3 \(.*\) to 64") as error:
         encoder.max_seq_length = value
     assert f"max_seq_length is {value!r}" in str(error.value)
     assert encoder.max_seq_length == 64
 
 
-@pytest.mark.parametrize("value", [1, 2])
-def test_a_length_that_leaves_no_room(encoder, value):
-    with pytest.raises(TokenizerError, match=f"max_seq_length is {value}, wanted at least 3"):
-        encoder.max_seq_length = value
-    assert encoder.max_seq_length == 64
+@pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
+def test_a_dangling_link_is_not_taken_for_a_file_that_is_not_there(folder, name):
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(folder / "nowhere")
+    with pytest.raises(ModelNotFoundError, match=f"{name} is missing"):
+        SentenceEncoder(folder)
 
 
 def test_a_length_that_is_set_holds(folder, encoder):

@@ -151,16 +151,16 @@ def test_a_limit_that_is_set(folder):
     assert tokenizer.max_seq_length == 3
 
 
-@pytest.mark.parametrize("value", [0, -1, 65, 10**400, True, 32.0, "32", None])
+@pytest.mark.parametrize("value", [0, -1, 2, 65, 10**400, True, 32.0, "32", None])
 def test_a_limit_of_the_user_that_is_none(value):
-    with pytest.raises(InputError, match="wanted an integer from 1 to 64") as error:
-        check_max_seq_length(value, CONFIG)
+    with pytest.raises(InputError, match=r"wanted an integer from 3 \(.*\) to 64") as error:
+        check_max_seq_length(value, 3, CONFIG)
     assert repr(value) in str(error.value)
 
 
-@pytest.mark.parametrize("value", [1, 64])
+@pytest.mark.parametrize("value", [3, 64])
 def test_a_limit_of_the_user(value):
-    assert check_max_seq_length(value, CONFIG) == value
+    assert check_max_seq_length(value, 3, CONFIG) == value
 
 
 # --- ids
