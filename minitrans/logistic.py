@@ -109,9 +109,10 @@ def fit_logistic(
         order = np.argsort(y, kind="stable")  # [N]: examples of a class stand together, so that sums are over runs
         X, y, weight = X[order], y[order], weight[order] * C
         mean = weight @ X / weight.sum()  # [H]
-        basis, scatter = _eigenbasis(X - mean, weight)  # [H, R], [R]
+        X -= mean
+        basis, scatter = _eigenbasis(X, weight)  # [H, R], [R]
         problem = _Problem(
-            Z=np.column_stack([(X - mean) @ basis, np.ones(len(X))]),  # [N, D]
+            Z=np.column_stack([X @ basis, np.ones(len(X))]),  # [N, D]
             y=y,
             weight=weight,
             penalty=np.append(np.ones(len(scatter)), 0.0)[:, None],  # [D, 1]
@@ -153,7 +154,8 @@ def softmax(logits: Array) -> NDArray[Any]:
 
 def _softmax(logits: Array) -> tuple[Array, Array]:
     top = logits.max(axis=-1, keepdims=True)  # [..., 1]
-    p = np.exp(logits - top)  # [..., K]
+    p = logits - top  # [..., K]
+    np.exp(p, out=p)
     total = p.sum(axis=-1, keepdims=True)  # [..., 1]
     p /= total
     return p, (np.log(total) + top)[..., 0]
@@ -181,16 +183,15 @@ def _checked(
 
 def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Orthonormal directions `[H, R]` that hold all rows of X, and the weighted scatter `[R]` along each."""
-    N, H = X.shape
-    span = np.linalg.qr(X.T)[0] if N < H else np.eye(H)  # [H, R]
-    Z = X @ span if N < H else X  # [N, R]
-    matrix = Z.T @ (weight[:, None] * Z)  # [R, R]
+    span = np.linalg.qr(X.T)[0] if len(X) < X.shape[1] else None  # [H, R]; None where R = H
+    rows = np.sqrt(weight)[:, None] * (X if span is None else X @ span)  # [N, R]
+    matrix = rows.T @ rows  # [R, R]
     if not np.isfinite(matrix).all():
         raise NumericalError(
             f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them"
         )
     scatter, rotation = np.linalg.eigh(matrix)  # [R], [R, R]
-    return span @ rotation, np.maximum(scatter, 0.0)
+    return rotation if span is None else span @ rotation, np.maximum(scatter, 0.0)
 
 
 def _start(
