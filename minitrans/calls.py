@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PruningPolicy, optional_file, read_json
-from minitrans.errors import ConfigError, InputError, InputTypeError
-from minitrans.vectors import Precision
+from minitrans.config import PruningPolicy, as_int, optional_file, read_json
+from minitrans.errors import ConfigError, InputError, InputTypeError, one_of
+from minitrans.vectors import Precision, SimilarityName
 
 logger = logging.getLogger("minitrans")
 
@@ -55,18 +55,43 @@ class Progress:
             self._bar.update(texts)
 
 
+def check_int(name: str, value: object, wanted: str = "a positive integer") -> int:
+    """An integer of at least 1, of any kind. InputError names the argument."""
+    number = as_int(value)
+    if number is None or number < 1:
+        raise InputError(f"{name} is {value!r}, wanted {wanted}")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """InputError unless the value is one of the choices."""
+    if value not in (known := tuple(choices)):
+        raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
+
+
+def check_prompts(prompts: object, source: str) -> dict[str, str]:
+    """Name -> text. InputError names the source."""
+    if not isinstance(prompts, Mapping) or not all(isinstance(x, str) for pair in prompts.items() for x in pair):
+        raise InputError(f"{source}: prompts is {prompts!r:.100}, wanted name -> text")
+    return dict(prompts)
+
+
 def sentence_settings(folder: Path) -> dict[str, Any]:
     """``config_sentence_transformers.json``, its fields checked."""
     file = optional_file(folder, "config_sentence_transformers.json")
     if file is None:
         return {}
     settings = read_json(file)
-    prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise ConfigError(f"{file}: prompts is {prompts!r}, wanted name -> text")
-    for key, kind in (("default_prompt_name", str), ("similarity_fn_name", str), ("truncate_dim", int)):
-        if not isinstance(settings.get(key), kind | None):
-            raise ConfigError(f"{file}: {key} is {settings[key]!r}, wanted a {kind.__name__}")
+    try:
+        settings["prompts"] = check_prompts(settings.get("prompts") or {}, str(file))
+        if (name := settings.get("default_prompt_name")) is not None:
+            check_choice(f"{file}: default_prompt_name", name, settings["prompts"])
+        if (name := settings.get("similarity_fn_name")) is not None:
+            check_choice(f"{file}: similarity_fn_name", name, get_args(SimilarityName))
+        if (dimension := settings.get("truncate_dim")) is not None:
+            check_int(f"{file}: truncate_dim", dimension)
+    except InputError as error:
+        raise ConfigError(str(error)) from None
     return settings
 
 
@@ -74,7 +99,8 @@ def as_texts(sentences: object) -> list[str]:
     """A str, or any iterable of str, as a list. InputTypeError names the index and type of anything else."""
     if isinstance(sentences, str):
         return [sentences]
-    if isinstance(sentences, bytes | Mapping) or not isinstance(sentences, Iterable):
+    scalar = isinstance(sentences, np.ndarray) and sentences.ndim == 0
+    if isinstance(sentences, bytes | Mapping) or scalar or not isinstance(sentences, Iterable):
         raise InputTypeError(f"sentences is a {type(sentences).__name__}, wanted a str or an iterable of str")
     texts = list(sentences)
     for i, text in enumerate(texts):

@@ -10,11 +10,9 @@ Dimension letters: N examples, B texts, H embedding width, K classes.
 from __future__ import annotations
 
 import json
-import math
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
@@ -24,6 +22,18 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
 from minitrans.logistic import checked_rows, fit_logistic, softmax
 from minitrans.resources import atomic_folder
+from minitrans.saved import (
+    FORMAT,
+    JSON_FILE,
+    LABEL_LENGTH,
+    TENSOR_FILE,
+    VERSION,
+    check_folder,
+    file_of,
+    read_description,
+    read_tensors,
+    storable,
+)
 
 Label = str | int
 Labels = NDArray[Any]  # of str or int64
@@ -31,9 +41,6 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Self = TypeVar("Self", bound="FewShotClassifier")
 
-FORMAT, VERSION = "minitrans-classifier", 1
-JSON_FILE, TENSOR_FILE = "classifier.json", "classifier.safetensors"
-JSON_LIMIT = 10_000_000  # bytes
 _PARAMETERS = ("encoder", "C", "label_names")
 
 
@@ -202,13 +209,10 @@ class FewShotClassifier:
             NotFittedError: before `fit`.
             InputError: the folder is there and holds anything but a classifier.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         self._check_fitted()
-        target = Path(folder).resolve()
-        held = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"} if target.exists() else set()
-        if others := held - {JSON_FILE, TENSOR_FILE}:
-            raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
+        target = check_folder(folder)
         policy = getattr(self.encoder_, "pruning", None)
         identity = {key: getattr(self.encoder_, key, None) for key in ("name_or_path", "model_sha256", "precision")}
         description = {
@@ -226,23 +230,32 @@ class FewShotClassifier:
         if self.name_embeddings_ is not None:
             tensors["names"] = self.name_embeddings_
         with atomic_folder(target, replace=True) as temporary:
-            save_file({name: np.ascontiguousarray(t) for name, t in tensors.items()}, temporary / TENSOR_FILE)
+            contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+            (temporary / TENSOR_FILE).write_bytes(save(contiguous))
             (temporary / JSON_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls: type[Self], folder: str | os.PathLike[str], encoder: Encoder | None = None) -> Self:
+    def load(
+        cls: type[Self],
+        folder: str | os.PathLike[str],
+        encoder: Encoder | None = None,
+        *,
+        local_files_only: bool = False,
+    ) -> Self:
         """Read what `save` wrote; without an encoder, a `SentenceEncoder` of the saved name, precision and pruning.
+
+        With `local_files_only` that encoder is never downloaded. Its weights must have the saved sha256.
 
         Raises:
             ClassifierError: the folder is incomplete, broken or inconsistent, or the encoder's weights are not those
                 that the classifier was fitted with.
             ModelNotFoundError, DownloadError: the encoder cannot be found.
         """
-        file = _file_of(Path(folder), JSON_FILE)
-        values = _read_description(file)
+        file = file_of(Path(folder), JSON_FILE)
+        values = read_description(file)
         classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
-        tensors = _read_tensors(_file_of(Path(folder), TENSOR_FILE), len(classes))
-        encoder = _saved_encoder(values["encoder"], file) if encoder is None else encoder
+        tensors = read_tensors(file_of(Path(folder), TENSOR_FILE), len(classes))
+        encoder = _saved_encoder(values["encoder"], file, local_files_only) if encoder is None else encoder
         wanted, seen = values["encoder"].get("model_sha256"), getattr(encoder, "model_sha256", None)
         if wanted is not None and seen is not None and wanted != seen:
             name = values["encoder"].get("name_or_path")
@@ -361,18 +374,23 @@ def _default_encoder() -> Encoder:
     return SentenceEncoder()
 
 
-def _saved_encoder(identity: Mapping[str, Any], file: Path) -> Encoder:
+def _saved_encoder(identity: Mapping[str, Any], file: Path, local_files_only: bool) -> Encoder:
     from minitrans.config import PruningPolicy
     from minitrans.model import SentenceEncoder
 
-    if identity.get("name_or_path") is None:
-        raise ClassifierError(f"{file} names no encoder; wanted encoder.name_or_path; pass load(folder, encoder)")
+    for key in ("name_or_path", "model_sha256"):
+        if identity.get(key) is None:
+            raise ClassifierError(
+                f"{file} does not identify its encoder; wanted encoder.{key}; pass load(folder, encoder)"
+            )
     pruning = identity.get("pruning")
     try:
         policy = None if pruning is None else PruningPolicy.from_dict(pruning, str(file))
     except PolicyError as error:
         raise ClassifierError(f"{error}; pass load(folder, encoder)") from error
-    return SentenceEncoder(identity["name_or_path"], pruning=policy, precision=identity.get("precision") or "auto")
+    precision = identity.get("precision") or "auto"
+    name = identity["name_or_path"]
+    return SentenceEncoder(name, pruning=policy, precision=precision, local_files_only=local_files_only)
 
 
 def _encode(encoder: Encoder, texts: list[str]) -> Float32:
@@ -412,88 +430,9 @@ def _label_array(labels: Iterable[Label], count: int) -> Labels:
             raise InputTypeError(f"{seen}; wanted str or int; drop the example or name its class")
         if isinstance(label, str) != isinstance(items[0], str):
             raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
-        if not _storable(label):
-            raise InputError(f"{seen}; wanted a str without NUL or an integer of 64 bits; rename the class")
+        if not storable(label):
+            wanted = f"a str without NUL of at most {LABEL_LENGTH} characters, or an integer of 64 bits"
+            raise InputError(f"{seen}; wanted {wanted}; rename the class")
     if not count or count != len(items):
         raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
     return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)
-
-
-def _storable(label: Any) -> bool:
-    return "\0" not in label if isinstance(label, str) else -(2**63) <= int(label) < 2**63
-
-
-def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
-    if not ok:
-        raise ClassifierError(f"{file}: {seen}; wanted {wanted}; save the classifier again")
-
-
-def _file_of(folder: Path, name: str) -> Path:
-    """The path of a file that is there and lies in the folder."""
-    path = folder / name
-    _wanted(path.is_file(), path, "no such file", "a folder that FewShotClassifier.save wrote")
-    _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
-    return path
-
-
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "format": (repr(FORMAT), lambda seen: seen == FORMAT),
-    "version": (repr(VERSION), lambda seen: type(seen) is int and seen == VERSION),
-    "label_kind": ("'str' or 'int'", lambda seen: seen in ("str", "int")),
-    "classes": ("a list of at least one", lambda seen: type(seen) is list and bool(seen)),
-    "C": ("a finite float above 0", lambda seen: type(seen) is float and 0 < seen < math.inf),
-    "label_names": ("true or false", lambda seen: type(seen) is bool),
-    "converged": ("true or false", lambda seen: type(seen) is bool),
-    "encoder": ("an object", lambda seen: type(seen) is dict),
-}
-_ENCODER_FIELDS = {"name_or_path": str, "model_sha256": str, "precision": str, "pruning": dict}
-
-
-def _read_description(file: Path) -> dict[str, Any]:
-    """classifier.json, every field checked."""
-    size = file.stat().st_size
-    _wanted(size <= JSON_LIMIT, file, f"{size} bytes", f"at most {JSON_LIMIT}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ClassifierError(f"{file} is not JSON ({error}); wanted an object; save the classifier again") from error
-    _wanted(isinstance(values, dict), file, f"a JSON {type(values).__name__}", "an object")
-    for key, (wanted, fits) in _FIELDS.items():
-        _wanted(fits(values.get(key)), file, f"{key} is {reprlib.repr(values.get(key))}", wanted)
-    classes, kind = values["classes"], {"str": str, "int": int}[values["label_kind"]]
-    for label in classes:
-        _wanted(type(label) is kind and _storable(label), file, f"a class is {reprlib.repr(label)}", kind.__name__)
-    for a, b in pairwise(classes):
-        _wanted(a < b, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
-    for key, type_ in _ENCODER_FIELDS.items():
-        seen = values["encoder"].get(key)
-        fine = isinstance(seen, type_ | None)
-        _wanted(fine, file, f"encoder.{key} is {reprlib.repr(seen)}", f"{type_.__name__} or null")
-    return values
-
-
-def _read_tensors(file: Path, K: int) -> dict[str, NDArray[Any]]:
-    """classifier.safetensors, every tensor checked before its values are read."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            stored = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-            seen = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in stored.items()}
-            N, H = (
-                (*seen.get(name, ("", ()))[1], 0, 0)[axis] for name, axis in (("codes", 0), ("coef", 1))
-            )  # 0: refused
-            wanted = {"coef": ("F32", (K, H)), "intercept": ("F32", (K,)), "names": ("F32", (K, H))}
-            wanted |= {"embeddings": ("F32", (N, H)), "codes": ("I64", (N,))}
-            for name in sorted(seen.keys() | (wanted.keys() - {"names"})):
-                _wanted(name in wanted, file, f"there is a tensor {name!r}", f"only {sorted(wanted)}")
-                fine = seen.get(name) == wanted[name] and 0 not in wanted[name][1]
-                _wanted(fine, file, f"{name} is {seen.get(name, 'missing')}", "{} {}".format(*wanted[name]))
-            tensors: dict[str, NDArray[Any]] = {name: opened.get_tensor(name) for name in seen}
-    except (SafetensorError, OSError) as error:
-        raise ClassifierError(f"{file} is not safetensors ({error}); wanted a whole file; save it again") from error
-    for name, tensor in tensors.items():
-        _wanted(bool(np.isfinite(tensor).all()), file, f"{name} holds NaN or infinity", "finite numbers")
-    used = np.unique(tensors["codes"])
-    _wanted(np.array_equal(used, np.arange(K)), file, f"codes holds {reprlib.repr(used)}", f"each of 0..{K - 1}")
-    return tensors

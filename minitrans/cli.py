@@ -34,13 +34,16 @@ class _Group(click.Group):
     command_class = _Command
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="minitrans")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Sentence embeddings and few-shot intents on the CPU, without torch.
 
-    Start with `minitrans demo`: it needs no network and takes a few seconds.
+    Start with `minitrans demo`: it needs no network and takes less than a minute.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _model_options(function: Any) -> Any:
@@ -49,16 +52,23 @@ def _model_options(function: Any) -> Any:
         click.option("--pruning", metavar="FILE", help="A pruning policy as JSON; `default` for the default policy."),
         click.option("--threads", type=int, help="Default: all processors that are available."),
         click.option("--local-files-only", is_flag=True, help="Never open a connection."),
+        click.option(
+            "--on-truncation",
+            type=click.Choice(["warn", "error", "ignore"]),
+            default="warn",
+            show_default=True,
+            help="When a text is too long for the model.",
+        ),
     ]
     for option in reversed(options):
         function = option(function)
     return function
 
 
-def _encoder(model: str | None, pruning: str | None, threads: int | None, local_files_only: bool) -> SentenceEncoder:
+def _encoder(model: str | None, pruning: str | None = None, **options: Any) -> SentenceEncoder:
     from minitrans.model import SentenceEncoder
 
-    return SentenceEncoder(model, pruning=_policy(pruning), threads=threads, local_files_only=local_files_only)
+    return SentenceEncoder(model, pruning=_policy(pruning), **options)
 
 
 def _policy(pruning: str | None) -> PruningPolicy | None:
@@ -79,7 +89,7 @@ def _texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[st
         return list(arguments)
     if file and file != "-":
         return read_texts(file, column)
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():
         raise InputError("no texts: give them as arguments, with --input FILE, or on standard input")
     return list(read_lines(sys.stdin))
 
@@ -112,6 +122,8 @@ def embed(
 
     if output is not None:
         check_output(output)
+        if as_json and output.endswith(".npy"):
+            raise InputError("--json does not go with a .npy file; write to .jsonl, or leave --json out")
     wanted = _texts(texts, file, column)
     vectors = _encoder(**model).encode(
         wanted, precision=precision, normalize_embeddings=normalize, show_progress_bar=_progress(len(wanted))
@@ -133,10 +145,12 @@ def embed(
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON.")
 @_model_options
 def fit(
     data: str,
     folder: str,
+    as_json: bool,
     text_column: str,
     label_column: str,
     regularization: float,
@@ -149,12 +163,16 @@ def fit(
     """
     from minitrans.classifier import FewShotClassifier
     from minitrans.datasets import read_examples
+    from minitrans.saved import check_folder
 
+    check_folder(folder)
     examples = read_examples(data, text_column, label_column)
     classifier = FewShotClassifier(_encoder(**model), C=regularization, label_names=label_names)
     classifier.fit(examples.texts, examples.labels).save(folder)
-    found = len(classifier.classes_)
-    click.echo(f"{folder}: {found} classes from {len(examples.texts)} examples", err=True)
+    classes = [str(label) for label in classifier.classes_]
+    click.echo(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples", err=True)
+    if as_json:
+        click.echo(json.dumps({"folder": folder, "classes": classes, "examples": len(examples.texts)}))
 
 
 @cli.command(
@@ -167,7 +185,16 @@ def fit(
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def predict(folder: str, texts: tuple[str, ...], file: str | None, column: str, top: int, as_json: bool) -> None:
+@click.option("--local-files-only", is_flag=True, help="Never open a connection.")
+def predict(
+    folder: str,
+    texts: tuple[str, ...],
+    file: str | None,
+    column: str,
+    top: int,
+    as_json: bool,
+    local_files_only: bool,
+) -> None:
     """Predict the labels of texts.
 
     FOLDER is what `minitrans fit` wrote. Prints label, probability and text, with tabs between them.
@@ -175,14 +202,18 @@ def predict(folder: str, texts: tuple[str, ...], file: str | None, column: str, 
     from minitrans.classifier import FewShotClassifier
 
     wanted = _texts(texts, file, column)
-    ranked = FewShotClassifier.load(folder).rank(wanted, top)
+    ranked = FewShotClassifier.load(folder, local_files_only=local_files_only).rank(wanted, top)
     if as_json:
         _print_all(
             json.dumps({"text": text, "labels": [{"label": label, "probability": p} for label, p in row]})
             for text, row in zip(wanted, ranked, strict=True)
         )
     else:
-        _print_all(f"{label}\t{p:.4f}\t{text}" for text, row in zip(wanted, ranked, strict=True) for label, p in row)
+        _print_all(
+            f"{label}\t{p:.4f}\t{' '.join(text.split())}"  # a tab or line end in the text would break the columns
+            for text, row in zip(wanted, ranked, strict=True)
+            for label, p in row
+        )
 
 
 @cli.command(
@@ -239,7 +270,9 @@ def info(model: str | None, as_json: bool) -> None:
     """Show what runs: model, sizes, backend, threads."""
     from minitrans import hub
 
-    details = {"minitrans": __version__, **_encoder(model, None, None, True).info()}
+    if model is not None and hub.find_local(model) is None:
+        raise InputError(f"{model} is not on this machine; fetch it with `minitrans pull {model}`")
+    details = {"minitrans": __version__, **_encoder(model, local_files_only=True).info()}
     if as_json:
         click.echo(json.dumps(details, indent=2))
         return
@@ -258,7 +291,9 @@ def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
     """
     from minitrans.demo import run_demo
 
-    report = run_demo(_encoder(pruning=None, **model), _policy(pruning))
+    encoder, policy = _encoder(**model), _policy(pruning)
+    click.echo("Fitting and testing, with and without pruning ...", err=True)
+    report = run_demo(encoder, policy)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
@@ -319,7 +354,8 @@ def _show_warning(message: Warning | str, *_: Any, file: TextIO | None = None, l
 
 def _quit(code: int) -> NoReturn:
     # Python flushes standard output at exit; with its reader gone that would print a traceback.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -328,7 +364,8 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     try:
         code = cli.main(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "minitrans"
         click.echo(f"Error: {error.format_message()} See `{command} --help`.", err=True)
@@ -336,8 +373,9 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _quit(130)
     except BrokenPipeError:
-        _quit(0)
+        _quit(1)  # as click does where it is the one to notice
     except (MinitransError, OSError) as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+        lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
+        click.echo(f"Error: {'; '.join(filter(None, lines))}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

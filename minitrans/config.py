@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
+
+import numpy as np
 
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError
 
@@ -48,7 +51,7 @@ def read_json(path: Path, kind: type[Any] = dict) -> Any:
     try:
         value = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}); fetch the model again") from error
+        raise ConfigError(f"{path} is not valid JSON ({error}), wanted a {kind.__name__}; restore the file") from error
     if not isinstance(value, kind):
         raise ConfigError(f"{path} holds a JSON {type(value).__name__}, wanted a {kind.__name__}")
     return value
@@ -124,9 +127,10 @@ class EncoderConfig:
             "max_position_embeddings",
             "type_vocab_size",
         ):
-            value = getattr(self, name)
-            if not _is_int(value) or not 1 <= value < 2**31:
-                raise ConfigError(f"config: {name} is {value!r}, wanted a positive integer")
+            value = as_int(getattr(self, name))
+            if value is None or not 1 <= value < 2**31:
+                raise ConfigError(f"config: {name} is {getattr(self, name)!r}, wanted a positive integer")
+            object.__setattr__(self, name, value)
         if self.num_hidden_layers > 1000:
             raise ConfigError(f"config: num_hidden_layers is {self.num_hidden_layers}, wanted at most 1000")
         if self.hidden_size % self.num_attention_heads:
@@ -134,7 +138,8 @@ class EncoderConfig:
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        if not _is_number(self.layer_norm_eps) or not 0 < self.layer_norm_eps < 1:
+        eps = _as_number(self.layer_norm_eps)
+        if eps is None or not 0 < eps < 1:
             raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
         if self.hidden_act not in get_args(Activation):
             raise UnsupportedModelError(
@@ -233,27 +238,37 @@ class PruningPolicy:
             if not ok:
                 raise PolicyError(f"pruning policy: {name} is {getattr(self, name)!r}, wanted {wanted}")
 
-        def is_quantile(value: object) -> bool:
-            return isinstance(value, int | float) and _is_number(value) and 0 <= value < 1
+        def take_int(name: str, least: int, below: int, wanted: str) -> None:
+            value = as_int(getattr(self, name))
+            check(value is not None and least <= value < below, name, wanted)
+            object.__setattr__(self, name, value)
 
-        check(_is_int(self.min_tokens) and self.min_tokens >= 1, "min_tokens", "an integer of at least 1")
+        def is_quantile(value: object) -> bool:
+            number = _as_number(value)
+            return number is not None and 0 <= number < 1
+
+        take_int("min_tokens", 1, 2**31, "an integer of at least 1")
+        take_int("layer", 0, 2**31, "an integer of at least 0")
+        take_int("seed", 0, 2**32, "an integer in [0, 2**32)")
         check(is_quantile(self.quantile), "quantile", "a number in [0, 1)")
-        check(_is_int(self.layer) and self.layer >= 0, "layer", "an integer of at least 0")
+        object.__setattr__(self, "quantile", _as_number(self.quantile))
         check(self.score in get_args(Score), "score", f"one of {', '.join(get_args(Score))}")
         check(self.reduce in get_args(Reduce), "reduce", f"one of {', '.join(get_args(Reduce))}")
         check(isinstance(self.protect_special, bool), "protect_special", "true or false")
-        check(_is_int(self.seed) and 0 <= self.seed < 2**32, "seed", "an integer in [0, 2**32)")
         check(isinstance(self.provenance, Mapping), "provenance", "a JSON object")
         if self.stages is None:
             return
         wanted = "a non-empty list of (layer, quantile) pairs, layers ascending, quantiles in [0, 1)"
         check(isinstance(self.stages, list | tuple) and len(self.stages) > 0, "stages", wanted)
+        layers: list[int] = []
         for stage in self.stages:
-            check(isinstance(stage, list | tuple) and len(stage) == 2, "stages", wanted)
-            check(_is_int(stage[0]) and stage[0] >= 0 and is_quantile(stage[1]), "stages", wanted)
-        layers = [layer for layer, _ in self.stages]
+            check(isinstance(stage, list | tuple) and len(stage) == 2 and is_quantile(stage[1]), "stages", wanted)
+            layer = as_int(stage[0])
+            check(layer is not None and layer >= 0, "stages", wanted)
+            layers.append(layer or 0)
         check(layers == sorted(set(layers)), "stages", wanted)
-        object.__setattr__(self, "stages", tuple((layer, float(quantile)) for layer, quantile in self.stages))
+        pairs = zip(layers, self.stages, strict=True)
+        object.__setattr__(self, "stages", tuple((layer, float(stage[1])) for layer, stage in pairs))
 
     @property
     def plan(self) -> dict[int, float]:
@@ -322,9 +337,18 @@ class PruningPolicy:
         return cls.from_dict(values, str(path))
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def as_int(value: object) -> int | None:
+    """An integer of any kind (NumPy's too) as an int; None for a bool or anything else."""
+    if isinstance(value, bool | np.bool_):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
-def _is_number(value: object) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
+def _as_number(value: object) -> int | float | None:
+    """An integer or finite float of any kind as Python's own; None for anything else."""
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return as_int(value)

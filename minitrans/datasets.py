@@ -57,8 +57,9 @@ def read_texts(path: str | Path, column: str = "text") -> list[str]:
 def read_lines(file: Iterable[str], name: str = "standard input") -> Iterator[str]:
     """The lines of a text stream without their ends. InputError if it is not UTF-8."""
     try:
-        for line in file:
-            yield line.rstrip("\r\n")
+        for number, line in enumerate(file):
+            # A file is opened without its byte order mark; standard input is not.
+            yield (line if number else line.removeprefix("\ufeff")).rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}; convert it") from error
 
@@ -76,7 +77,8 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
     if suffix not in (*_DELIMITERS, ".jsonl"):
         raise InputError(f"{path}: the file ends in {suffix!r}, wanted .csv, .tsv or .jsonl")
     with _open(path) as file:
-        records = _jsonl(file, path) if suffix == ".jsonl" else _delimited(file, path, _DELIMITERS[suffix])
+        delimited = suffix != ".jsonl"
+        records = _delimited(file, path, _DELIMITERS[suffix], columns) if delimited else _jsonl(file, path)
         for line, record in records:
             for column in columns:
                 if not isinstance(record.get(column), str):
@@ -99,11 +101,20 @@ def _jsonl(file: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield line, record
 
 
-def _delimited(file: TextIO, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _delimited(
+    file: TextIO, path: Path, delimiter: str, columns: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     previous = csv.field_size_limit(FIELD_LIMIT)
     try:
         # Not read_lines: a quoted field may hold line ends, which have to stay.
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        header = list(reader.fieldnames or [])
+        for column in columns:
+            if header.count(column) != 1:
+                seen = "missing" if column not in header else "there more than once"
+                raise InputError(
+                    f"{path}, line 1: column {column!r} is {seen}, wanted it once; found: {', '.join(header)}"
+                )
         for record in reader:
             if None in record:
                 raise InputError(f"{path}, line {reader.line_num}: more fields than the header has; quote the text")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitrans.classifier import FewShotClassifier
 from minitrans.config import PruningPolicy
@@ -86,7 +87,8 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
     rows = []
     for name, each in policies.items():
         predicted = [str(label) for label in classifier.predict_embeddings(vectors[name])]
-        kept = [share for text in encoder.pruned_tokens(test.texts, pruning=each) for share in text.kept]
+        pruned = [] if each is None else encoder.pruned_tokens(test.texts, pruning=each)
+        kept = [kept for text in pruned for kept in text.kept] or [True]
         rate = len(test.texts) / statistics.median(seconds[name])
         scores = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
         rows.append(DemoRow(name, *scores, rate, float(np.mean(kept))))
@@ -98,8 +100,8 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
         test_examples=len(test.texts),
         rows=rows,
         samples=_samples(classifier, encoder, policy, test),
-        probability_in_scope=_median_confidence(classifier, test),
-        probability_out_of_scope=_median_confidence(classifier, beyond),
+        probability_in_scope=_median_confidence(classifier.predict_proba_embeddings(vectors["none"])),
+        probability_out_of_scope=_median_confidence(classifier.predict_proba(beyond.texts)),
     )
 
 
@@ -137,5 +139,5 @@ def _samples(
     ]
 
 
-def _median_confidence(classifier: FewShotClassifier, examples: Examples) -> float:
-    return float(np.median(classifier.predict_proba(examples.texts).max(axis=-1)))
+def _median_confidence(probabilities: NDArray[np.float64]) -> float:
+    return float(np.median(probabilities.max(axis=-1)))

@@ -19,6 +19,10 @@ MinitransError
 └── NotFittedError        (ValueError, AttributeError)  predict before fit
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 
 class MinitransError(Exception):
     """Base class of every error that minitrans raises on purpose."""
@@ -90,3 +94,9 @@ class NotFittedError(MinitransError, ValueError, AttributeError):
 
 class TruncationWarning(UserWarning):
     """Some texts of a call were longer than ``max_seq_length`` and lost their end."""
+
+
+def one_of(choices: Iterable[object]) -> str:
+    """The choices for a message: "'a', 'b' or 'c'"."""
+    *first, last = map(repr, choices)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -332,6 +332,9 @@ def _snapshots(wanted: _Wanted, hub: Path) -> Iterator[Path]:
         except OSError:
             yield repository / "refs" / revision
             return
+        if not _COMMIT.fullmatch(revision):  # the file could say "../.."
+            yield repository / "refs" / (wanted.revision or "main")
+            return
     yield snapshots / revision
     # A known model's bytes are what counts: other revisions with the same files serve as well.
     if wanted.known is not None and snapshots.is_dir():

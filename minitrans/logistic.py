@@ -368,5 +368,6 @@ def _line_search(
 
 
 def _dot(a: Array, b: Array) -> float:
-    """The sum of `a * b`, finished in float64. Not `np.vdot`: its threads cost more than they save on short arrays."""
-    return float(np.einsum("...k,...k->...", a, b).sum(dtype=np.float64))
+    """The sum of `a * b`, finished in float64. Not `np.vdot`: its threads cost more than they save on small arrays."""
+    products = a * b if a.ndim == 1 else np.einsum("nk,nk->n", a, b)  # [n]
+    return float(products.sum(dtype=np.float64))

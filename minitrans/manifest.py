@@ -17,6 +17,7 @@ from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
 from minitrans.resources import atomic_file, bundled, is_inside, sha256_of
 
 MANIFEST = "weights/manifest.toml"
+NOTE_LIMIT = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,9 @@ class Seal:
 def read_note(path: Path) -> object:
     """Return the value of a JSON file, or None if it is missing or broken."""
     try:
-        value: object = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            value: object = json.loads(file.read(NOTE_LIMIT))
+    except (OSError, ValueError, RecursionError):
         return None
     return value
 

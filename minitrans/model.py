@@ -9,21 +9,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, overload
+from pathlib import Path
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minitrans import hub
-from minitrans.backends import load_blocks
-from minitrans.calls import Call, Progress, as_texts, output_array, sentence_settings
+from minitrans.backends import check_backend, load_blocks
+from minitrans.calls import (
+    Call,
+    Progress,
+    as_texts,
+    check_choice,
+    check_int,
+    check_prompts,
+    output_array,
+    sentence_settings,
+)
 from minitrans.config import PruningPolicy
 from minitrans.encoder import Encoded, forward
 from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
 from minitrans.packing import chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.pooling import PoolingConfig, normalized, pool
-from minitrans.quantization import with_precision
+from minitrans.quantization import PRECISIONS, with_precision
 from minitrans.resources import sha256_of
 from minitrans.threads import resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
@@ -71,7 +81,7 @@ class SentenceEncoder:
         pruning: a PruningPolicy for every call of encode, or None.
         threads: how many chunks run at once; None takes every processor that affinity and cgroup quota allow.
         truncate_dim: keep only the first dimensions of every embedding (for models trained for it).
-        prompts: name -> text put before every text; None takes the model's own.
+        prompts: name -> text put before every text; added to the model's own.
         default_prompt_name: which of them to use when a call names none.
         similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan"; None takes the model's own.
         on_truncation: what happens when texts are longer than ``max_seq_length``: "warn" once per call with their
@@ -104,10 +114,15 @@ class SentenceEncoder:
         on_truncation: OnTruncation = "warn",
     ) -> None:
         self.threads = resolve_threads(threads)
-        if on_truncation not in ("warn", "error", "ignore"):
-            raise InputError(f"on_truncation is {on_truncation!r}, wanted 'warn', 'error' or 'ignore'")
+        check_choice("on_truncation", on_truncation, get_args(OnTruncation))
+        check_choice("precision", precision, PRECISIONS)
+        check_backend(backend)
+        if similarity_fn_name is not None:
+            check_choice("similarity_fn_name", similarity_fn_name, get_args(SimilarityName))
+        if truncate_dim is not None:
+            check_int("truncate_dim", truncate_dim)
+        given = check_prompts({} if prompts is None else prompts, "SentenceEncoder")
         self.on_truncation = on_truncation
-        self.name_or_path = hub.DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
         self.folder = hub.resolve(
             model_name_or_path,
             revision=revision,
@@ -115,18 +130,19 @@ class SentenceEncoder:
             local_files_only=local_files_only,
             token=token,
         )
+        name = hub.DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
+        self.name_or_path = str(self.folder) if Path(name).is_dir() else name  # a path holds from any directory
         settings = sentence_settings(self.folder)
         parameters = with_precision(load_parameters(self.folder), precision)
         self.config = parameters.config
         self.precision = parameters.precision
-        self.pooling = PoolingConfig.from_folder(self.folder)
+        self.pooling = PoolingConfig.from_folder(self.folder, self.config.hidden_size)
         self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
         self.blocks = load_blocks(backend, parameters)
         self.backend = self.blocks.name
         self.pruning = self._check_policy(pruning)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
-        self._dimension(None)
-        self.prompts: dict[str, str] = dict(settings.get("prompts") or {}) if prompts is None else dict(prompts)
+        self.prompts: dict[str, str] = settings.get("prompts", {}) | given
         self.default_prompt_name = default_prompt_name or settings.get("default_prompt_name")
         self._prompt(None, None)
         self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
@@ -162,9 +178,10 @@ class SentenceEncoder:
         show_progress_bar: bool | None = ...,
         output_value: Literal["sentence_embedding", "token_embeddings"] = ...,
         precision: str = ...,
+        *,
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
-        *,
+        convert_to_numpy: Literal[True] = ...,
         pruning: PruningPolicy | Inherit | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> NDArray[Any]: ...
@@ -178,9 +195,10 @@ class SentenceEncoder:
         show_progress_bar: bool | None = ...,
         output_value: Literal["sentence_embedding"] = ...,
         precision: str = ...,
+        *,
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
-        *,
+        convert_to_numpy: Literal[True] = ...,
         pruning: PruningPolicy | Inherit | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> NDArray[Any]: ...
@@ -197,6 +215,7 @@ class SentenceEncoder:
         precision: Literal["float32"] = ...,
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
+        convert_to_numpy: Literal[True] = ...,
         pruning: PruningPolicy | Inherit | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> list[NDArray[Any]]: ...
@@ -209,9 +228,10 @@ class SentenceEncoder:
         show_progress_bar: bool | None = None,
         output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
         precision: str = "float32",
+        *,
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
-        *,
+        convert_to_numpy: Literal[True] = True,
         pruning: PruningPolicy | Inherit | None = "inherit",
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any] | list[NDArray[Any]]:
@@ -229,8 +249,9 @@ class SentenceEncoder:
                 (see minitrans.vectors.to_precision).
             normalize_embeddings: scale every embedding to length 1.
             truncate_dim: keep only the first dimensions; None takes the encoder's own.
+            convert_to_numpy: True; here so that calls written for sentence-transformers run.
             pruning: a PruningPolicy, None for no pruning, or "inherit" for the encoder's own.
-            out: an array [B, H] of the right dtype to write into, for example a memmap; it is returned.
+            out: an array [B, H] of the right dtype to write into, for example a memmap.
 
         Returns:
             float32 [H] or [B, H], or the format of ``precision``; a list of arrays for "token_embeddings".
@@ -242,14 +263,12 @@ class SentenceEncoder:
             PolicyError: the policy does not fit the model.
             NumericalError: NaN or infinity inside the model, with the layer.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size!r}, wanted a positive integer")
-        if output_value not in ("sentence_embedding", "token_embeddings"):
-            raise InputError(f"output_value is {output_value!r}, wanted 'sentence_embedding' or 'token_embeddings'")
+        check_choice("output_value", output_value, ("sentence_embedding", "token_embeddings"))
+        check_choice("convert_to_numpy", convert_to_numpy, (True,))
         texts = as_texts(sentences)
         prefix = self._prompt(prompt, prompt_name)
         call = Call(
-            batch_size,
+            check_int("batch_size", batch_size),
             self._policy(pruning),
             check_precision(precision),
             normalize_embeddings,
@@ -323,9 +342,6 @@ class SentenceEncoder:
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SentenceEncoder:
-        return self  # scikit-learn's clone copies parameters; the weights need not be copied with them
-
     def _run(
         self, texts: Sequence[str], prefix: str, call: Call, progress: Progress
     ) -> Iterator[tuple[slice, Encoded]]:
@@ -344,7 +360,7 @@ class SentenceEncoder:
         if truncated and self.on_truncation == "warn":
             warnings.warn(
                 f"{truncated} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
-                'and lost their end; shorten them, or pass on_truncation="ignore" to accept it',
+                'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
                 TruncationWarning,
                 stacklevel=3,
             )
@@ -354,14 +370,16 @@ class SentenceEncoder:
     ) -> Iterator[Encoded]:
         def work(place: slice) -> Encoded:
             batch = pack(ids[place], self.tokenizer.prefix, self.tokenizer.suffix)
-            return forward(self.blocks, batch, policy)
+            with np.errstate(all="ignore"):  # forward reports what is not finite, with its place
+                return forward(self.blocks, batch, policy)
 
         threads = min(self.threads, len(places))
         if threads <= 1:
             yield from map(work, places)
             return
         # A pool per call, not per encoder: none is left behind to break a fork.
-        with ThreadPoolExecutor(threads, thread_name_prefix="minitrans") as pool:
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="minitrans")
+        try:
             ahead = 2 * threads  # results wait here, so bound them
             pending = [pool.submit(work, place) for place in places[:ahead]]
             for i in range(len(places)):
@@ -369,6 +387,8 @@ class SentenceEncoder:
                     pending.append(pool.submit(work, places[i + ahead]))
                 yield pending[i].result()
                 pending[i] = None  # type: ignore[call-overload]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
         vectors = pool(encoded.hidden, encoded.offsets, self.pooling, encoded.sizes, encoded.positions)  # [B, H]
@@ -383,12 +403,13 @@ class SentenceEncoder:
         if too_long and self.on_truncation == "error":
             raise TruncationError(
                 f"text {begin + too_long[0]} has {lengths[too_long[0]]} tokens, max_seq_length is {limit}; "
-                'shorten it, or pass on_truncation="warn"'
+                'shorten it, or accept it with SentenceEncoder(on_truncation="warn")'
             )
         return len(too_long)
 
     def _policy(self, pruning: object) -> PruningPolicy | None:
-        return self.pruning if pruning == "inherit" else self._check_policy(pruning)
+        inherit = isinstance(pruning, str) and pruning == "inherit"
+        return self.pruning if inherit else self._check_policy(pruning)
 
     def _check_policy(self, policy: object) -> PruningPolicy | None:
         if policy is None:
@@ -403,13 +424,11 @@ class SentenceEncoder:
         value = self.truncate_dim if truncate_dim is None else truncate_dim
         if value is None:
             return whole
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"truncate_dim is {value!r}, wanted a positive integer")
-        return min(value, whole)
+        return min(check_int("truncate_dim", value), whole)
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
-            return prompt
+            return check_prompts({"prompt": prompt}, "encode")["prompt"]
         name = self.default_prompt_name if name is None else name
         if name is None:
             return ""
@@ -419,5 +438,7 @@ class SentenceEncoder:
 
     def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            options["prompt_name"] = next((name for name in names if name in self.prompts), None)
+            name = next((name for name in names if name in self.prompts), None)
+            # No such prompt is no prompt, not the default one.
+            options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options

@@ -20,9 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import EncoderConfig
+from minitrans.errors import UnsupportedModelError
 
 Float32: TypeAlias = NDArray[np.float32]
 Int8: TypeAlias = NDArray[np.int8]
+
+
+INT8_INPUTS = (2**31 - 1) // (255 * 127)  # the most products of a uint8 and an int8 that an int32 holds
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,14 @@ class Int8Linear:
     weight: Int8  # [N, K]
     scale: Float32  # [N]
     bias: Float32  # [N]
+
+    def __post_init__(self) -> None:
+        inputs = self.weight.shape[1]
+        if inputs > INT8_INPUTS:
+            raise UnsupportedModelError(
+                f"an int8 linear map has {inputs} inputs, wanted at most {INT8_INPUTS}, the most whose sum is exact in "
+                "32 bits; use precision='float32'"
+            )
 
 
 @dataclass(frozen=True)

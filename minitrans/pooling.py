@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -33,7 +34,7 @@ class PoolingConfig:
     normalize: bool = False
 
     @classmethod
-    def from_folder(cls, folder: Path) -> PoolingConfig:
+    def from_folder(cls, folder: Path, hidden_size: int) -> PoolingConfig:
         """Follow ``modules.json``; without one it is mean pooling, as in sentence-transformers.
 
         Raises:
@@ -45,10 +46,14 @@ class PoolingConfig:
         modes: tuple[PoolingMode, ...] | None = None
         normalize = False
         for kind, path in _modules(folder):
-            if kind == "Pooling":
-                modes = _read_modes(folder, f"{path}/config.json" if path else "config.json")
-            elif kind == "Normalize":
+            if kind == "Pooling" and modes is None:
+                modes = _read_modes(folder, f"{path}/config.json" if path else "config.json", hidden_size)
+            elif kind == "Normalize" and modes is not None:
                 normalize = True
+            elif kind in ("Pooling", "Normalize"):
+                raise UnsupportedModelError(
+                    f"{folder / 'modules.json'}: {kind} is out of place, wanted Transformer, Pooling, Normalize"
+                )
             elif kind != "Transformer":
                 raise UnsupportedModelError(
                     f"{folder / 'modules.json'}: module {kind!r} is not supported, wanted Transformer, Pooling or "
@@ -78,20 +83,26 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
     return entries
 
 
-def _read_modes(folder: Path, name: str) -> tuple[PoolingMode, ...]:
+def _read_modes(folder: Path, name: str, hidden_size: int) -> tuple[PoolingMode, ...]:
     file = model_file(folder, name)
     values = read_json(file)
     if values.get("include_prompt") is False:
         raise UnsupportedModelError(
             f"{file}: include_prompt=false is not supported, wanted prompts that are pooled too"
         )
+    width = values.get("embedding_dimension", values.get("word_embedding_dimension", hidden_size))
+    if width != hidden_size:
+        raise ConfigError(f"{file}: the embeddings are {width!r} wide, wanted {hidden_size}, the model's hidden_size")
     modes: Any = values.get("pooling_mode")
-    if modes is None:
+    if modes is None and not any(key in values for key in _LEGACY_KEYS):
+        modes = ["mean"]
+    elif modes is None:
         modes = [mode for key, mode in _LEGACY_KEYS.items() if values.get(key) is True]
     elif isinstance(modes, str):
         modes = modes.split("+")
-    if not isinstance(modes, list) or not modes or not all(mode in get_args(PoolingMode) for mode in modes):
-        raise ConfigError(f"{file}: pooling is {modes!r}, wanted one or more of {', '.join(get_args(PoolingMode))}")
+    known = get_args(PoolingMode)
+    if not (isinstance(modes, list) and modes and all(mode in known for mode in modes) and len({*modes}) == len(modes)):
+        raise ConfigError(f"{file}: pooling is {reprlib.repr(modes)}, wanted some of {', '.join(known)}, each once")
     return tuple(modes)
 
 

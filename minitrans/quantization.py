@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import model_file, read_json
-from minitrans.errors import InputError, ModelNotFoundError
+from minitrans.errors import InputError, ModelNotFoundError, one_of
 from minitrans.manifest import load_manifest
 from minitrans.parameters import (
     EMBEDDING_NAMES,
@@ -47,6 +47,8 @@ from minitrans.parameters import (
 )
 from minitrans.resources import atomic_folder, sha256_of
 from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
+
+PRECISIONS = ("auto", "float32", "int8")
 
 # A row whose range is below this holds nothing but zeros for all purposes; its scale is taken as 1.
 TINY = np.float32(1e-30)
@@ -128,13 +130,13 @@ def with_precision(parameters: Parameters, precision: str) -> Parameters:
     Raises:
         InputError: another precision.
     """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}, wanted {one_of(PRECISIONS)}")
     if precision in ("auto", parameters.precision):
         return parameters
     if precision == "int8":
         return _map_matrices(parameters, quantize_linear, quantize_embedding)
-    if precision == "float32":
-        return _map_matrices(parameters, dequantize_linear, dequantize_embedding)
-    raise InputError(f"precision is {precision!r}, wanted 'auto', 'float32' or 'int8'")
+    return _map_matrices(parameters, dequantize_linear, dequantize_embedding)
 
 
 _L = TypeVar("_L", bound=AnyLinear)

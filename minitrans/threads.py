@@ -6,6 +6,7 @@ import math
 import os
 from pathlib import Path
 
+from minitrans.config import as_int
 from minitrans.errors import InputError
 
 
@@ -24,9 +25,10 @@ def resolve_threads(threads: int | None) -> int:
     """
     if threads is None:
         return available_cpus()
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise InputError(f"threads is {threads!r}, wanted a positive integer, or None for all available processors")
-    return threads
+    number = as_int(threads)
+    if number is None or number < 1:
+        raise InputError(f"threads is {threads!r}, wanted a positive integer (the default is all available processors)")
+    return number
 
 
 def _cgroup_quota(root: Path, self_cgroup: Path) -> float | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.config import EncoderConfig, as_int, model_file, optional_file, read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError, TokenizerError
 
 if TYPE_CHECKING:
@@ -38,23 +40,35 @@ class Tokenizer:
         vocab_size: rows of the word embedding; every id has to be below it.
         max_seq_length: texts are cut to this many tokens, special tokens included.
         lowercase: lower-case the text first (``do_lower_case`` of sentence_bert_config.json).
+        truncation_side: which end a text that is too long loses, "right" or "left".
 
     Raises:
         TokenizerError: an id at or above ``vocab_size``, or no room beside the special tokens.
     """
 
-    def __init__(self, fast: FastTokenizer, vocab_size: int, max_seq_length: int, lowercase: bool = False) -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        vocab_size: int,
+        max_seq_length: int,
+        lowercase: bool = False,
+        truncation_side: str = "right",
+    ) -> None:
         fast.no_truncation()
         fast.no_padding()
+        if getattr(fast.model, "dropout", None):
+            fast.model.dropout = None  # a training aid that draws another split each time
         self._fast = fast
-        around = self._encoding("a")  # the template of the special tokens has ids of its own
-        largest = max([*fast.get_vocab(with_added_tokens=True).values(), *around.ids], default=-1)
+        vocabulary = fast.get_vocab(with_added_tokens=True)
+        around = self._probe(vocabulary)  # the template of the special tokens has ids of its own
+        largest = max([*vocabulary.values(), *around.ids], default=-1)
         if largest >= vocab_size:
             raise TokenizerError(
                 f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}; tokenizer and "
                 "weights belong to different models"
             )
         self._lowercase = lowercase
+        self._truncation_side = truncation_side
         self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
         self.least = self.prefix + self.suffix + 1
         self.max_seq_length = max_seq_length
@@ -68,7 +82,7 @@ class Tokenizer:
         lowercase = settings.get("do_lower_case", False) is True
         limit = _max_seq_length(folder, settings, tokenizer_config, config)
         try:
-            return cls(fast, config.vocab_size, limit, lowercase)
+            return cls(fast, config.vocab_size, limit, lowercase, _truncation_side(folder, tokenizer_config))
         except TokenizerError as error:
             raise TokenizerError(f"{folder}: {error}") from None
 
@@ -108,31 +122,47 @@ class Tokenizer:
     def _cut(self, ids: list[int]) -> list[int]:
         if len(ids) <= self._max_seq_length:
             return ids
-        return ids[: self._max_seq_length - self.suffix] + ids[len(ids) - self.suffix :]
+        room = self._max_seq_length - self.prefix - self.suffix
+        end = len(ids) - self.suffix
+        content = ids[self.prefix : self.prefix + room] if self._truncation_side == "right" else ids[end - room : end]
+        return ids[: self.prefix] + content + ids[end:]
 
     def _encoding(self, text: str) -> Encoding:
-        try:
+        with _library_errors(f"the tokenizer cannot encode {text!r:.50}"):
             return self._fast.encode(text)
-        except Exception as error:  # the library raises bare Exception, as for a vocabulary without [UNK]
-            raise TokenizerError(
-                f"the tokenizer cannot encode {text!r:.50} ({error}); fetch the model again"
-            ) from error
+
+    def _probe(self, vocabulary: Mapping[str, int]) -> Encoding:
+        """A short text with its special tokens: the first that gives a token at all."""
+        for text in ("a", *islice(vocabulary, 1000)):
+            encoding = self._encoding(text)
+            if 0 in encoding.special_tokens_mask:
+                return encoding
+        raise TokenizerError("the tokenizer gives no token for any text tried, wanted one; fetch the model again")
 
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._lowercase)
+        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._lowercase, self._truncation_side)
+
+
+@contextmanager
+def _library_errors(what: str) -> Iterator[None]:
+    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
 
 
 def _special_tokens(mask: list[int]) -> tuple[int, int]:
     """How many special tokens the template puts before and behind a text."""
-    if 0 not in mask:
-        return len(mask), 0
     return mask.index(0), mask[::-1].index(0)
 
 
-def _rebuild(text: str, max_seq_length: int, lowercase: bool) -> Tokenizer:
+def _rebuild(text: str, *options: Any) -> Tokenizer:
     from tokenizers import Tokenizer as FastTokenizer
 
-    return Tokenizer(FastTokenizer.from_str(text), 2**31, max_seq_length, lowercase)
+    return Tokenizer(FastTokenizer.from_str(text), 2**31, *options)
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any]:
@@ -147,10 +177,27 @@ def _read(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
         return _read_vocabulary(folder, settings)
     from tokenizers import Tokenizer as FastTokenizer
 
-    try:
-        return FastTokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise TokenizerError(f"{file} is not a tokenizer that can be read ({error}); fetch the model again") from error
+    with _library_errors(f"{file} is not a tokenizer that can be read"):
+        fast = FastTokenizer.from_str(file.read_text(encoding="utf-8"))
+    _apply_settings(fast, settings)
+    return fast
+
+
+def _apply_settings(fast: FastTokenizer, settings: dict[str, Any]) -> None:
+    """tokenizer_config.json wins over the normalizer of tokenizer.json, as in transformers."""
+    from tokenizers.normalizers import BertNormalizer
+
+    normalizer = fast.normalizer
+    if not isinstance(normalizer, BertNormalizer):
+        return
+    for key, attribute in (
+        ("do_lower_case", "lowercase"),
+        ("strip_accents", "strip_accents"),
+        ("tokenize_chinese_chars", "handle_chinese_chars"),
+    ):
+        if isinstance(settings.get(key), bool) and settings[key] != getattr(normalizer, attribute):
+            setattr(normalizer, attribute, settings[key])
+            fast.normalizer = normalizer
 
 
 def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
@@ -162,7 +209,7 @@ def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
         ) from None
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-    try:
+    with _library_errors(f"{file} is not a WordPiece vocabulary"):
         tokens = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 may be a token
         vocabulary = {token: i for i, token in enumerate(tokens)}
         wordpiece = BertWordPieceTokenizer(
@@ -171,10 +218,15 @@ def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
             strip_accents=settings.get("strip_accents"),
             handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is True,
         )
-    except Exception as error:
-        raise TokenizerError(f"{file} is not a WordPiece vocabulary ({error}); fetch the model again") from error
     fast: FastTokenizer = wordpiece._tokenizer  # the wrapper hides special_tokens_mask and to_str
     return fast
+
+
+def _truncation_side(folder: Path, tokenizer_config: dict[str, Any]) -> str:
+    side = tokenizer_config.get("truncation_side", "right")
+    if side not in ("right", "left"):
+        raise ConfigError(f"{folder / 'tokenizer_config.json'}: truncation_side is {side!r}, wanted 'right' or 'left'")
+    return str(side)
 
 
 def _max_seq_length(
@@ -200,9 +252,10 @@ def check_max_seq_length(value: object, least: int, config: EncoderConfig) -> in
     Raises:
         InputError: not an integer, no room beside the special tokens, or more than the model has positions.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= config.max_position_embeddings:
+    limit = as_int(value)
+    if limit is None or not least <= limit <= config.max_position_embeddings:
         raise InputError(
             f"max_seq_length is {value!r}, wanted an integer from {least} (one token and the special ones) to "
             f"{config.max_position_embeddings} (the positions of this model)"
         )
-    return value
+    return limit

@@ -61,7 +61,7 @@ class StoredTensor:
 
     dtype: str
     shape: tuple[int, ...]
-    data: memoryview
+    data: bytes
     file: Path
 
     def describe(self) -> str:
@@ -114,20 +114,21 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     from safetensors import SafetensorError, safe_open
 
+    tensors = {}
     try:
         with safe_open(path, framework="numpy"):
             pass  # opening validates the header: its size, offsets, overlaps and the file's length
-        data = memoryview(path.read_bytes())
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(header_size))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                file.seek(8 + header_size + begin)
+                # Bytes of its own for each tensor, so that those a backend repacks can be let go.
+                tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file.read(end - begin), path)
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not a valid safetensors file ({error}); fetch the model again") from error
-    header_size = int.from_bytes(data[:8], "little")
-    header: dict[str, Any] = json.loads(bytes(data[8 : 8 + header_size]))
-    body = data[8 + header_size :]
-    tensors = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            begin, end = entry["data_offsets"]
-            tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), body[begin:end], path)
     return tensors
 
 
@@ -145,9 +146,8 @@ def load_parameters(folder: Path) -> Parameters:
         WeightsError: a broken file; missing, unexpected, wrongly shaped or typed tensors; NaN or infinity. The
             message names file, tensor, what was seen and what was wanted.
     """
-    values = read_json(model_file(folder, "config.json"))
-    config = EncoderConfig.from_dict(values, str(folder / "config.json"))
-    precision = _stored_precision(values, folder)
+    config = EncoderConfig.from_folder(folder)
+    precision = _stored_precision(folder)
     stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         for name, tensor in read_tensors(file).items():
@@ -186,8 +186,8 @@ def assemble(config: EncoderConfig, arrays: Mapping[str, NDArray[Any]]) -> Param
     return Parameters(config, **tables, embeddings_norm=norm(EMBEDDINGS_NORM), layers=layers)
 
 
-def _stored_precision(values: Mapping[str, Any], folder: Path) -> str:
-    quantization = values.get("quantization_config")
+def _stored_precision(folder: Path) -> str:
+    quantization = read_json(model_file(folder, "config.json")).get("quantization_config")
     if quantization is None:
         return "float32"
     if not isinstance(quantization, dict):

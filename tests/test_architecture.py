@@ -38,6 +38,7 @@ ORDER = [
     "calls",
     "model",
     "logistic",
+    "saved",
     "classifier",
     "datasets",
     "evaluation",

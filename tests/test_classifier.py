@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from minitrans import classifier as module
 from minitrans.classifier import FewShotClassifier, label_text
+from minitrans.config import JSON_LIMIT
 from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
 
 TEXTS = [
@@ -585,7 +586,7 @@ def test_an_encoder_without_identity(tmp_path, encoder):
 
     FewShotClassifier(Plain()).fit(TEXTS, LABELS).save(tmp_path / "saved")
     assert FewShotClassifier.load(tmp_path / "saved", encoder).predict(TEXTS).tolist() == LABELS
-    with pytest.raises(ClassifierError, match=r"names no encoder; .*pass load\(folder, encoder\)"):
+    with pytest.raises(ClassifierError, match=r"does not identify its encoder; .*pass load\(folder, encoder\)"):
         FewShotClassifier.load(tmp_path / "saved")
 
 
@@ -621,7 +622,7 @@ def test_load_makes_the_encoder_that_was_saved(monkeypatch, tmp_path, encoder):
     encoder.pruning, encoder.precision = Policy(), "int8"
     FewShotClassifier(encoder).fit(TEXTS, LABELS).save(tmp_path / "saved")
     assert FewShotClassifier.load(tmp_path / "saved").encoder is encoder
-    assert made == [(("hash",), {"pruning": ("policy", 1), "precision": "int8"})]
+    assert made == [(("hash",), {"pruning": ("policy", 1), "precision": "int8", "local_files_only": False})]
 
     edit(tmp_path / "saved", lambda values: values["encoder"].update(pruning={"layer": 2}))
     with pytest.raises(ClassifierError, match=r"classifier.json: unknown fields; pass load\(folder, encoder\)"):
@@ -667,7 +668,7 @@ def test_a_failed_save_leaves_nothing_half_written(monkeypatch, encoder, tmp_pat
         raise OSError("disk full")
 
     if fails_at == "tensors":
-        monkeypatch.setattr("safetensors.numpy.save_file", fail)
+        monkeypatch.setattr("safetensors.numpy.save", fail)
     elif fails_at == "description":
         monkeypatch.setattr("pathlib.Path.write_text", fail)
     else:
@@ -732,17 +733,17 @@ def test_symlink_in_a_circle(folder):
 )
 def test_not_json(folder, content):
     (folder / "classifier.json").write_bytes(content)
-    refused(folder, "is not JSON|format is None")
+    refused(folder, "is not valid JSON|format is None")
 
 
 def test_json_of_another_kind(folder):
     (folder / "classifier.json").write_text("[1, 2]")
-    refused(folder, "a JSON list; wanted an object")
+    refused(folder, "a JSON list, wanted a dict")
 
 
 def test_huge_json(folder):
-    os.truncate(folder / "classifier.json", 10_000_001)
-    refused(folder, "10000001 bytes; wanted at most 10000000")
+    os.truncate(folder / "classifier.json", JSON_LIMIT + 1)
+    refused(folder, f"{JSON_LIMIT + 1} bytes, wanted at most {JSON_LIMIT}")
 
 
 @pytest.mark.parametrize(
@@ -855,3 +856,13 @@ def test_broken_safetensors(folder, damage):
     file = folder / "classifier.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     refused(folder, "classifier.safetensors is not safetensors")
+
+
+def test_a_label_of_any_length_would_cost_memory_for_all(encoder):
+    with pytest.raises(InputError, match="at most 1000 characters"):
+        FewShotClassifier(encoder).fit(TEXTS, ["x" * 1001, *LABELS[1:]])
+
+
+def test_hostile_labels_are_refused_before_they_take_memory(folder):
+    edit(folder, lambda values: values.update(classes=["a" * 1_000_000, *values["classes"]]))
+    refused(folder, "a class is 'aaa.*; wanted str")

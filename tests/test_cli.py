@@ -165,6 +165,9 @@ BAD = {
     ("predict",): "Missing argument 'FOLDER'",
     ("predict", "/nope", "hi"): "/nope",
     ("predict", "/nope", "hi", "--top", "0"): "--top",
+    ("info", "nosuch"): "nosuch is not on this machine; fetch it with `minitrans pull nosuch`",
+    ("embed", "hi", "-o", "a.npy", "--json"): "--json does not go with a .npy file",
+    ("embed", "hi " * 300, "--on-truncation", "error"): "max_seq_length is 256",
     ("embed", "hi", "-o", "a.txt"): "wanted .npy or .jsonl",
     ("embed", "hi", "-o", "/dev/null/a.npy"): "/dev/null",
     ("embed", "hi", "-i", "a.txt"): "both as arguments and with --input",
@@ -180,7 +183,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
+@pytest.mark.parametrize("arguments", BAD, ids=lambda arguments: " ".join(arguments)[:40])
 def test_bad_input_is_one_line_and_exit_code_2(run, arguments, no_network):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
@@ -211,6 +214,21 @@ def test_a_closed_pipe_ends_quietly():
     process.stderr.close()
 
 
+def test_alone_it_prints_its_help(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert "minitrans demo" in out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes them")
+@pytest.mark.parametrize("closed", [">&-", "<&-"])
+def test_closed_streams_print_no_traceback(closed):
+    command = f"{sys.executable} -m minitrans embed {'hi' if closed[0] == '>' else ''} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (0 if closed[0] == ">" else 2)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_ctrl_c_ends_quietly(tmp_path):
     (tmp_path / "many.txt").write_text("hello there, how are you today?\n" * 20_000)
@@ -224,7 +242,7 @@ def test_ctrl_c_ends_quietly(tmp_path):
 
 def test_demo_prints_a_table_and_needs_no_network(run, no_network):
     code, out, err = run("demo")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "Fitting and testing, with and without pruning ...\n")
     lines = out.splitlines()
     header = next(i for i, line in enumerate(lines) if line.startswith("pruning"))
     assert lines[header].split() == ["pruning", "accuracy", "macro", "F1", "texts/s", "tokens", "kept"]

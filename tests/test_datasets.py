@@ -61,8 +61,10 @@ BAD = {
     "a.xlsx": (b"PK", r"ends in '.xlsx', wanted .csv, .tsv or .jsonl"),
     "column.csv": (
         b"utterance,label\nhi,a\n",
-        "line 2: column 'text' is missing, wanted text; found: label, utterance",
+        "line 1: column 'text' is missing, wanted it once; found: utterance, label",
     ),
+    "twice.csv": (b"text,label,text\nhi,a,there\n", "line 1: column 'text' is there more than once"),
+    "nothing.csv": (b"", "line 1: column 'text' is missing"),
     "short.csv": (b"text,label\nhi\n", "line 2: column 'label' is missing"),
     "long.csv": (b"text,label\nhi,a\nhi, there,a\n", "line 3: more fields than the header has"),
     "quote.csv": (b'text,label\n"hi,a\n', r"line \d: unexpected end of data"),

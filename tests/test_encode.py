@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import pickle
+import shutil
 import sys
 import weakref
 
@@ -203,9 +204,17 @@ def test_constructor_refuses(plain, options, error, message):
 
 
 def test_positional_arguments_are_those_of_sentence_transformers(encoder):
-    named = encoder.encode(TEXTS, prompt="set: ", batch_size=2, precision="int8", normalize_embeddings=True)
-    given = encoder.encode(TEXTS, None, "set: ", 2, False, "sentence_embedding", "int8", True)
+    named = encoder.encode(TEXTS, prompt="set: ", batch_size=2, precision="int8")
+    given = encoder.encode(TEXTS, None, "set: ", 2, False, "sentence_embedding", "int8")
     assert np.array_equal(named, given)
+    with pytest.raises(TypeError, match="positional"):  # the next is convert_to_numpy there
+        encoder.encode(TEXTS, None, "set: ", 2, False, "sentence_embedding", "int8", True)
+
+
+def test_only_numpy_arrays_are_made(encoder, vectors):
+    assert np.array_equal(encoder.encode(TEXTS, convert_to_numpy=True), vectors)
+    with pytest.raises(InputError, match="convert_to_numpy is False, wanted True"):
+        encoder.encode(TEXTS, convert_to_numpy=False)
 
 
 # What comes out
@@ -420,8 +429,8 @@ def test_truncation_warns_once_with_the_count(encoder):
         encoder.encode(texts, batch_size=2)
     assert len(caught) == 1
     assert str(caught[0].message) == (
-        "3 of 44 texts are longer than max_seq_length=64 tokens and lost their end; shorten them, or pass "
-        'on_truncation="ignore" to accept it'
+        "3 of 44 texts are longer than max_seq_length=64 tokens and were cut; shorten them, or accept it with "
+        'SentenceEncoder(on_truncation="ignore")'
     )
     assert caught[0].filename == __file__
 
@@ -437,7 +446,9 @@ def test_truncation_counts_across_windows(encoder, monkeypatch):
 def test_truncation_error_names_the_text(plain, monkeypatch, window):
     monkeypatch.setattr(model, "WINDOW_TEXTS", window)
     encoder = SentenceEncoder(plain, on_truncation="error")
-    with pytest.raises(TruncationError, match=r"^text 4 has \d{2,} tokens, max_seq_length is 64; shorten it, or pass"):
+    with pytest.raises(
+        TruncationError, match=r"^text 4 has \d{2,} tokens, max_seq_length is 64; shorten it, or accept it"
+    ):
         encoder.encode(["short"] * 4 + [LONG, "short", LONG])
     assert encoder.encode(["short"] * 4).shape == (4, 32)
 
@@ -624,7 +635,9 @@ def test_pickle(plain, vectors):
 def test_copies(encoder, vectors):
     assert np.array_equal(copy.copy(encoder).encode(TEXTS), vectors)
     assert np.array_equal(copy.deepcopy([encoder])[0].encode(TEXTS), vectors)
-    assert copy.deepcopy(encoder) is encoder  # scikit-learn clones its parameters; the weights are not to be doubled
+    other = copy.deepcopy(encoder)
+    other.max_seq_length = 5
+    assert encoder.max_seq_length == 64
 
 
 def test_repr(plain, encoder):
@@ -719,16 +732,46 @@ import sys
 before = set(sys.modules)
 import minitrans
 print(sorted({name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))
-minitrans.PruningPolicy, minitrans.MinitransError
-print("numpy" in sys.modules)
-minitrans.SentenceEncoder
+minitrans.PruningPolicy, minitrans.MinitransError, minitrans.SentenceEncoder
 heavy = {"tokenizers", "huggingface_hub", "click", "tqdm", "safetensors", "sklearn", "threadpoolctl"}
 print(sorted(heavy & set(sys.modules)))
 """
 
 
 def test_import_costs_next_to_nothing(run_python):
-    package, with_numpy, heavy = run_python(IMPORT).stdout.splitlines()
+    package, heavy = run_python(IMPORT).stdout.splitlines()
     assert package == "['minitrans']"
-    assert with_numpy == "False"
     assert heavy == "[]"
+
+
+def test_prompts_are_added_to_the_models_own(plain, tmp_path):
+    folder = shutil.copytree(plain, tmp_path / "model")
+    own = {"prompts": {"passage": "set "}, "default_prompt_name": "passage"}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(own))
+    encoder = SentenceEncoder(folder, prompts={"extra": "play "})
+    assert encoder.prompts == {"passage": "set ", "extra": "play "}
+    # Without a prompt for queries there is none: not the default one, which is for passages.
+    assert np.array_equal(encoder.encode_query("music"), encoder.encode("music", prompt=""))
+    assert np.array_equal(encoder.encode_document("music"), encoder.encode("set music", prompt=""))
+
+
+@pytest.mark.parametrize("prompts", [["a"], {"a": 3}, {3: "a"}])
+def test_prompts_that_are_none(plain, prompts):
+    with pytest.raises(InputError, match="wanted name -> text"):
+        SentenceEncoder(plain, prompts=prompts)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_numpy_numbers_are_numbers(plain, vectors, kind):
+    encoder = SentenceEncoder(plain, threads=kind(1), truncate_dim=kind(32))
+    encoder.max_seq_length = kind(64)
+    policy = PruningPolicy(min_tokens=kind(3), quantile=np.float32(0.5), layer=kind(1), stages=None)
+    assert policy == PruningPolicy(min_tokens=3, quantile=0.5, layer=1)
+    json.dumps(policy.to_dict())
+    assert np.array_equal(encoder.encode(TEXTS, batch_size=kind(3)), vectors)
+
+
+@pytest.mark.parametrize("value", ["x", None, 1.5, True, 0])
+def test_batch_sizes_that_are_none(encoder, value):
+    with pytest.raises(InputError, match=f"batch_size is {value!r}, wanted a positive integer"):
+        encoder.encode(TEXTS, batch_size=value)

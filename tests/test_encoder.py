@@ -164,8 +164,6 @@ def break_feed_forward(tensors):
     tensors["encoder.layer.1.output.dense.weight"][:] = HUGE
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize(
     ("damage", "place"),
     [

@@ -25,6 +25,8 @@ LEGACY_KEYS = {
 }
 LENGTHS = (1, 4, 0, 9, 2)
 
+WIDTH = find_spec("plain").hidden_size
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -34,7 +36,7 @@ def folder(tmp_path):
 def refusal(error, folder):
     """The message of the error that reading the folder raises."""
     with pytest.raises(error) as caught:
-        PoolingConfig.from_folder(folder)
+        PoolingConfig.from_folder(folder, WIDTH)
     assert type(caught.value) is error
     return str(caught.value)
 
@@ -177,20 +179,20 @@ def test_modes_under_every_style_of_keys(folder, modes, style):
     else:
         values = {"pooling_mode": "+".join(modes) if style == "string" else modes, "include_prompt": True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
-    assert PoolingConfig.from_folder(folder) == PoolingConfig(modes, normalize=True)
+    assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(modes, normalize=True)
 
 
 @pytest.mark.parametrize("package", ["sentence_transformers.models", "sentence_transformers.base.modules.any", "x"])
 def test_normalisation_is_a_module(folder, package):
     set_modules(folder, TRANSFORMER, POOLING, package=package)
-    assert PoolingConfig.from_folder(folder) == PoolingConfig(("mean",), normalize=False)
+    assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(("mean",), normalize=False)
     set_modules(folder, TRANSFORMER, POOLING, NORMALIZE, package=package)
-    assert PoolingConfig.from_folder(folder) == PoolingConfig(("mean",), normalize=True)
+    assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(("mean",), normalize=True)
 
 
 def test_without_modules_it_is_the_mean(folder):
     (folder / "modules.json").unlink()
-    assert PoolingConfig.from_folder(folder) == PoolingConfig(("mean",), normalize=False)
+    assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(("mean",), normalize=False)
 
 
 @pytest.mark.parametrize("kind", ["Dense", "LayerNorm", "Asym", "Router", "StaticEmbedding", "CNN", ""])
@@ -200,7 +202,7 @@ def test_a_module_that_is_not_computed(folder, kind):
     assert message.startswith(f"{folder / 'modules.json'}: module {kind!r} is not supported, wanted Transformer")
 
 
-@pytest.mark.parametrize("kinds", [(), (TRANSFORMER,), (TRANSFORMER, NORMALIZE)])
+@pytest.mark.parametrize("kinds", [(), (TRANSFORMER,)])
 def test_no_pooling(folder, kinds):
     set_modules(folder, *kinds)
     assert (
@@ -223,7 +225,6 @@ def test_prompts_that_are_not_pooled(folder):
 @pytest.mark.parametrize(
     ("values", "seen"),
     [
-        ({}, "[]"),
         (dict.fromkeys(LEGACY_KEYS.values(), False), "[]"),
         ({"pooling_mode_mean_tokens": "true"}, "[]"),
         ({"pooling_mode": "median"}, "['median']"),
@@ -231,6 +232,7 @@ def test_prompts_that_are_not_pooled(folder):
         ({"pooling_mode": ""}, "['']"),
         ({"pooling_mode": []}, "[]"),
         ({"pooling_mode": ["mean", 3]}, "['mean', 3]"),
+        ({"pooling_mode": ["mean", "cls", "mean"]}, "['mean', 'cls', 'mean']"),
         ({"pooling_mode": [["mean"]]}, "[['mean']]"),
         ({"pooling_mode": {"mean": True}}, "{'mean': True}"),
         ({"pooling_mode": True}, "True"),
@@ -239,7 +241,7 @@ def test_prompts_that_are_not_pooled(folder):
 def test_modes_that_are_none(folder, values, seen):
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(values))
     message = refusal(ConfigError, folder)
-    assert message.startswith(f"{folder / '1_Pooling' / 'config.json'}: pooling is {seen}, wanted one or more of cls")
+    assert message.startswith(f"{folder / '1_Pooling' / 'config.json'}: pooling is {seen}, wanted some of cls")
 
 
 @pytest.mark.parametrize(
@@ -274,3 +276,23 @@ def test_a_pooling_outside_the_folder(folder, path):
 def test_a_pooling_that_is_missing(folder):
     (folder / "1_Pooling" / "config.json").unlink()
     assert str(folder / "1_Pooling" / "config.json") in refusal(ModelNotFoundError, folder)
+
+
+def test_a_pooling_without_modes_is_the_mean(folder):
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    assert PoolingConfig.from_folder(folder, WIDTH).modes == ("mean",)
+
+
+@pytest.mark.parametrize("key", ["word_embedding_dimension", "embedding_dimension"])
+def test_a_pooling_of_another_width(folder, key):
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "mean", key: WIDTH + 1}))
+    assert f"the embeddings are {WIDTH + 1} wide, wanted {WIDTH}" in refusal(ConfigError, folder)
+
+
+@pytest.mark.parametrize("kinds", [["Normalize"], ["Normalize", "Pooling"], ["Pooling", "Pooling"]])
+def test_modules_out_of_place(folder, kinds):
+    modules = [
+        {"type": f"x.{kind}", "path": "" if kind == "Transformer" else "1_Pooling"} for kind in ["Transformer", *kinds]
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    assert "is out of place, wanted Transformer, Pooling, Normalize" in refusal(UnsupportedModelError, folder)

@@ -101,5 +101,5 @@ def test_resolve_threads():
 
 @pytest.mark.parametrize("threads", [0, -1, True, 2.0, "2"])
 def test_resolve_threads_refuses(threads):
-    with pytest.raises(InputError, match=r"threads is .*, wanted a positive integer, or None"):
+    with pytest.raises(InputError, match=r"threads is .*, wanted a positive integer"):
         resolve_threads(threads)

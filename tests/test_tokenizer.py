@@ -251,6 +251,7 @@ def test_a_very_long_text(folder, fast):
 @pytest.mark.parametrize("lower", [True, False])
 def test_lower_case_first(folder, lower):
     set_normalizer(folder, lowercase=False)  # so that only do_lower_case is left to do it
+    edit_json(folder / "tokenizer_config.json", do_lower_case=False)
     edit_json(folder / "sentence_bert_config.json", do_lower_case=lower)
     upper, plain = load(folder).encode(["PLAY Music", "play music"]).ids
     assert (upper == plain) == lower
@@ -407,3 +408,39 @@ def test_a_vocabulary_without_its_unknown_token(folder):
 def test_a_larger_vocabulary_of_the_model_is_no_error(folder):
     edit_json(folder / "config.json", vocab_size=1000)  # some are padded to a multiple of 8
     assert load(folder).encode(["東"]).ids == [[CLS, UNK, SEP]]
+
+
+@pytest.mark.parametrize(("key", "attribute"), [("do_lower_case", "lowercase"), ("strip_accents", "strip_accents")])
+def test_tokenizer_config_wins_over_the_normalizer(folder, key, attribute):
+    texts = ["PLAY Music", "caf\u00e9"]
+    edit_json(folder / "tokenizer_config.json", **{key: None})
+    set_normalizer(folder, **{attribute: False})
+    wanted = load(folder).encode(texts).ids
+    set_normalizer(folder, **{attribute: True})
+    edit_json(folder / "tokenizer_config.json", **{key: True})
+    assert load(folder).encode(texts).ids != wanted
+    edit_json(folder / "tokenizer_config.json", **{key: False})
+    assert load(folder).encode(texts).ids == wanted
+
+
+def test_truncation_on_the_left(folder):
+    whole = load(folder).encode(["play some music now"]).ids[0]
+    edit_json(folder / "tokenizer_config.json", truncation_side="left")
+    tokenizer = load(folder)
+    tokenizer.max_seq_length = 4
+    assert tokenizer.encode(["play some music now"]).ids == [[whole[0], *whole[-3:]]]
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(["play some music now"]).ids == [[whole[0], *whole[-3:]]]
+    edit_json(folder / "tokenizer_config.json", truncation_side="middle")
+    assert "truncation_side is 'middle', wanted 'right' or 'left'" in refusal(ConfigError, folder)
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours(folder):
+    edit_json(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    assert "fetch the model again" in refusal(TokenizerError, folder)
+
+
+def test_special_tokens_are_counted_where_the_letter_a_gives_no_token(folder):
+    drop = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    edit_json(folder / "tokenizer.json", normalizer=drop)
+    tokenizer = load(folder)
+    assert (tokenizer.prefix, tokenizer.suffix) == (1, 1)

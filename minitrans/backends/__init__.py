@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.errors import BackendError
+from minitrans.errors import BackendError, one_of
 from minitrans.parameters import Float32, Parameters
 
 
@@ -52,14 +52,22 @@ class Blocks(Protocol):
         ...
 
 
+BACKENDS = ("auto", "reference")
+
+
+def check_backend(name: str) -> None:
+    """BackendError unless there is a backend of that name."""
+    if name not in BACKENDS:
+        raise BackendError(f"backend is {name!r}, wanted {one_of(BACKENDS)}")
+
+
 def load_blocks(backend: str, parameters: Parameters) -> Blocks:
     """Prepare a backend for some weights; "auto" takes the fastest that can run here.
 
     Raises:
         BackendError: no backend of that name.
     """
-    if backend in ("auto", "reference"):
-        from minitrans.backends.reference import ReferenceBlocks
+    check_backend(backend)
+    from minitrans.backends.reference import ReferenceBlocks
 
-        return ReferenceBlocks(parameters)
-    raise BackendError(f"backend is {backend!r}, wanted 'auto' or 'reference'")
+    return ReferenceBlocks(parameters)

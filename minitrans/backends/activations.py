@@ -28,7 +28,7 @@ def erf(x: Float32) -> Float32:
 
 
 def gelu(x: Float32) -> Float32:
-    """x * Phi(x), exactly (arXiv 1606.08415)."""
+    """x * Phi(x) (arXiv 1606.08415), by the error function."""
     return np.float32(0.5) * x * (np.float32(1) + erf(x * np.float32(0.7071067811865476)))
 
 

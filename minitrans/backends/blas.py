@@ -2,6 +2,9 @@
 
 BLAS threads of its own would fight with them, would ignore ``threads=`` and the cgroup quota, and split products
 differently on different machines.
+
+The number of BLAS threads belongs to the whole process. What was there is restored when the last call ends; a program
+that changes it from another thread while a call runs will see the two restore over each other.
 """
 
 from __future__ import annotations

@@ -121,7 +121,12 @@ class ReferenceBlocks:
     def __init__(self, parameters: Parameters) -> None:
         self.config = parameters.config
         self.num_layers = len(parameters.layers)
-        self._parameters = parameters
+        self._word_embeddings = parameters.word_embeddings
+        self._position_embeddings = parameters.position_embeddings
+        self._token_type_embeddings = parameters.token_type_embeddings
+        self._embeddings_norm = parameters.embeddings_norm
+        self._attention_norm = [layer.attention_norm for layer in parameters.layers]
+        self._output_norm = [layer.output_norm for layer in parameters.layers]
         self._qkv = [prepare(layer.query, layer.key, layer.value) for layer in parameters.layers]  # H -> 3H
         self._attention_output = [prepare(layer.attention_output) for layer in parameters.layers]  # H -> H
         self._intermediate = [prepare(layer.intermediate) for layer in parameters.layers]  # H -> I
@@ -134,11 +139,10 @@ class ReferenceBlocks:
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Word, position and token type embeddings, then layer norm."""
-        weights = self._parameters
         positions = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))  # [T]
-        hidden = lookup(weights.word_embeddings, ids) + lookup(weights.token_type_embeddings, np.zeros_like(ids))
-        hidden += lookup(weights.position_embeddings, positions)  # [T, H]
-        return layer_norm(hidden, weights.embeddings_norm, self.config.layer_norm_eps)
+        hidden = lookup(self._word_embeddings, ids) + lookup(self._token_type_embeddings, np.zeros_like(ids))
+        hidden += lookup(self._position_embeddings, positions)  # [T, H]
+        return layer_norm(hidden, self._embeddings_norm, self.config.layer_norm_eps)
 
     def attention_block(
         self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
@@ -164,11 +168,10 @@ class ReferenceBlocks:
                     received = received * np.linalg.norm(value, axis=-1)  # [A, n]
                 scores[text] = received.mean(axis=0)  # [n]
         output = self._attention_output[layer](context.reshape(hidden.shape), offsets)  # [T, H]
-        norm = self._parameters.layers[layer].attention_norm
-        return layer_norm(output + hidden, norm, self.config.layer_norm_eps), scores
+        return layer_norm(output + hidden, self._attention_norm[layer], self.config.layer_norm_eps), scores
 
     def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
         """output(activation(intermediate(x))) + x, then layer norm."""
         inner = self._activation(self._intermediate[layer](hidden, offsets))  # [T, I]
         output = self._output[layer](inner, offsets)  # [T, H]
-        return layer_norm(output + hidden, self._parameters.layers[layer].output_norm, self.config.layer_norm_eps)
+        return layer_norm(output + hidden, self._output_norm[layer], self.config.layer_norm_eps)
