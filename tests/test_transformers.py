@@ -72,7 +72,8 @@ def run_layers(encoder, batch_ids: list[list[int]], policy: dict | None) -> Forw
         assert layer == len(states) - 1
         states.append(state.hidden.copy())  # the backend may reuse its memory
 
-    result = forward(encoder.blocks, pack(batch_ids), make_policy(policy), observer=observe)
+    with encoder.blocks.session():
+        result = forward(encoder.blocks, pack(batch_ids), make_policy(policy), observer=observe)
     np.testing.assert_array_equal(result.hidden, states[-1])
     return Forward(states, np.asarray(result.rows), np.asarray(result.offsets))
 
