@@ -12,8 +12,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PruningPolicy, as_int, optional_file, read_json
-from minitrans.errors import ConfigError, InputError, InputTypeError, one_of
+from minitrans.config import PruningPolicy, check_choice, check_int, optional_file, read_json
+from minitrans.errors import ConfigError, InputError, InputTypeError
 from minitrans.vectors import Precision, SimilarityName
 
 logger = logging.getLogger("minitrans")
@@ -53,20 +53,6 @@ class Progress:
         """So many more texts are done."""
         if self._bar is not None:
             self._bar.update(texts)
-
-
-def check_int(name: str, value: object, wanted: str = "a positive integer") -> int:
-    """An integer of at least 1, of any kind. InputError names the argument."""
-    number = as_int(value)
-    if number is None or number < 1:
-        raise InputError(f"{name} is {value!r}, wanted {wanted}")
-    return number
-
-
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
-    """InputError unless the value is one of the choices."""
-    if value not in (known := tuple(choices)):
-        raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
 
 
 def check_prompts(prompts: object, source: str) -> dict[str, str]:

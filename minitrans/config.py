@@ -7,14 +7,21 @@ import json
 import math
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 
-from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError
+from minitrans.errors import (
+    ConfigError,
+    InputError,
+    ModelNotFoundError,
+    PolicyError,
+    UnsupportedModelError,
+    one_of,
+)
 
 Activation = Literal["gelu", "gelu_new", "relu"]
 Score = Literal["attention", "attention_value", "random", "first"]
@@ -345,6 +352,20 @@ def as_int(value: object) -> int | None:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def check_int(name: str, value: object, wanted: str = "a positive integer") -> int:
+    """An integer of at least 1, of any kind. InputError names the argument."""
+    number = as_int(value)
+    if number is None or number < 1:
+        raise InputError(f"{name} is {value!r}, wanted {wanted}")
+    return number
+
+
+def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+    """InputError unless the value is one of the choices."""
+    if value not in (known := tuple(choices)):
+        raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
 
 
 def _as_number(value: object) -> int | float | None:

@@ -21,13 +21,11 @@ from minitrans.calls import (
     Call,
     Progress,
     as_texts,
-    check_choice,
-    check_int,
     check_prompts,
     output_array,
     sentence_settings,
 )
-from minitrans.config import PruningPolicy
+from minitrans.config import PruningPolicy, check_choice, check_int
 from minitrans.encoder import Encoded, forward
 from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
 from minitrans.packing import chunks, pack, segments

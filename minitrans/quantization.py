@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import model_file, read_json
-from minitrans.errors import InputError, ModelNotFoundError, one_of
+from minitrans.config import check_choice, model_file, read_json
+from minitrans.errors import InputError, ModelNotFoundError
 from minitrans.manifest import load_manifest
 from minitrans.parameters import (
     EMBEDDING_NAMES,
@@ -130,8 +130,7 @@ def with_precision(parameters: Parameters, precision: str) -> Parameters:
     Raises:
         InputError: another precision.
     """
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}, wanted {one_of(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     if precision in ("auto", parameters.precision):
         return parameters
     if precision == "int8":

@@ -6,8 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from minitrans.config import as_int
-from minitrans.errors import InputError
+from minitrans.config import check_int
 
 
 def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> int:
@@ -25,10 +24,7 @@ def resolve_threads(threads: int | None) -> int:
     """
     if threads is None:
         return available_cpus()
-    number = as_int(threads)
-    if number is None or number < 1:
-        raise InputError(f"threads is {threads!r}, wanted a positive integer (the default is all available processors)")
-    return number
+    return check_int("threads", threads, "a positive integer (the default is all available processors)")
 
 
 def _cgroup_quota(root: Path, self_cgroup: Path) -> float | None:

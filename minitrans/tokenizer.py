@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -128,7 +128,7 @@ class Tokenizer:
         return ids[: self.prefix] + content + ids[end:]
 
     def _encoding(self, text: str) -> Encoding:
-        with _library_errors(f"the tokenizer cannot encode {text!r:.50}"):
+        with _library_errors(lambda: f"the tokenizer cannot encode {text!r:.50}"):
             return self._fast.encode(text)
 
     def _probe(self, vocabulary: Mapping[str, int]) -> Encoding:
@@ -144,14 +144,17 @@ class Tokenizer:
 
 
 @contextmanager
-def _library_errors(what: str) -> Iterator[None]:
-    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException."""
+def _library_errors(what: Callable[[], str]) -> Iterator[None]:
+    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException.
+
+    ``what`` was tried is put into words only then: this runs for every text.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:
-        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
+        raise TokenizerError(f"{what()} ({error}); fetch the model again") from error
 
 
 def _special_tokens(mask: list[int]) -> tuple[int, int]:
@@ -177,7 +180,7 @@ def _read(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
         return _read_vocabulary(folder, settings)
     from tokenizers import Tokenizer as FastTokenizer
 
-    with _library_errors(f"{file} is not a tokenizer that can be read"):
+    with _library_errors(lambda: f"{file} is not a tokenizer that can be read"):
         fast = FastTokenizer.from_str(file.read_text(encoding="utf-8"))
     _apply_settings(fast, settings)
     return fast
@@ -209,7 +212,7 @@ def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
         ) from None
     from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
 
-    with _library_errors(f"{file} is not a WordPiece vocabulary"):
+    with _library_errors(lambda: f"{file} is not a WordPiece vocabulary"):
         tokens = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 may be a token
         vocabulary = {token: i for i, token in enumerate(tokens)}
         wordpiece = BertWordPieceTokenizer(

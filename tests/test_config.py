@@ -319,7 +319,8 @@ def test_fields_of_a_policy_that_are_out_of_range(name, value, wanted):
     ],
 )
 def test_fields_at_the_edge_of_their_range(fields):
-    PruningPolicy(**fields)
+    policy = PruningPolicy(**fields)
+    assert PruningPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
 
 def test_the_defaults_are_the_methods():
