@@ -373,7 +373,10 @@ class SentenceEncoder:
 
         threads = min(self.threads, len(places))
         if threads <= 1:
-            yield from map(work, places)
+            for place in places:
+                with self.blocks.helped(self.threads - 1):
+                    encoded = work(place)
+                yield encoded
             return
         # A pool per call, not per encoder: none is left behind to break a fork.
         pool = ThreadPoolExecutor(threads, thread_name_prefix="minitrans")

@@ -26,6 +26,10 @@ class Blocks(Protocol):
         """Entered around the work of a call; may overlap with others."""
         ...
 
+    def helped(self, helpers: int) -> AbstractContextManager[None]:
+        """Entered by a thread around its blocks when so many processors would be idle meanwhile."""
+        ...
+
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Token ids [T], offsets [B + 1] -> hidden [T, H]: the three embeddings added, then normalised."""
         ...
@@ -52,7 +56,7 @@ class Blocks(Protocol):
         ...
 
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "compiled", "reference")
 
 
 def check_backend(name: str) -> None:
@@ -65,9 +69,21 @@ def load_blocks(backend: str, parameters: Parameters) -> Blocks:
     """Prepare a backend for some weights; "auto" takes the fastest that can run here.
 
     Raises:
-        BackendError: no backend of that name.
+        BackendError: no backend of that name, or it cannot run here.
     """
     check_backend(backend)
+    if backend != "reference":
+        from minitrans.kernels.library import load_kernels
+
+        try:
+            kernels = load_kernels()
+        except BackendError:
+            if backend == "compiled":
+                raise
+        else:
+            from minitrans.backends.compiled import CompiledBlocks
+
+            return CompiledBlocks(parameters, kernels)
     from minitrans.backends.reference import ReferenceBlocks
 
     return ReferenceBlocks(parameters)

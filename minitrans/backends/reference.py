@@ -9,7 +9,7 @@ up to 512 products of a uint8 and an int8 exactly.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -136,6 +136,10 @@ class ReferenceBlocks:
     def session(self) -> AbstractContextManager[None]:
         """One BLAS thread per chunk."""
         return single_threaded_blas()
+
+    def helped(self, helpers: int) -> AbstractContextManager[None]:
+        """Each thread works alone."""
+        return nullcontext()
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Word, position and token type embeddings, then layer norm."""

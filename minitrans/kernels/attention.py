@@ -1,0 +1,239 @@
+"""Self-attention of one text and head at a time; a task is text * heads + head.
+
+    logits = query key^T * factor (+ log size of each key)      [n, n]
+    attention = softmax(logits)                                 rows are queries
+    context = attention value                                   [n, D]
+    received[j] = mean over queries i of attention[i, j]        gathered where asked for
+
+Queries are taken a tile of rows at a time, so memory is linear in the length: the scratch of each thread holds the keys
+turned ([D, n], in panels) and the logits of one tile.
+"""
+
+from __future__ import annotations
+
+from minitrans.kernels import elementary
+from minitrans.kernels.levels import Level
+from minitrans.kernels.rows import Kernel
+from minitrans.kernels.simd import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, stack_bytes, vector_code, word
+from minitrans.kernels.steps import ATTENTION, BATCH
+from minitrans.kernels.tiles import float32_tile
+
+
+def _transposed(v: Emitter, rows: list[Lanes]) -> list[Lanes]:
+    """A square of vectors with its rows and columns exchanged, by halves of ever smaller blocks."""
+    lanes, distance = len(rows), 1
+    while distance < lanes:
+        low = [(lane & ~distance) + (lanes if lane & distance else 0) for lane in range(lanes)]
+        high = [place + distance for place in low]
+        new = list(rows)
+        for i in range(lanes):
+            if not i & distance:
+                new[i] = v.shuffle(rows[i], rows[i + distance], low)
+                new[i + distance] = v.shuffle(rows[i], rows[i + distance], high)
+        rows, distance = new, 2 * distance
+    return rows
+
+
+def attention(level: Level) -> Kernel:
+    """qkv [T, 3H] -> context [T, H]; batch.log_sizes and batch.received may be 0."""
+    lanes, panel_width, panel_row = level.lanes, level.panel, level.panel * 4
+    tall, middle, low = level.float32_heights
+    tall_tile, middle_tile, low_tile = (float32_tile(level, height) for height in level.float32_heights)
+    sums_scratch, inverse_scratch = stack_bytes(tall * panel_row), stack_bytes(tall * 4)
+
+    @vector_code(level, nothing, word, word, word)
+    def turn(v: Emitter, rows: Lanes, stride: Lanes, to: Lanes) -> None:
+        square = [v.load(rows + stride * r) for r in range(lanes)]
+        for i, column in enumerate(_transposed(v, square)):
+            v.store(to + i * panel_row, column)
+
+    @vector_code(level, nothing, word, word, word, word)
+    def spread(v: Emitter, sums: Lanes, height: Lanes, to: Lanes, to_bytes: Lanes) -> None:
+        """A tile's sums to where the rows of logits lie."""
+
+        def row(_: Lanes, sums: Lanes, to: Lanes) -> list[Lanes]:
+            for c in range(2):
+                v.store(to + c * lanes * 4, v.load(sums + c * lanes * 4))
+            return [sums + panel_row, to + to_bytes]
+
+        v.loop(height, [sums, to], row)
+
+    @vector_code(level, nothing, word, word, word, word, word)
+    def exponentials(v: Emitter, row: Lanes, n: Lanes, factor_at: Lanes, log_sizes: Lanes, inverse_at: Lanes) -> None:
+        """exp(logits - the greatest of them) in place, and 1 / their sum."""
+        factor = v.splat(v.load(factor_at, FLOAT))
+
+        def scale(part: Part, most: Lanes) -> list[Lanes]:
+            logits = part.load(row) * factor
+            part.store(row, logits)
+            return [v.greatest(part.keep(logits, -3.4e38), most)]
+
+        def scale_sized(part: Part, most: Lanes) -> list[Lanes]:
+            logits = part.load(row) * factor + part.load(log_sizes)
+            part.store(row, logits)
+            return [v.greatest(part.keep(logits, -3.4e38), most)]
+
+        lowest = v.constant(-3.4e38)
+        sized = Lanes(v, v.builder.zext(v.builder.icmp_signed("!=", log_sizes.value, v.word(0).value), n.value.type))
+        most = v.each_vector(n * (v.word(1) - sized), [lowest], scale)
+        most = v.each_vector(n * sized, most, scale_sized)
+        top = v.splat(v.fold(most[0], v.greatest))
+
+        def power(part: Part, total: Lanes) -> list[Lanes]:
+            value = part.keep(elementary.exp(v, part.load(row) - top))
+            part.store(row, value)
+            return [total + value]
+
+        total = v.splat(v.fold(v.each_vector(n, [v.constant(0.0)], power)[0], Lanes.__add__))
+        inverse = v.constant(1.0) / total
+        v.store(inverse_at, v.first(inverse))
+
+    @vector_code(level, nothing, word, word, word, word, word)
+    def place(v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes) -> None:
+        """A panel of the context, divided by the sum of its row."""
+
+        def row(_: Lanes, sums: Lanes, inverse: Lanes, to: Lanes) -> list[Lanes]:
+            factor = v.splat(v.load(inverse, FLOAT))
+            for c in range(2):
+                v.store(to + c * lanes * 4, v.load(sums + c * lanes * 4) * factor)
+            return [sums + panel_row, inverse + 4, to + to_bytes]
+
+        v.loop(height, [sums, inverse, to], row)
+
+    @vector_code(level, nothing, word, word, word, word, word, word)
+    def place_narrow(
+        v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes, width: Lanes
+    ) -> None:
+        """The same for fewer columns than a panel has."""
+
+        def row(_: Lanes, sums: Lanes, inverse: Lanes, to: Lanes) -> list[Lanes]:
+            factor = v.splat(v.load(inverse, FLOAT))
+
+            def move(part: Part) -> list[Lanes]:
+                part.store(to, part.load(sums) * factor)
+                return []
+
+            v.each_vector(width, [], move)
+            return [sums + panel_row, inverse + 4, to + to_bytes]
+
+        v.loop(height, [sums, inverse, to], row)
+
+    @vector_code(level, nothing, word, word, word, word, word, word)
+    def gather(v: Emitter, row: Lanes, row_bytes: Lanes, height: Lanes, inverse: Lanes, n: Lanes, received: Lanes) -> None:
+        """received[j] += attention[i, j] for the queries i of the tile."""
+
+        def column(part: Part) -> list[Lanes]:
+            def add(_: Lanes, row: Lanes, inverse: Lanes, total: Lanes) -> list[Lanes]:
+                return [row + row_bytes, inverse + 4, v.fma(part.load(row), v.splat(v.load(inverse, FLOAT)), total)]
+
+            part.store(received, v.loop(height, [row, inverse, part.load(received)], add)[2])
+            return []
+
+        v.each_vector(n, [], column)
+
+    @vector_code(level, nothing, word, word)
+    def clear(v: Emitter, row: Lanes, n: Lanes) -> None:
+        def write(part: Part) -> list[Lanes]:
+            part.store(row, v.constant(0.0))
+            return []
+
+        v.each_vector(n, [], write)
+
+    @vector_code(level, nothing, word, word)
+    def average(v: Emitter, row: Lanes, n: Lanes) -> None:
+        """Divide by the number of queries."""
+        count = v.splat(Lanes(v, v.builder.sitofp(n.value, FLOAT)))
+
+        def divide(part: Part) -> list[Lanes]:
+            part.store(row, part.load(row) / count)
+            return []
+
+        v.each_vector(n, [], divide)
+
+    @vector_code(level, nothing, word, word, word)
+    def times_length(v: Emitter, place: Lanes, value: Lanes, width: Lanes) -> None:
+        """Multiply a number by the Euclidean length of a row."""
+
+        def square(part: Part, total: Lanes) -> list[Lanes]:
+            return [v.fma(part.load(value), part.load(value), total)]
+
+        total = v.fold(v.each_vector(width, [v.constant(0.0)], square)[0], Lanes.__add__)
+        length = v.square_root(v.splat(total)) * v.splat(v.load(place, FLOAT))
+        v.store(place, v.first(length))
+
+    def attention(step: int, task: int, member: int) -> None:
+        batch = load_word(step, ATTENTION.batch)
+        heads, size = load_word(step, ATTENTION.heads), load_word(step, ATTENTION.head_size)
+        text = task // heads
+        head = task - text * heads
+        begin = load_word(load_word(batch, BATCH.offsets), text * 8)
+        n = load_word(load_word(batch, BATCH.offsets), text * 8 + 8) - begin
+        if n == 0:
+            return
+        stride = load_word(step, ATTENTION.qkv_bytes)
+        query = load_word(step, ATTENTION.qkv) + begin * stride + head * size * 4
+        key = query + heads * size * 4
+        value = key + heads * size * 4
+        context_bytes = load_word(step, ATTENTION.context_bytes)
+        context = load_word(step, ATTENTION.context) + begin * context_bytes + head * size * 4
+        log_sizes = load_word(batch, BATCH.log_sizes)
+        if log_sizes != 0:
+            log_sizes += begin * 4
+        received = load_word(batch, BATCH.received)
+        if received != 0:
+            received += head * load_word(batch, BATCH.received_bytes) + begin * 4
+            clear(received, n)
+
+        panels = (n + panel_width - 1) // panel_width
+        logits_bytes = panels * panel_row
+        logits = load_word(step, ATTENTION.scratch) + member * load_word(step, ATTENTION.scratch_bytes)
+        turned = logits + tall * logits_bytes
+        turned_bytes = (size + lanes - 1) // lanes * lanes * panel_row  # of a panel of keys
+        for row in range(0, n, lanes):
+            to = turned + row // panel_width * turned_bytes + row % panel_width * 4
+            for column in range(0, size, lanes):
+                turn(key + row * stride + column * 4, stride, to + column * panel_row)
+
+        sums, inverse = sums_scratch(), inverse_scratch()
+        row = 0
+        while row < n:
+            left = n - row
+            height = tall
+            if left <= low:
+                height = low
+            elif left <= middle:
+                height = middle
+            for panel in range(panels):
+                from_keys = turned + panel * turned_bytes
+                if height == tall:
+                    tall_tile(query + row * stride, stride, from_keys, panel_row, size, sums)
+                elif height == middle:
+                    middle_tile(query + row * stride, stride, from_keys, panel_row, size, sums)
+                else:
+                    low_tile(query + row * stride, stride, from_keys, panel_row, size, sums)
+                spread(sums, height, logits + panel * panel_row, logits_bytes)
+            rows = least(height, left)
+            for i in range(rows):
+                exponentials(logits + i * logits_bytes, n, step + ATTENTION.factor, log_sizes, inverse + i * 4)
+            for column in range(0, size, panel_width):
+                if height == tall:
+                    tall_tile(logits, logits_bytes, value + column * 4, stride, n, sums)
+                elif height == middle:
+                    middle_tile(logits, logits_bytes, value + column * 4, stride, n, sums)
+                else:
+                    low_tile(logits, logits_bytes, value + column * 4, stride, n, sums)
+                to = context + row * context_bytes + column * 4
+                if size - column >= panel_width:
+                    place(sums, rows, inverse, to, context_bytes)
+                else:
+                    place_narrow(sums, rows, inverse, to, context_bytes, size - column)
+            if received != 0:
+                gather(logits, logits_bytes, rows, inverse, n, received)
+            row += height
+        if received != 0:
+            average(received, n)
+            if load_word(batch, BATCH.score) == 2:
+                for j in range(n):
+                    times_length(received + j * 4, value + j * stride, size)
+
+    return attention

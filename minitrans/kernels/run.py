@@ -1,0 +1,145 @@
+"""Running the steps of a block: by one thread, or by several that claim tasks from common counters.
+
+Threads that share a block are one that leads and some that assist. Each *job* (the steps of one block) has a record of its
+own: the steps, and for each step how many tasks there are, how many were claimed and how many are done. An assistant
+that comes late finds all tasks claimed and does nothing; one that never comes is not waited for. Only claimed tasks are,
+so an assistant that the system puts to sleep delays the one task it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from minitrans.kernels.levels import Level
+from minitrans.kernels.simd import (
+    VOID,
+    Emitter,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    kernel_call,
+    load_word,
+    nothing,
+    stack_bytes,
+    vector_code,
+)
+from minitrans.kernels.steps import BATCH, BOARD, EMBED, JOB, JOB_BYTES, KERNELS, PROGRESS, ROWS_PER_TASK, STEP_BYTES
+from minitrans.kernels.tiles import tile_registers
+
+Function = Callable[[int, int, int, int], None]
+
+
+def _pause(level: Level) -> Function:
+    @vector_code(level, nothing)
+    def pause(v: Emitter) -> None:
+        """Tell the processor that this is a waiting loop."""
+        if level.is_x86:
+            v.call("llvm.x86.sse2.pause", VOID, [], [])
+
+    return pause
+
+
+def run(level: Level) -> Function:
+    """run(steps, count, job, member): do the tasks of the steps, one step after the other.
+
+    job: 0 for a thread alone, which does them all; else the record of the job, whose tasks are shared.
+    member: which of the threads this is: 0 leads.
+    """
+    embed, load_rows, quantize_rows, float32_product, int8_product, attention, layer_norm = (
+        kernel_call(name, 3) for name in KERNELS
+    )
+    configure, release = tile_registers(level)
+    configuration, pause = stack_bytes(64), _pause(level)
+    step_bytes, progress_bytes, rows_per_task = STEP_BYTES, JOB.progress_bytes, ROWS_PER_TASK
+
+    def run(steps: int, count: int, job: int, member: int) -> None:
+        configure(configuration())
+        for number in range(count):
+            step = steps + number * step_bytes
+            kernel, tasks, batch = load_word(step, EMBED.kernel), load_word(step, EMBED.tasks), 0
+            progress = job + JOB.progress + number * progress_bytes
+            if job != 0:
+                tasks = load_word(progress, PROGRESS.tasks)
+                task = atomic_add(progress + PROGRESS.claimed, 1)
+            else:
+                task = 0
+                if tasks < 0:
+                    batch = load_word(step, EMBED.batch)
+                    if tasks == -1:
+                        tasks = (load_word(batch, BATCH.tokens) + rows_per_task - 1) // rows_per_task
+                    else:
+                        tasks = load_word(batch, BATCH.texts) * (-1 - tasks)
+            while task < tasks:
+                if kernel == 0:
+                    embed(step, task, member)
+                elif kernel == 1:
+                    load_rows(step, task, member)
+                elif kernel == 2:
+                    quantize_rows(step, task, member)
+                elif kernel == 3:
+                    float32_product(step, task, member)
+                elif kernel == 4:
+                    int8_product(step, task, member)
+                elif kernel == 5:
+                    attention(step, task, member)
+                else:
+                    layer_norm(step, task, member)
+                if job == 0:
+                    task += 1
+                else:
+                    atomic_add(progress + PROGRESS.done, 1)
+                    task = atomic_add(progress + PROGRESS.claimed, 1)
+            if job != 0:
+                while atomic_load(progress + PROGRESS.done) < tasks:
+                    pause()
+        release()
+
+    return run
+
+
+def lead(level: Level) -> Function:
+    """lead(steps, count, board, number): publish the steps as the board's job of that number (from 1), and run them."""
+    run_steps = kernel_call("run", 4)
+    step_bytes, progress_bytes, rows_per_task, job_bytes = STEP_BYTES, JOB.progress_bytes, ROWS_PER_TASK, JOB_BYTES
+
+    def lead(steps: int, count: int, board: int, number: int) -> None:
+        job = load_word(board, BOARD.jobs) + (number - 1) * job_bytes
+        atomic_store(job + JOB.steps, steps)
+        atomic_store(job + JOB.count, count)
+        for place in range(count):
+            step = steps + place * step_bytes
+            tasks = load_word(step, EMBED.tasks)
+            batch = load_word(step, EMBED.batch)
+            if tasks == -1:
+                tasks = (load_word(batch, BATCH.tokens) + rows_per_task - 1) // rows_per_task
+            elif tasks < 0:
+                tasks = load_word(batch, BATCH.texts) * (-1 - tasks)
+            atomic_store(job + JOB.progress + place * progress_bytes + PROGRESS.tasks, tasks)
+        atomic_store(board + BOARD.number, number)
+        run_steps(steps, count, job, 0)
+
+    return lead
+
+
+def assist(level: Level) -> Function:
+    """assist(board, member, patience, _): take part in the board's jobs until it is closed.
+
+    patience: after so many turns of waiting for the next job, leave.
+    """
+    run_steps, pause, job_bytes = kernel_call("run", 4), _pause(level), JOB_BYTES
+
+    def assist(board: int, member: int, patience: int, unused: int) -> None:
+        seen, waited = 0, 0
+        while waited < patience:
+            number = atomic_load(board + BOARD.number)
+            if number < 0:
+                return
+            if number == seen:
+                pause()
+                waited += 1
+            else:
+                seen, waited = number, 0
+                job = load_word(board, BOARD.jobs) + (number - 1) * job_bytes
+                run_steps(load_word(job, JOB.steps), load_word(job, JOB.count), job, member)
+
+    return assist

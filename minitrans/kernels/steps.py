@@ -1,0 +1,57 @@
+"""The records through which Python and the kernels speak: rows of 64-bit words, read by their byte offsets.
+
+A block of the encoder is a list of *steps*. A step names a kernel, what it works on and how its work divides into
+tasks; tasks of one step touch different memory, so that two threads may share them. What differs from call to call
+(the rows, their number) stands in one *batch* record that all steps of a workspace point to.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+STEP_WORDS = 24
+STEP_BYTES = 8 * STEP_WORDS
+ROWS_PER_TASK = 8
+JOB_STEPS, BOARD_JOBS = 8, 64  # the most steps of a job that threads share, and jobs of a board
+
+KERNELS = ("embed", "load_rows", "quantize_rows", "float32_product", "int8_product", "attention", "layer_norm")
+KERNEL = {name: number for number, name in enumerate(KERNELS)}
+ACTIVATION = {None: 0, "gelu": 1, "gelu_new": 2, "relu": 3}
+SCORE = {None: 0, "attention": 1, "attention_value": 2}
+
+
+def _record(name: str, fields: str) -> Any:
+    names = fields.split()
+    return namedtuple(name, names)(*range(0, 8 * len(names), 8))
+
+
+BATCH = _record(
+    "BATCH",
+    "tokens texts offsets "  # offsets int64 [texts + 1]
+    "ids positions "  # int64 [T]
+    "hidden out "  # float32 [T, H]
+    "log_sizes "  # float32 [T], or 0
+    "received received_bytes score ",  # float32 [A, T], or 0; bytes of its rows; SCORE
+)
+
+# tasks: their number; -1: one for every ROWS_PER_TASK rows; -n - 1: n for every text.
+_STEP = "kernel tasks batch "
+EMBED = _record("EMBED", _STEP + "table scales positions weight bias width epsilon")
+LOAD_ROWS = _record("LOAD_ROWS", _STEP + "to to_bytes width")
+QUANTIZE = _record("QUANTIZE", _STEP + "x x_bytes width to to_bytes scale zero")
+PRODUCT = _record(
+    "PRODUCT",
+    _STEP + "x x_bytes weight panel_bytes bias depth y y_bytes activation "  # of both kinds
+    "column_scale column_sum row_scale row_zero",  # of int8 products
+)
+ATTENTION = _record(
+    "ATTENTION", _STEP + "qkv qkv_bytes heads head_size factor context context_bytes scratch scratch_bytes"
+)
+LAYER_NORM = _record("LAYER_NORM", _STEP + "x x_bytes weight bias width epsilon")
+
+# Threads that share blocks (kernels/run.py). Counters that different threads write stand 128 bytes apart.
+BOARD = _record("BOARD", "number jobs")  # number of the latest job, -1: closed; address of the jobs
+PROGRESS = namedtuple("PROGRESS", "tasks claimed done")(0, 128, 256)  # of one step
+JOB = namedtuple("JOB", "steps count progress progress_bytes")(0, 8, 128, 384)
+JOB_BYTES = JOB.progress + JOB_STEPS * JOB.progress_bytes
