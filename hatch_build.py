@@ -1,8 +1,8 @@
 """The build backend's hook: compiles the kernels into the package, and lets the build go on without them if it cannot.
 
 A wheel gets the library and the tag of its platform; an editable installation gets it in the source tree. Where the
-kernels cannot be built the package still works (reference backend, or Numba with the extra `jit`), and the build says why.
-MINITRANS_KERNELS=require turns that into an error, MINITRANS_KERNELS=skip builds without them.
+kernels cannot be built the package still works (reference backend, or Numba with the extra `jit`), and the build says
+why. MINITRANS_KERNELS=require turns that into an error, MINITRANS_KERNELS=skip builds without them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         editable = version == "editable"
         folder = Path(self.root, "minitrans", "kernels") if editable else Path(tempfile.mkdtemp(prefix="minitrans-"))
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603
             [sys.executable, "-m", "minitrans.kernels.build", "--output", str(folder)],
             cwd=self.root,
             capture_output=True,
@@ -57,7 +57,9 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
             reason = (done.stderr.strip() or done.stdout.strip()).splitlines() or ["no reason was given"]
             if os.environ.get("MINITRANS_KERNELS") == "require":
                 raise RuntimeError(f"the kernels could not be built:\n{done.stderr}")
-            self.app.display_warning(f"minitrans: no compiled kernels ({reason[-1]}); the reference backend will be used")
+            self.app.display_warning(
+                f"minitrans: no compiled kernels ({reason[-1]}); the reference backend will be used"
+            )
             return
         if editable:
             return

@@ -1,1 +1,1 @@
-"""Measurements outside the package: run as `python -m benchmarks.<name>`."""
+"""Measurements outside the package: run as `python -m benchmarks` (speed) or `python -m benchmarks.<name>`."""

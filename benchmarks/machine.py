@@ -19,7 +19,7 @@ PACKAGES = (
     *("minitrans", "numpy", "tokenizers", "safetensors", "onnxruntime", "onnx", "openvino", "torch", "transformers"),
     "sentence-transformers",
 )
-BLOCKS = ("isa", "built", "level", "version")  # by which a backend may describe itself
+BACKEND = ("level", "isa", "built")  # by which a backend or its kernels may describe themselves
 
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> dict[str, object]:
@@ -57,5 +57,9 @@ def versions() -> dict[str, str | None]:
 
 def describe_backend(encoder: SentenceEncoder) -> dict[str, str]:
     """The backend of an encoder, and what it says about itself."""
-    known = {name: getattr(encoder.blocks, name) for name in BLOCKS if hasattr(encoder.blocks, name)}
-    return {"name": encoder.backend} | {name: str(value) for name, value in known.items()}
+    found = {"name": encoder.backend}
+    for part in (encoder.blocks, getattr(encoder.blocks, "kernels", None)):
+        for name in BACKEND:
+            if (value := getattr(part, name, None)) is not None:
+                found[name] = str(getattr(value, "name", value))
+    return found

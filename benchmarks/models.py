@@ -5,7 +5,6 @@ A cache folder keeps what takes long to make, under the sha256 of the weights it
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ class Model:
 
 def missing(packages: Sequence[str]) -> list[str]:
     """Those of the packages that are not installed."""
-    return [package for package in packages if importlib.util.find_spec(package.replace("-", "_")) is None]
+    return [package for package in packages if find_spec(package.replace("-", "_")) is None]
 
 
 def float32_folder() -> Path:

@@ -13,7 +13,7 @@ from benchmarks.contenders import (
     onnxruntime_run,
     openvino_run,
     peer,
-    torch_run,
+    torch_runs,
 )
 from benchmarks.models import GRAPHS, Model, missing
 
@@ -61,8 +61,7 @@ def build_peers(model: Model, threads: int) -> tuple[list[Contender], list[Left]
 
 
 def _torch(model: Model, threads: int) -> Contender:
-    whole = torch_run(model.float32, threads)
-    runs = Runs(whole, type(whole)(whole.model, 1))
+    runs = Runs(*torch_runs(model.float32, threads, 1))
     return peer("torch float32", "float32", LEAST_COSINE["float32"], model.float32, threads, {"sdpa": runs})
 
 
@@ -95,5 +94,5 @@ def _openvino(model: Model, threads: int, name: str, hint: str | None) -> Conten
     whole, precision = openvino_run(file, threads, 1, hint)
     runs = Runs(whole, openvino_run(file, threads, threads, hint)[0])
     precision = {"f32": "float32"}.get(precision, precision)
-    least = LEAST_COSINE[precision]
+    least = LEAST_COSINE.get(precision, LEAST_COSINE["bf16"])
     return peer(f"OpenVINO {name}", precision, least, model.float32, threads, {"plain": runs})

@@ -81,7 +81,7 @@ def _encoder(kind: str, file: Path, folder: Path, threads: int) -> Callable[[Seq
         "onnxruntime": lambda: contenders.onnxruntime_run(file, threads),
         "openvino": lambda: contenders.openvino_run(file, threads)[0],
         "openvino-f32": lambda: contenders.openvino_run(file, threads, precision="f32")[0],
-        "torch": lambda: contenders.torch_run(file, threads),
+        "torch": lambda: contenders.torch_runs(file, threads)[0],
     }
     tokenizer, one = contenders.PeerTokenizer(folder), runs[kind]()
     return lambda texts: contenders.encode_sorted(texts, tokenizer, one, BATCH_SIZE)

@@ -15,12 +15,11 @@ from benchmarks.machine import describe_backend
 from benchmarks.models import GRAPHS, Model, float32_folder, missing, prepare, random_model
 from benchmarks.peers import PACKAGES, build_peers, obstacle
 from benchmarks.processes import Program, run
-from benchmarks.texts import Corpus, banking77, generate, read_tokenizer, token_counts
+from benchmarks.texts import Corpus, banking77, generate, read_tokenizer
 from benchmarks.timing import interleaved
 from benchmarks.workloads import POLICY, Result, Size
 from minitrans import SentenceEncoder
 
-NAMES = ("bulk", "one-text", "lengths", "pruning", "layers-12", "processes")
 AGREEMENT_TEXTS = 48
 Say = Callable[[str], None]
 
@@ -87,81 +86,73 @@ class Suite:
         return Field(model, {precision: encoder for precision, (_, encoder) in own.items()}, contenders, left, least)
 
     def run(self, lined_up: Field, corpus: Corpus, names: Sequence[str]) -> Iterator[Result]:
-        """The workloads of those names on the float32 all-MiniLM-L6-v2 and its forms, one after the other."""
-        for name, work in (
-            ("bulk", self._bulk),
-            ("one-text", self._one),
-            ("lengths", self._lengths),
-            ("pruning", self._pruning),
-        ):
-            if name in names:
-                yield from work(lined_up, corpus.every(self.size.step))
+        """The workloads of those names on all-MiniLM-L6-v2, one after the other."""
+        if "bulk" in names:
+            yield from self._bulk(lined_up, corpus, self.size.bulk)
+        if "one-text" in names:
+            yield self._one(lined_up, corpus)
+        if "lengths" in names:
+            yield from self._lengths(lined_up)
+        if "pruning" in names:
+            yield from self._pruning(lined_up, corpus)
 
     def run_12_layers(self, model: Model, corpus: Corpus) -> tuple[Field, list[Result]]:
         """Bulk and one text on a model of 12 layers with random weights, of the shape of all-MiniLM-L12-v2."""
         folder = random_model(model.float32, model.home)
         lined_up = self.line_up(prepare("MiniLM-L12 shape, random weights", folder, self.cache), corpus)
-        few = corpus.every(self.size.step_12)
-        results = [self._bulk(lined_up, few, "layers-12-")[0], *self._one(lined_up, few, "layers-12-")]
-        return lined_up, [replace(result, title=f"12 layers: {result.title}") for result in results]
+        results = [self._bulk(lined_up, corpus, self.size.layers_12)[0], self._one(lined_up, corpus)]
+        return lined_up, [
+            replace(result, key=f"layers-12-{result.key}", title=f"12 layers: {result.title}") for result in results
+        ]
 
-    def _bulk(self, lined_up: Field, corpus: Corpus, prefix: str = "") -> list[Result]:
-        title = f"{len(corpus.texts):,} texts of BANKING77 at once"
+    def _bulk(self, lined_up: Field, corpus: Corpus, count: int) -> list[Result]:
+        part = corpus.part(count, read_tokenizer(lined_up.model.float32))
+        title = f"{len(part.texts):,} texts of BANKING77 at once"
         self.say(title)
-        return workloads.bulk(
-            f"{prefix}banking77",
-            title,
-            lined_up.contenders,
-            corpus.texts,
-            token_counts(corpus.texts, read_tokenizer(lined_up.model.float32)),
-            self.rounds,
-            self.size.blocks,
-        )
+        return workloads.bulk("banking77", title, lined_up.contenders, part, self.rounds, self.size.choosing)
 
-    def _one(self, lined_up: Field, corpus: Corpus, prefix: str = "") -> list[Result]:
+    def _one(self, lined_up: Field, corpus: Corpus) -> Result:
         texts = corpus.texts[:: max(1, len(corpus.texts) // self.size.single)][: self.size.single]
         title = f"one text at a time, {len(texts)} of BANKING77"
         self.say(title)
-        return [workloads.one_text(f"{prefix}one-text", title, lined_up.contenders, texts, self.rounds)]
+        return workloads.one_text("one-text", title, lined_up.contenders, texts, self.rounds)
 
-    def _lengths(self, lined_up: Field, corpus: Corpus) -> Iterator[Result]:
+    def _lengths(self, lined_up: Field) -> Iterator[Result]:
         for length in self.size.lengths:
-            lengths, texts = self._long(lined_up, length)
-            title = f"{len(texts)} texts of {length} tokens"
+            corpus = self._long(lined_up, length)
+            title = f"{len(corpus.texts)} texts of {length} tokens"
             self.say(title)
-            yield workloads.bulk(
-                f"tokens-{length}",
-                title,
-                lined_up.contenders,
-                texts,
-                lengths,
-                self.rounds,
-                self.size.blocks,
-                "tokens/s",
-            )[0]
+            key = f"tokens-{length}"
+            yield workloads.bulk(key, title, lined_up.contenders, corpus, self.rounds, self.size.choosing, "tokens/s")[
+                0
+            ]
 
     def _pruning(self, lined_up: Field, corpus: Corpus) -> Iterator[Result]:
-        counts = token_counts(corpus.texts, read_tokenizer(lined_up.model.float32))
-        for key, title, lengths, texts in (
-            ("pruning-banking77", "bulk BANKING77", counts, corpus.texts),
-            ("pruning-256", "256 tokens", *self._long(lined_up, 256)),
+        for key, title, part in (
+            (
+                "pruning-banking77",
+                "bulk BANKING77",
+                corpus.part(self.size.bulk, read_tokenizer(lined_up.model.float32)),
+            ),
+            ("pruning-256", "256 tokens", self._long(lined_up, 256)),
         ):
             self.say(f"pruned and not: {title}")
-            pairs = [
+            contenders = [
                 our_contender(encoder, f"minitrans {precision}{suffix}", 0, policy)
                 for precision, encoder in lined_up.encoders.items()
                 for suffix, policy in (("", None), (", pruned", POLICY))
             ]
-            saved = workloads.work_saved(lengths, lined_up.encoders["int8"].config)
-            yield workloads.pruning(key, title, pairs, texts, self.rounds, saved)
+            saved = workloads.work_saved(part.lengths, lined_up.encoders["int8"].config)
+            yield workloads.pruning(key, title, contenders, part.texts, self.rounds, saved)
 
-    def _long(self, lined_up: Field, length: int) -> tuple[list[int], list[str]]:
-        lengths = [length] * max(1, self.size.tokens // length)
-        return lengths, generate(lengths, read_tokenizer(lined_up.model.float32), seed=length)
+    def _long(self, lined_up: Field, length: int) -> Corpus:
+        tokenizer = read_tokenizer(lined_up.model.float32)
+        texts = generate([length] * max(1, self.size.tokens // length), tokenizer, seed=length)
+        return Corpus.of(texts, "generated", tokenizer)
 
     def run_processes(self, model: Model, corpus: Corpus, folder: Path) -> list[Result]:
         """Whole processes of every runtime that is there, each repetition all of them in turn."""
-        texts = corpus.every(self.size.step).texts
+        texts = corpus.part(self.size.bulk, read_tokenizer(model.float32)).texts
         file = folder / "texts.json"
         file.write_text(json.dumps(texts), encoding="utf-8")
         programs = self.programs(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,14 +31,20 @@ BLOCK = 64  # the largest batch: consecutive texts of a sample must fill it
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts, and where they come from."""
+    """Texts, their tokens, and where they come from."""
 
     texts: list[str]
+    lengths: list[int]  # special tokens included
     origin: str
 
-    def every(self, step: int) -> Corpus:
-        """Every step-th text: a smaller corpus of much the same lengths."""
-        return self if step == 1 else Corpus(self.texts[::step], f"every {step}th of {self.origin}")
+    @classmethod
+    def of(cls, texts: list[str], origin: str, tokenizer: Tokenizer) -> Corpus:
+        """Texts, and their lengths by this tokenizer."""
+        return cls(texts, token_counts(texts, tokenizer), origin)
+
+    def part(self, count: int, tokenizer: Tokenizer) -> Corpus:
+        """About so many of the texts, or all if there are fewer: see ``sample``."""
+        return Corpus.of(sample(self.texts, self.lengths, count), self.origin, tokenizer)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -65,12 +72,11 @@ def banking77(tokenizer: Tokenizer) -> Corpus:
     folder = Path(os.environ.get("MINITRANS_DATA") or Path(__file__).parents[2] / "shared" / "data")
     file = folder / "banking77" / "test.csv"
     if file.is_file():
-        return Corpus(read_examples(file).texts, "the BANKING77 test set")
+        return Corpus.of(read_examples(file).texts, "the BANKING77 test set", tokenizer)
     lengths = [length for length, count in BANKING77_LENGTHS.items() for _ in range(count)]
     order = np.random.default_rng(77).permutation(len(lengths))
-    return Corpus(
-        generate([lengths[i] for i in order], tokenizer), f"texts of the lengths of BANKING77 ({file} is missing)"
-    )
+    texts = generate([lengths[i] for i in order], tokenizer)
+    return Corpus.of(texts, f"texts of the lengths of BANKING77 ({file} is missing)", tokenizer)
 
 
 def generate(lengths: Sequence[int], tokenizer: Tokenizer, seed: int = 0) -> list[str]:
@@ -97,14 +103,16 @@ def generate(lengths: Sequence[int], tokenizer: Tokenizer, seed: int = 0) -> lis
     return texts
 
 
-def sample(texts: Sequence[str], lengths: Sequence[int], blocks: int) -> list[str]:
-    """Some blocks of texts that stand side by side when sorted by length, from the short to the long.
+def sample(texts: Sequence[str], lengths: Sequence[int], count: int) -> list[str]:
+    """About so many of the texts, in random order: blocks that stand side by side when all are sorted by length.
 
-    A batch of them is padded as it is among all texts; were texts taken one by one, large batches would look worse.
+    A batch of them is padded as little as it is among all texts. Were texts taken one by one, their neighbours would
+    differ more in length, to the disadvantage of whoever pads.
     """
     order = sorted(range(len(texts)), key=lengths.__getitem__)
-    starts = range(0, len(order), BLOCK)
-    if len(starts) <= blocks:
+    blocks = math.ceil(count / BLOCK)
+    if blocks * BLOCK >= len(order):
         return list(texts)
-    chosen = np.linspace(0, len(starts) - 1, blocks).round().astype(int)
-    return [texts[i] for block in chosen for i in order[starts[block] : starts[block] + BLOCK]]
+    middles = (np.arange(blocks) + 0.5) / blocks * len(order)
+    chosen = [i for middle in middles for i in order[round(middle) - BLOCK // 2 :][:BLOCK]]
+    return [texts[i] for i in np.random.default_rng(0).permutation(chosen)]

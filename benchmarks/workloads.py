@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.contenders import Contender, Encode, EncodeOne
-from benchmarks.texts import sample
-from benchmarks.timing import Spread, fastest, interleaved, percentile, ratios, seconds
+from benchmarks.texts import Corpus, sample
+from benchmarks.timing import Spread, fastest, interleaved, percentile, ratios, seconds, settle
 from minitrans import PruningPolicy
 from minitrans.config import EncoderConfig
 from minitrans.pruning import kept_count
@@ -25,17 +25,17 @@ WARM_TEXTS = 5  # untimed ones before a block of single texts: the caches hold a
 class Size:
     """How much is timed."""
 
-    step: int  # every so many texts of BANKING77
-    single: int  # texts, one at a time
+    bulk: int  # texts of BANKING77 at once
+    single: int  # texts of BANKING77, one at a time
     tokens: int  # of all the texts of one length
     lengths: tuple[int, ...]
-    step_12: int  # every so many texts of BANKING77 for the model of 12 layers
-    blocks: int  # of 64 texts, on which the settings are chosen
+    layers_12: int  # texts for the model of 12 layers
+    choosing: int  # texts on which the settings are chosen
     repetitions: int  # of whole processes
 
 
-FULL = Size(1, 200, 16_384, LENGTHS, 5, 10, 5)
-QUICK = Size(10, 50, 4_096, (256, 512), 40, 4, 3)
+FULL = Size(3080, 200, 16_384, LENGTHS, 640, 640, 5)
+QUICK = Size(320, 50, 4_096, (256, 512), 128, 256, 3)
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,9 @@ def bulk(
     key: str,
     title: str,
     contenders: Sequence[Contender],
-    texts: Sequence[str],
-    lengths: Sequence[int],
+    corpus: Corpus,
     rounds: int,
-    blocks: int,
+    choosing: int,
     unit: str = "texts/s",
 ) -> list[Result]:
     """Many texts at once, tokenised by everyone; then tokenisation apart, and what is left without it.
@@ -82,15 +81,15 @@ def bulk(
     Args:
         key, title, unit: as in Result.
         contenders: who takes part.
-        texts: what they embed.
-        lengths: tokens of each text.
+        corpus: what they embed.
         rounds: how many.
-        blocks: of 64 texts, on which each contender's setting is chosen.
+        choosing: number of texts on which each contender's setting is chosen.
     """
+    texts = corpus.texts
     chosen: dict[str, Encode] = {}
     names: dict[str, str] = {}
     tried: dict[str, dict[str, float]] = {}
-    few = sample(texts, lengths, blocks)
+    few = sample(texts, corpus.lengths, choosing)
     for contender in contenders:
         settings = contender.bulk(len(texts))
         for encode in settings.values():
@@ -102,13 +101,14 @@ def bulk(
 
     def work(contender: Contender) -> tuple[float, float]:
         whole = seconds(partial(chosen[contender.name], texts))
+        settle()  # threads that still spin are in the way of the tokenizer's
         return whole, seconds(partial(contender.tokenize, texts))
 
     timed = interleaved({contender.name: partial(work, contender) for contender in contenders}, rounds)
     whole = {name: [each[0] for each in values] for name, values in timed.items()}
     tokenisation = {name: [each[1] for each in values] for name, values in timed.items()}
     engine = {name: [each[0] - each[1] for each in values] for name, values in timed.items()}
-    amount = len(texts) if unit == "texts/s" else sum(lengths)
+    amount = len(texts) if unit == "texts/s" else sum(corpus.lengths)
     return [
         Result(key, title, unit, amount, whole, names, tried),
         Result(f"{key}-tokenisation", f"{title}: tokenisation alone", unit, amount, tokenisation),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,6 +49,7 @@ from minitrans.weights import load_parameters, weight_files
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
 WINDOW_TEXTS = 4096  # texts that are tokenised before their chunks run: bounds the memory that ids take
 
+T = TypeVar("T")
 Inherit = Literal["inherit"]
 OnTruncation = Literal["warn", "error", "ignore"]
 
@@ -278,13 +279,13 @@ class SentenceEncoder:
             if out is not None or call.precision != "float32":
                 raise InputError("token_embeddings come as a list of float32 arrays: leave out `out` and `precision`")
             tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
-            for place, encoded in self._run(texts, prefix, call, progress):
+            for place, encoded in self._run(texts, prefix, call, progress, lambda encoded: encoded):
                 tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
             return tokens[0] if single else tokens
         shape = (len(texts), output_width(call.dimension, call.precision))
         vectors = output_array(out, shape, DTYPES[call.precision])
-        for place, encoded in self._run(texts, prefix, call, progress):
-            vectors[place] = self._pool(encoded, call)
+        for place, pooled in self._run(texts, prefix, call, progress, lambda encoded: self._pool(encoded, call)):
+            vectors[place] = pooled
         return vectors[0] if single else vectors
 
     def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
@@ -303,7 +304,8 @@ class SentenceEncoder:
         call = Call(32, self._policy(pruning), "float32", False, self._dimension(None))
         texts = as_texts(sentences)
         results: list[PrunedText] = []
-        for _, encoded in self._run(texts, self._prompt(None, None), call, Progress(len(texts), False)):
+        progress = Progress(len(texts), False)
+        for _, encoded in self._run(texts, self._prompt(None, None), call, progress, lambda encoded: encoded):
             left = np.isin(np.arange(len(encoded.batch.ids)), encoded.rows)  # [T]
             for text in segments(encoded.batch.offsets):
                 tokens = self.tokenizer.tokens(encoded.batch.ids[text].tolist())
@@ -325,6 +327,7 @@ class SentenceEncoder:
             "folder": str(self.folder),
             "sha256": self.model_sha256,
             "backend": self.backend,
+            **self.blocks.info(),
             "precision": self.precision,
             "threads": self.threads,
             "layers": self.config.num_hidden_layers,
@@ -341,9 +344,9 @@ class SentenceEncoder:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
 
     def _run(
-        self, texts: Sequence[str], prefix: str, call: Call, progress: Progress
-    ) -> Iterator[tuple[slice, Encoded]]:
-        """Encode all texts, chunk by chunk; yields which texts, and what came out, in order."""
+        self, texts: Sequence[str], prefix: str, call: Call, progress: Progress, finish: Callable[[Encoded], T]
+    ) -> Iterator[tuple[slice, T]]:
+        """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
         truncated = 0
         with progress, self.blocks.session():
             for begin in range(0, len(texts), WINDOW_TEXTS):
@@ -352,8 +355,8 @@ class SentenceEncoder:
                 truncated += self._count_truncated(tokenized.lengths, begin)
                 ids = tokenized.ids
                 places = list(chunks([len(i) for i in ids], call.batch_size, CHUNK_TOKENS))
-                for place, encoded in zip(places, self._map(ids, places, call.policy), strict=True):
-                    yield slice(begin + place.start, begin + place.stop), encoded
+                for place, done in zip(places, self._map(ids, places, call.policy, finish), strict=True):
+                    yield slice(begin + place.start, begin + place.stop), done
                     progress.update(place.stop - place.start)
         if truncated and self.on_truncation == "warn":
             warnings.warn(
@@ -364,19 +367,23 @@ class SentenceEncoder:
             )
 
     def _map(
-        self, ids: Sequence[Sequence[int]], places: Sequence[slice], policy: PruningPolicy | None
-    ) -> Iterator[Encoded]:
-        def work(place: slice) -> Encoded:
-            batch = pack(ids[place], self.tokenizer.prefix, self.tokenizer.suffix)
-            with np.errstate(all="ignore"):  # forward reports what is not finite, with its place
-                return forward(self.blocks, batch, policy)
-
+        self,
+        ids: Sequence[Sequence[int]],
+        places: Sequence[slice],
+        policy: PruningPolicy | None,
+        finish: Callable[[Encoded], T],
+    ) -> Iterator[T]:
         threads = min(self.threads, len(places))
+        helpers = self.threads - 1 if threads == 1 else 0
+
+        def work(place: slice) -> T:
+            batch = pack(ids[place], self.tokenizer.prefix, self.tokenizer.suffix)
+            # forward reports what is not finite, with its place
+            with np.errstate(all="ignore"), self.blocks.chunk(len(batch.ids), helpers):
+                return finish(forward(self.blocks, batch, policy))
+
         if threads <= 1:
-            for place in places:
-                with self.blocks.helped(self.threads - 1):
-                    encoded = work(place)
-                yield encoded
+            yield from map(work, places)
             return
         # A pool per call, not per encoder: none is left behind to break a fork.
         pool = ThreadPoolExecutor(threads, thread_name_prefix="minitrans")

@@ -146,6 +146,9 @@ def _pool_text(hidden: Float32, mode: PoolingMode, sizes: Float32 | None, positi
         return hidden[-1]
     if mode == "max":
         return hidden.max(axis=0)
+    if sizes is None and mode != "weightedmean":  # all weights are 1
+        count = np.float32(len(hidden))
+        return hidden.sum(axis=0) / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
     weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
     if mode == "weightedmean":
         weight = weight * (position + 1).astype(np.float32)  # [n] later tokens count more

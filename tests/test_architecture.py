@@ -29,6 +29,24 @@ ORDER = [
     "pruning",
     "pooling",
     "backends.activations",
+    "kernels",
+    "kernels.levels",
+    "kernels.steps",
+    "kernels.processor",
+    "kernels.library",
+    "kernels.simd",
+    "kernels.elementary",
+    "kernels.tiles",
+    "kernels.rows",
+    "kernels.products",
+    "kernels.attention",
+    "kernels.run",
+    "kernels.build",
+    "kernels.loading",
+    "backends.panels",
+    "backends.workspace",
+    "backends.team",
+    "backends.compiled",
     "backends.blas",
     "backends.reference",
     "backends",
@@ -59,6 +77,10 @@ PUBLIC = [
 ]
 
 DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click", "threadpoolctl", "tqdm", "tomli"}
+COMPILERS = {"numba", "llvmlite"}
+COMPILED = {
+    f"kernels.{name}" for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "run", "build")
+}
 CODE_THAT_RUNS_DATA = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 
 
@@ -142,7 +164,15 @@ def test_third_party_imports_are_declared(name):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("__sklearn_"):
             modules -= Counter(imports(node))
     roots = {module.partition(".")[0] for module in modules}
-    assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, "minitrans"}
+    allowed = COMPILERS if name in COMPILED else set()
+    assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, *allowed, "minitrans"}
+
+
+def test_only_the_build_imports_kernel_sources():
+    """What a run needs imports no compiler: only the just-in-time path, inside a function, reaches `build`."""
+    for name, tree in TREES.items():
+        reaches = {module.removeprefix("minitrans.") for module in imports(tree)} & COMPILED
+        assert not reaches or name in COMPILED or (name, reaches) == ("kernels.loading", {"kernels.build"})
 
 
 @every_module

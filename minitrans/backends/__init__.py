@@ -22,12 +22,21 @@ class Blocks(Protocol):
     name: str
     num_layers: int
 
+    def info(self) -> dict[str, str | None]:
+        """How the kernels in use were built, and for which instruction set."""
+        ...
+
     def session(self) -> AbstractContextManager[None]:
         """Entered around the work of a call; may overlap with others."""
         ...
 
-    def helped(self, helpers: int) -> AbstractContextManager[None]:
-        """Entered by a thread around its blocks when so many processors would be idle meanwhile."""
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
+        """Entered by a thread around the blocks of one batch.
+
+        Args:
+            rows: T, at the beginning.
+            helpers: processors that would be idle meanwhile.
+        """
         ...
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
@@ -72,18 +81,20 @@ def load_blocks(backend: str, parameters: Parameters) -> Blocks:
         BackendError: no backend of that name, or it cannot run here.
     """
     check_backend(backend)
+    why_not = None
     if backend != "reference":
-        from minitrans.kernels.library import load_kernels
+        from minitrans.kernels.loading import load_kernels
 
         try:
             kernels = load_kernels()
-        except BackendError:
+        except BackendError as error:
             if backend == "compiled":
                 raise
+            why_not = str(error)
         else:
             from minitrans.backends.compiled import CompiledBlocks
 
             return CompiledBlocks(parameters, kernels)
     from minitrans.backends.reference import ReferenceBlocks
 
-    return ReferenceBlocks(parameters)
+    return ReferenceBlocks(parameters, why_not)

@@ -8,21 +8,33 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import address, pack_linears
+from minitrans.backends.panels import address, pack_model, unpack_model
 from minitrans.backends.team import MOST_MEMBERS, Team, alone
-from minitrans.backends.workspace import PackedLayer, PackedModel, Workspace
+from minitrans.backends.workspace import Program, Workspace
 from minitrans.errors import InputError
-from minitrans.kernels.library import Kernels
-from minitrans.kernels.steps import BATCH, SCORE
-from minitrans.parameters import AnyEmbedding, Float32, Int8Embedding, Parameters
-from minitrans.quantization import dequantize_embedding
+from minitrans.kernels.loading import Kernels, load_kernels
+from minitrans.kernels.steps import SCORE
+from minitrans.parameters import Float32, Parameters
 
 LEAST_ROWS = 64  # of a workspace
+# Calling other threads costs a tenth of a millisecond (measured). It pays where the weights alone take longer to come
+# from memory, or for so many rows.
+MANY_BYTES = 16_000_000
+MUCH_WORK = 1_000_000_000  # rows times bytes of weights
+_FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
+
+
+class _Chunk(threading.local):
+    """What the blocks of the calling thread use while it is inside ``chunk``."""
+
+    workspace: Workspace | None = None
+    team: Team | None = None
 
 
 class CompiledBlocks:
@@ -34,36 +46,57 @@ class CompiledBlocks:
         self.config = parameters.config
         self.num_layers = len(parameters.layers)
         self.kernels = kernels
-        self._model = pack_model(parameters, kernels)
-        self._idle: list[Workspace] = []  # append and pop are atomic
+        self._model = pack_model(parameters, kernels.level)
+        self._weight_bytes = self._model.weight_bytes
+        self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
-        self._local = threading.local()
+        self._chunk = _Chunk()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Memory addresses and a library of this machine: elsewhere the weights are laid out anew.
+        return _restored, (unpack_model(self._model),)
+
+    def info(self) -> dict[str, str | None]:
+        """How the kernels were built, and the level in use."""
+        return {"kernels": self.kernels.built, "instruction_set": self.kernels.level.name}
 
     def session(self) -> AbstractContextManager[None]:
         """Nothing to prepare."""
         return nullcontext()
 
+    @contextmanager
+    def chunk(self, rows: int, helpers: int) -> Iterator[None]:
+        """Keep a workspace at hand, and let threads that sleep between calls share the steps where it pays."""
+        chunk = self._chunk
+        pays = self._weight_bytes >= MANY_BYTES or rows * self._weight_bytes >= MUCH_WORK
+        with alone() as idle:
+            if idle and pays and helpers > 0:
+                chunk.team = self._free_team()
+                chunk.team.open(min(helpers, MOST_MEMBERS - 1))
+            try:
+                yield
+            finally:
+                if chunk.team is not None:
+                    chunk.team.close()
+                    self._teams.append(chunk.team)
+                    chunk.team = None
+                if chunk.workspace is not None:
+                    self._workspaces.append(chunk.workspace)
+                    chunk.workspace = None
+
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Word, position and token type embeddings, then layer norm."""
-        _check("ids", ids, np.int64, (len(ids),))
-        _check_offsets(offsets, len(ids))
-        if len(ids) and not (ids.min() >= 0 and ids.max() < self.config.vocab_size):
-            raise InputError(f"token ids range from {ids.min()} to {ids.max()}, wanted 0 to {self.config.vocab_size - 1}")
-        lengths = np.diff(offsets)
-        positions = np.arange(len(ids)) - np.repeat(offsets[:-1], lengths)  # [T]
-        if len(lengths) and lengths.max() > self.config.max_position_embeddings:
+        rows = len(ids)
+        _check("ids", ids, _INT64, (rows,))
+        workspace = self._workspace(rows, offsets)
+        if rows and not (ids.min() >= 0 and ids.max() < self.config.vocab_size):
+            raise InputError(f"token ids go from {ids.min()} to {ids.max()}, wanted 0 to {self.config.vocab_size - 1}")
+        if workspace.longest > self.config.max_position_embeddings:
             raise InputError(
-                f"a text has {lengths.max()} tokens, wanted at most {self.config.max_position_embeddings}"
+                f"a text has {workspace.longest} tokens, wanted at most {self.config.max_position_embeddings}"
             )
-        out = np.empty((len(ids), self.config.hidden_size), np.float32)
-        with self._workspace(len(ids)) as workspace:
-            workspace.batch[[BATCH.tokens // 8, BATCH.ids // 8, BATCH.positions // 8, BATCH.out // 8]] = (
-                len(ids),
-                address(ids),
-                address(positions),
-                address(out),
-            )
-            self._run(workspace.embed)
+        out = np.empty((rows, self.config.hidden_size), np.float32)
+        self._run(workspace, workspace.embed, rows, ids=address(ids), out=address(out))
         return out
 
     def attention_block(
@@ -71,61 +104,64 @@ class CompiledBlocks:
     ) -> tuple[Float32, Float32 | None]:
         """softmax(query key^T / sqrt(D)) value per head and text; then output map, residual, layer norm."""
         rows = len(hidden)
-        _check("hidden", hidden, np.float32, (rows, self.config.hidden_size))
-        _check_offsets(offsets, rows)
+        _check("hidden", hidden, _FLOAT32, (rows, self.config.hidden_size))
+        workspace = self._workspace(rows, offsets)
         log_sizes = None
         if sizes is not None:
-            _check("sizes", sizes, np.float32, (rows,))
-            log_sizes = np.log(sizes)
+            _check("sizes", sizes, _FLOAT32, (rows,))
+            log_sizes = np.log(sizes)  # [T]
         score = SCORE.get(want, 0)
-        out = np.empty_like(hidden)
-        with self._workspace(rows) as workspace:
-            received = workspace.received if score else None
-            workspace.batch[:] = (
-                rows,
-                len(offsets) - 1,
-                address(offsets),
-                0,
-                0,
-                address(hidden),
-                address(out),
-                address(log_sizes),
-                address(received),
-                0 if received is None else received.strides[0],
-                score,
-            )
-            self._run(workspace.attention[layer])
-            scores = None if received is None else received[:, :rows].mean(axis=0)  # [T]
-        return out, scores
+        out = np.empty((rows, self.config.hidden_size), np.float32)
+        self._run(workspace, workspace.attention[layer], rows, address(hidden), address(out), address(log_sizes), score)
+        return out, workspace.received[:, :rows].mean(axis=0) if score else None  # [T, H], [T]
 
     def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
         """output(activation(intermediate(x))) + x, then layer norm."""
         rows = len(hidden)
-        _check("hidden", hidden, np.float32, (rows, self.config.hidden_size))
-        out = np.empty_like(hidden)
-        with self._workspace(rows) as workspace:
-            workspace.batch[[BATCH.tokens // 8, BATCH.hidden // 8, BATCH.out // 8]] = rows, address(hidden), address(out)
-            self._run(workspace.feed_forward[layer])
+        _check("hidden", hidden, _FLOAT32, (rows, self.config.hidden_size))
+        workspace = self._workspace(rows, offsets)
+        out = np.empty((rows, self.config.hidden_size), np.float32)
+        self._run(workspace, workspace.feed_forward[layer], rows, address(hidden), address(out))
         return out
 
-    @contextmanager
-    def helped(self, helpers: int) -> Iterator[None]:
-        """Threads that sleep between calls take part in the steps of this thread's blocks."""
-        with alone() as idle:
-            team = self._find_team() if idle and helpers > 0 else None
-            if team is None:
-                yield
-                return
-            team.open(min(helpers, MOST_MEMBERS - 1))
-            self._local.team = team
-            try:
-                yield
-            finally:
-                self._local.team = None
-                team.close()
-                self._teams.append(team)
+    def _run(
+        self,
+        workspace: Workspace,
+        program: Program,
+        rows: int,
+        hidden: int = 0,
+        out: int = 0,
+        log_sizes: int = 0,
+        score: int = 0,
+        ids: int = 0,
+    ) -> None:
+        """Run the steps on arrays that were checked; the numbers are their addresses."""
+        workspace.describe(rows, ids, hidden, out, log_sizes, score)
+        if self._chunk.team is None:
+            self.kernels.run(program.address, program.count, 0, 0)
+        else:
+            self._chunk.team.run(program.address, program.count)
 
-    def _find_team(self) -> Team:
+    def _workspace(self, rows: int, offsets: NDArray[np.int64]) -> Workspace:
+        """One for this thread with room for so many rows, told where the texts begin."""
+        workspace = self._chunk.workspace
+        if workspace is None:
+            with suppress(IndexError):
+                workspace = self._workspaces.pop()
+        if workspace is None or workspace.rows < rows:
+            workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (rows - 1).bit_length()), MOST_MEMBERS)
+        self._chunk.workspace = workspace
+        if offsets is not workspace.offsets:
+            _check("offsets", offsets, _INT64, (len(offsets),))
+            lengths = np.diff(offsets)
+            if not (len(offsets) and offsets[0] == 0 and offsets[-1] == rows and (lengths >= 0).all()):
+                raise InputError(f"offsets are {offsets.tolist()}, wanted to rise from 0 to {rows}, the number of rows")
+            workspace.place_texts(offsets, lengths)
+        elif offsets[-1] != rows:
+            raise InputError(f"there are {rows} rows, wanted {offsets[-1]}, where the offsets end")
+        return workspace
+
+    def _free_team(self) -> Team:
         """One whose assistants have all left, or a new one."""
         try:
             team = self._teams.pop()
@@ -133,73 +169,11 @@ class CompiledBlocks:
             return Team(self.kernels)
         return team if team.is_free else Team(self.kernels)
 
-    def _run(self, program: NDArray[np.int64]) -> None:
-        team: Team | None = getattr(self._local, "team", None)
-        if team is None:
-            self.kernels.run(address(program), len(program), 0, 0)
-        else:
-            team.run(address(program), len(program))
 
-    @contextmanager
-    def _workspace(self, rows: int) -> Iterator[Workspace]:
-        """One that is idle, or a new one where none is or the idle one is too small."""
-        try:
-            workspace = self._idle.pop()
-        except IndexError:
-            workspace = None
-        if workspace is None or workspace.rows < rows:
-            workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (rows - 1).bit_length()), MOST_MEMBERS)
-        yield workspace
-        self._idle.append(workspace)
+def _restored(parameters: Parameters) -> CompiledBlocks:
+    return CompiledBlocks(parameters, load_kernels())
 
 
-def pack_model(parameters: Parameters, kernels: Kernels) -> PackedModel:
-    """Lay the weights out for the kernels' level."""
-    level, config = kernels.level, parameters.config
-    layers = tuple(
-        PackedLayer(
-            pack_linears(level, layer.query, layer.key, layer.value),
-            pack_linears(level, layer.attention_output),
-            layer.attention_norm,
-            pack_linears(level, layer.intermediate),
-            pack_linears(level, layer.output),
-            layer.output_norm,
-        )
-        for layer in parameters.layers
-    )
-    words = parameters.word_embeddings
-    positions = dequantize_embedding(parameters.position_embeddings).weight  # [P, H]
-    positions = positions + dequantize_embedding(parameters.token_type_embeddings).weight[0]
-    return PackedModel(
-        level,
-        config.hidden_size,
-        config.num_attention_heads,
-        config.hidden_act,
-        config.layer_norm_eps,
-        _with_slack(words),
-        words.scale if isinstance(words, Int8Embedding) else None,
-        positions,
-        parameters.embeddings_norm,
-        layers,
-    )
-
-
-def _with_slack(words: AnyEmbedding) -> NDArray[np.generic]:
-    """An int8 row is read a whole vector at a time: the last one needs bytes behind it unless it fills its vectors."""
-    table = words.weight
-    if not isinstance(words, Int8Embedding) or table.shape[1] % 16 == 0:
-        return np.ascontiguousarray(table)
-    return np.concatenate([table, np.zeros((16, table.shape[1]), table.dtype)])
-
-
-def _check(name: str, array: NDArray[np.generic], dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+def _check(name: str, array: NDArray[np.generic], dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        raise InputError(
-            f"{name} is {array.dtype} {list(array.shape)}, wanted C-contiguous {np.dtype(dtype)} {list(shape)}"
-        )
-
-
-def _check_offsets(offsets: NDArray[np.int64], rows: int) -> None:
-    _check("offsets", offsets, np.int64, (len(offsets),))
-    if not (len(offsets) and offsets[0] == 0 and offsets[-1] == rows and (np.diff(offsets) >= 0).all()):
-        raise InputError(f"offsets are {offsets.tolist()}, wanted to rise from 0 to {rows}, the number of rows")
+        raise InputError(f"{name} is {array.dtype} {list(array.shape)}, wanted C-contiguous {dtype} {list(shape)}")

@@ -1,16 +1,34 @@
-"""Weights laid out for the kernels: panels of columns, as wide as a tile, filled up with zeros."""
+"""Weights laid out for the kernels: panels of columns, as wide as a tile, filled up with zeros.
+
+What a kernel reads of a model is in these records, and it can be turned back: to be pickled, say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minitrans.config import EncoderConfig
 from minitrans.kernels.levels import Level
-from minitrans.parameters import AnyLinear, Float32, Int8Linear
+from minitrans.parameters import (
+    AnyEmbedding,
+    AnyLinear,
+    Embedding,
+    Float32,
+    Int8Embedding,
+    Int8Linear,
+    LayerNorm,
+    LayerParameters,
+    Linear,
+    Parameters,
+)
+from minitrans.quantization import dequantize_embedding
 
+WIDEST = 16  # lanes of the widest vector
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
@@ -38,7 +56,8 @@ class PackedLinear:
     """One linear map, or several of the same input side by side."""
 
     outputs: int  # N
-    depth: int  # K, rounded up to what the level's int8 products take
+    inputs: int  # K
+    depth: int  # K rounded up to what the level's int8 products take
     weight: NDArray[Any]  # float32 [N / panel, K, panel] or int8 [N / panel, K / 4, panel, 4]
     bias: Float32  # [N rounded up]
     scale: Float32 | None  # [N rounded up], int8 only
@@ -67,11 +86,14 @@ def pack_linears(level: Level, *linears: AnyLinear) -> PackedLinear:
     panels = weight.reshape(-1, level.panel, depth)  # [panels, panel, K]
     if not is_int8:
         packed = _copy(panels.transpose(0, 2, 1), np.float32)  # [panels, K, panel]
-        return PackedLinear(outputs, depth, packed, _row([linear.bias for linear in linears], columns), None, None)
+        return PackedLinear(
+            outputs, inputs, depth, packed, _row([linear.bias for linear in linears], columns), None, None
+        )
     fours = panels.reshape(-1, level.panel, depth // 4, 4).transpose(0, 2, 1, 3)  # [panels, K / 4, panel, 4]
     scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
     return PackedLinear(
         outputs,
+        inputs,
         depth,
         _copy(fours, np.int8),
         _row([linear.bias for linear in linears], columns),
@@ -91,3 +113,120 @@ def _row(parts: list[Float32], columns: int) -> Float32:
     values = np.concatenate(parts)
     row[: len(values)] = values
     return row
+
+
+def unpack_linears(packed: PackedLinear, sizes: Sequence[int]) -> list[AnyLinear]:
+    """The linear maps that were laid out side by side, of so many outputs each."""
+    if packed.is_int8:
+        weight = packed.weight.transpose(0, 2, 1, 3).reshape(-1, packed.depth)  # [N rounded up, K rounded up]
+    else:
+        weight = packed.weight.transpose(0, 2, 1).reshape(-1, packed.depth)
+    linears: list[AnyLinear] = []
+    begin = 0
+    for size in sizes:
+        rows = slice(begin, begin + size)
+        values, bias = weight[rows, : packed.inputs].copy(), packed.bias[rows].copy()
+        linears.append(
+            Linear(values, bias) if packed.scale is None else Int8Linear(values, packed.scale[rows].copy(), bias)
+        )
+        begin += size
+    return linears
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """The weights of one layer."""
+
+    qkv: PackedLinear  # H -> 3H
+    attention_output: PackedLinear  # H -> H
+    attention_norm: LayerNorm  # [H]
+    intermediate: PackedLinear  # H -> I
+    output: PackedLinear  # I -> H
+    output_norm: LayerNorm  # [H]
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """All weights, for one instruction-set level."""
+
+    config: EncoderConfig
+    level: Level
+    table: NDArray[Any]  # [V, H] float32 or int8
+    table_scale: Float32 | None  # [V], int8 only
+    positions: Float32  # [P, H], the token type's embedding added
+    embeddings_norm: LayerNorm  # [H]
+    layers: tuple[PackedLayer, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all matrices that a text passes through."""
+        return sum(
+            linear.weight.nbytes
+            for layer in self.layers
+            for linear in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
+        )
+
+
+def pack_model(parameters: Parameters, level: Level) -> PackedModel:
+    """Lay all weights out."""
+    layers = tuple(
+        PackedLayer(
+            pack_linears(level, layer.query, layer.key, layer.value),
+            pack_linears(level, layer.attention_output),
+            _norm(layer.attention_norm),
+            pack_linears(level, layer.intermediate),
+            pack_linears(level, layer.output),
+            _norm(layer.output_norm),
+        )
+        for layer in parameters.layers
+    )
+    words = parameters.word_embeddings
+    positions = dequantize_embedding(parameters.position_embeddings).weight  # [P, H]
+    token_type = dequantize_embedding(parameters.token_type_embeddings).weight[0]  # [H]
+    return PackedModel(
+        parameters.config,
+        level,
+        _table(words),
+        np.ascontiguousarray(words.scale) if isinstance(words, Int8Embedding) else None,
+        np.ascontiguousarray(positions + token_type),
+        _norm(parameters.embeddings_norm),
+        layers,
+    )
+
+
+def unpack_model(model: PackedModel) -> Parameters:
+    """The parameters that were laid out; the token type's embedding is found in that of the positions."""
+    hidden, vocabulary = model.config.hidden_size, model.config.vocab_size
+    layers = []
+    for layer in model.layers:
+        (query, key, value), (attention_output,), (intermediate,), (output,) = (
+            unpack_linears(linear, sizes)
+            for linear, sizes in (
+                (layer.qkv, [hidden] * 3),
+                (layer.attention_output, [hidden]),
+                (layer.intermediate, [model.config.intermediate_size]),
+                (layer.output, [hidden]),
+            )
+        )
+        norms = layer.attention_norm, layer.output_norm
+        layers.append(LayerParameters(query, key, value, attention_output, norms[0], intermediate, output, norms[1]))
+    table = model.table[:vocabulary].copy()
+    return Parameters(
+        model.config,
+        Embedding(table) if model.table_scale is None else Int8Embedding(table, model.table_scale),
+        Embedding(model.positions),
+        Embedding(np.zeros((model.config.type_vocab_size, hidden), np.float32)),
+        model.embeddings_norm,
+        tuple(layers),
+    )
+
+
+def _norm(norm: LayerNorm) -> LayerNorm:
+    return LayerNorm(np.ascontiguousarray(norm.weight), np.ascontiguousarray(norm.bias))
+
+
+def _table(words: AnyEmbedding) -> NDArray[Any]:
+    """Rows of bytes are read a whole vector at a time: the last one needs bytes behind it, unless it fills them."""
+    if isinstance(words, Int8Embedding) and words.weight.shape[1] % WIDEST:
+        return np.concatenate([words.weight, np.zeros((WIDEST, words.weight.shape[1]), np.int8)])
+    return np.ascontiguousarray(words.weight)

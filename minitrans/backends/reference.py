@@ -118,7 +118,8 @@ class ReferenceBlocks:
 
     name = "reference"
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, why: str | None = None) -> None:
+        self.why = why  # this backend and not a compiled one
         self.config = parameters.config
         self.num_layers = len(parameters.layers)
         self._word_embeddings = parameters.word_embeddings
@@ -133,12 +134,16 @@ class ReferenceBlocks:
         self._output = [prepare(layer.output) for layer in parameters.layers]  # I -> H
         self._activation = ACTIVATIONS[self.config.hidden_act]
 
+    def info(self) -> dict[str, str | None]:
+        """No kernels, and why if they were wanted."""
+        return {"kernels": None if self.why is None else f"none: {self.why}", "instruction_set": None}
+
     def session(self) -> AbstractContextManager[None]:
         """One BLAS thread per chunk."""
         return single_threaded_blas()
 
-    def helped(self, helpers: int) -> AbstractContextManager[None]:
-        """Each thread works alone."""
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
+        """Nothing to keep, and each thread works alone."""
         return nullcontext()
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:

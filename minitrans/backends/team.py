@@ -1,26 +1,30 @@
 """Threads that help with one chunk: a text that comes alone is worked on by every processor there is.
 
-Assistants wait in a loop inside the kernels, for the time of one chunk; between chunks they sleep. Nothing waits for them
-to come, so a busy machine only means less help. What a text's bits are does not depend on them: they share out tasks,
-and a task is the same whoever does it.
+Assistants wait in a loop inside the kernels, for the time of one chunk; between chunks they sleep. Nothing waits for
+them to come, so a busy machine only means less help. A text's bits do not depend on them: they share out tasks, and a
+task is the same whoever does it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from queue import SimpleQueue
 
 import numpy as np
 
 from minitrans.backends.panels import address, aligned
-from minitrans.kernels.library import Kernels
+from minitrans.kernels.loading import Kernels
 from minitrans.kernels.steps import BOARD, BOARD_JOBS, JOB_BYTES
 
-MOST_MEMBERS = 4
-PATIENCE = 5000  # turns of the waiting loop: some tenths of a millisecond
+MOST_MEMBERS = 4  # that work on one chunk
+MOST_ASSISTANTS = 6  # threads: some may still be leaving when others are called
+PATIENCE = 50_000  # turns of the waiting loop: about a millisecond
 
 
 class Team:
@@ -33,21 +37,21 @@ class Team:
         self._board[BOARD.jobs // 8] = address(self._jobs)
         self._address = address(self._board)
         self._number = 0
-        self._inside = 0
-        self._lock = threading.Lock()
+        self._members: list[_Assistant] = []
 
     @property
     def is_free(self) -> bool:
         """Whether all assistants have left."""
-        return self._inside == 0
+        return not any(assistant.busy for assistant in self._members)
 
     def open(self, assistants: int) -> None:
-        """Begin, and call assistants."""
+        """Begin, and call as many assistants, or as many as there are."""
         self._jobs[: self._number] = 0
         self._board[BOARD.number // 8] = self._number = 0
-        self._inside = assistants
-        for member in range(1, assistants + 1):
-            _call_assistant(lambda member=member: self._assist(member))  # type: ignore[misc]
+        self._members = _idle_assistants(assistants)
+        processors = _other_processors()
+        for member, assistant in enumerate(self._members, start=1):
+            assistant.call(partial(self._kernels.assist, self._address, member, PATIENCE, 0), processors)
 
     def close(self) -> None:
         """Send them away."""
@@ -61,59 +65,92 @@ class Team:
         self._number += 1
         self._kernels.lead(steps, count, self._address, self._number)
 
-    def _assist(self, member: int) -> None:
-        self._kernels.assist(self._address, member, PATIENCE, 0)
-        with self._lock:
-            self._inside -= 1
+
+class _Assistant:
+    """A thread that sleeps until it is called."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._processors: set[int] = set()
+        self._thread = threading.Thread(target=self._serve, daemon=True, name="minitrans-assistant")
+        self._thread.start()
+
+    def call(self, task: Callable[[], None], processors: set[int]) -> None:
+        """Do a task, on one of the processors if any are named."""
+        self.busy = True
+        if processors and processors != self._processors and self._thread.native_id is not None:
+            os.sched_setaffinity(self._thread.native_id, processors)  # of that thread alone
+            self._processors = processors
+        self._tasks.put(task)
+
+    def _serve(self) -> None:
+        while True:
+            self._tasks.get()()
+            self.busy = False
 
 
-class _Assistants:
-    """Sleeping threads of this process, and how many chunks are being worked on."""
+class _Process:
+    """The assistants of this process, and how many chunks are being worked on."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.queue: SimpleQueue[object] = SimpleQueue()
-        self.threads = 0
-        self.waiting = 0
+        self.assistants: list[_Assistant] = []
         self.chunks = 0
 
 
-_assistants = _Assistants()
+_process = _Process()
 
 
 def _after_fork() -> None:
-    global _assistants
-    _assistants = _Assistants()  # the threads are gone, and the lock may have been held
+    global _process
+    _process = _Process()  # the threads are gone, and the lock may have been held
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _call_assistant(task: object) -> None:
-    state = _assistants
-    with state.lock:
-        if state.threads < MOST_MEMBERS - 1:
-            state.threads += 1
-            threading.Thread(target=_serve, args=(state,), daemon=True, name="minitrans-assistant").start()
-    state.queue.put(task)
+def _idle_assistants(count: int) -> list[_Assistant]:
+    """So many that nobody has called, new ones among them; fewer where all are at work. For one thread at a time."""
+    idle = [assistant for assistant in _process.assistants if not assistant.busy][:count]
+    while len(idle) < count and len(_process.assistants) < MOST_ASSISTANTS:
+        idle.append(_Assistant())
+        _process.assistants.append(idle[-1])
+    return idle
 
 
-def _serve(state: _Assistants) -> None:
-    while True:
-        task = state.queue.get()
-        task()  # type: ignore[operator]
+def _other_processors() -> set[int]:
+    """Those that the calling thread may use and does not run on; none where that cannot be told.
+
+    Left to itself, the system may wake an assistant on the processor of the thread that calls it, and leave it there.
+    """
+    if sys.platform != "linux":
+        return set()
+    return os.sched_getaffinity(0) - {_current_processor()}
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
+def _current_processor() -> int:
+    try:
+        return int(_libc().sched_getcpu())
+    except AttributeError:
+        return -1
 
 
 @contextmanager
 def alone() -> Iterator[bool]:
-    """Whether no other chunk of this process is being worked on: processors would be idle."""
-    state = _assistants
-    with state.lock:
-        state.chunks += 1
-        first = state.chunks == 1
+    """Whether no other chunk of this process is being worked on, so that processors would be idle."""
+    process = _process
+    with process.lock:
+        process.chunks += 1
+        first = process.chunks == 1
     try:
         yield first
     finally:
-        with state.lock:
-            state.chunks -= 1
+        with process.lock:
+            process.chunks -= 1

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import PackedLinear, address, aligned, round_up
-from minitrans.kernels.levels import Level
+from minitrans.backends.panels import PackedLayer, PackedLinear, PackedModel, address, aligned, round_up
 from minitrans.kernels.steps import (
     ACTIVATION,
     ATTENTION,
@@ -26,35 +25,17 @@ from minitrans.kernels.steps import (
 from minitrans.parameters import Float32, LayerNorm
 
 PER_ROWS = -1  # tasks: see kernels/steps.py
+_BATCH = struct.Struct(f"{len(BATCH)}q")
 SLACK_ROWS = 32  # a tile may read and write this many rows behind the last one
 
 
 @dataclass(frozen=True)
-class PackedLayer:
-    """The weights of one layer as the kernels read them."""
+class Program:
+    """The steps of one block."""
 
-    qkv: PackedLinear
-    attention_output: PackedLinear
-    attention_norm: LayerNorm
-    intermediate: PackedLinear
-    output: PackedLinear
-    output_norm: LayerNorm
-
-
-@dataclass(frozen=True)
-class PackedModel:
-    """All that the steps of a model need to know."""
-
-    level: Level
-    hidden_size: int
-    heads: int
-    activation: str
-    epsilon: float
-    table: NDArray[Any]  # [V, H] float32 or int8
-    table_scale: Float32 | None  # [V], int8 only
-    positions: Float32 | None  # [P, H], the token type's embedding added
-    embeddings_norm: LayerNorm
-    layers: tuple[PackedLayer, ...]
+    records: NDArray[np.int64]  # [steps, STEP_WORDS]
+    address: int
+    count: int
 
 
 def _float_bits(number: float) -> int:
@@ -73,12 +54,15 @@ class Workspace:
     def __init__(self, model: PackedModel, rows: int, members: int) -> None:
         self.rows, self.members = rows, members
         self._model = model
-        level, hidden = model.level, model.hidden_size
+        level, hidden, heads = model.level, model.config.hidden_size, model.config.num_attention_heads
         layer = model.layers[0]
         inner = round_up(layer.intermediate.outputs, level.panel)
         room = round_up(rows, SLACK_ROWS) + SLACK_ROWS
         depth = max(round_up(layer.qkv.depth, 64), round_up(layer.output.depth, 64))
-        self.batch = aligned((len(BATCH),), np.int64)
+        self._batch = aligned((len(BATCH),), np.int64)
+        self._batch_memory = memoryview(self._batch.data).cast("B")
+        self.offsets: NDArray[np.int64] | None = None  # of the texts last placed
+        self.longest = 0  # of their lengths
         self._qkv = aligned((room, round_up(3 * hidden, level.panel) + level.panel), np.float32)
         self._context = aligned((room, round_up(hidden, 16)), np.float32)
         self._y = aligned((room, round_up(hidden, level.panel)), np.float32)
@@ -86,8 +70,9 @@ class Workspace:
         is_int8 = layer.qkv.is_int8
         self._x = aligned((room, depth), np.uint8) if is_int8 else aligned((room, round_up(hidden, 16)), np.float32)
         self._scale, self._zero = aligned((room,), np.float32), aligned((room,), np.int32)
-        self.received = aligned((model.heads, round_up(rows, 16)), np.float32)
-        head_size = hidden // model.heads
+        self.received = aligned((heads, round_up(rows, 16)), np.float32)
+        self._received = address(self.received), self.received.strides[0]
+        head_size = hidden // heads
         logits = round_up(rows, level.panel) * 4 * level.float32_heights[0]
         turned = round_up(rows, level.panel) * 4 * round_up(head_size, level.lanes)
         self._attention = aligned((members, logits + turned), np.uint8)
@@ -95,14 +80,28 @@ class Workspace:
         self.attention = [self._program(self._attention_block(layer)) for layer in model.layers]
         self.feed_forward = [self._program(self._feed_forward_block(layer)) for layer in model.layers]
 
-    def _program(self, steps: list[Mapping[int, int]]) -> NDArray[np.int64]:
-        """Steps as records [steps, STEP_WORDS]."""
+    def place_texts(self, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        """Where texts begin, [B + 1], and their lengths [B]; to be called before the rows are described."""
+        self.offsets = offsets  # kept, so that its address stays good
+        self.longest = int(lengths.max(initial=0))
+        self._positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)  # [T]
+        self._texts = len(lengths), address(offsets), address(self._positions)
+
+    def describe(self, rows: int, ids: int, hidden: int, out: int, log_sizes: int, score: int) -> None:
+        """Tell the kernels what a block works on: the addresses of arrays that were checked, 0 for none."""
+        texts, offsets, positions = self._texts
+        received = self._received if score else (0, 0)
+        _BATCH.pack_into(
+            self._batch_memory, 0, rows, texts, offsets, ids, positions, hidden, out, log_sizes, *received, score
+        )
+
+    def _program(self, steps: list[Mapping[int, int]]) -> Program:
         records = aligned((len(steps), STEP_WORDS), np.int64)
         for record, step in zip(records, steps, strict=True):
             for offset, value in step.items():
                 record[offset // 8] = value
-            record[EMBED.batch // 8] = address(self.batch)
-        return records
+            record[EMBED.batch // 8] = address(self._batch)
+        return Program(records, address(records), len(steps))
 
     def _embed(self) -> list[Mapping[int, int]]:
         model = self._model
@@ -114,20 +113,20 @@ class Workspace:
             EMBED.positions: address(model.positions),
             EMBED.weight: address(model.embeddings_norm.weight),
             EMBED.bias: address(model.embeddings_norm.bias),
-            EMBED.width: model.hidden_size,
-            EMBED.epsilon: _float_bits(model.epsilon),
+            EMBED.width: model.config.hidden_size,
+            EMBED.epsilon: _float_bits(model.config.layer_norm_eps),
         }
         return [step]
 
     def _attention_block(self, layer: PackedLayer) -> list[Mapping[int, int]]:
-        model = self._model
-        head_size = model.hidden_size // model.heads
+        config = self._model.config
+        head_size = config.head_size
         attention = {
             ATTENTION.kernel: KERNEL["attention"],
-            ATTENTION.tasks: -1 - model.heads,
+            ATTENTION.tasks: -1 - config.num_attention_heads,
             ATTENTION.qkv: address(self._qkv),
             ATTENTION.qkv_bytes: self._qkv.strides[0],
-            ATTENTION.heads: model.heads,
+            ATTENTION.heads: config.num_attention_heads,
             ATTENTION.head_size: head_size,
             ATTENTION.factor: _float_bits(1 / np.sqrt(head_size)),
             ATTENTION.context: address(self._context),
@@ -144,7 +143,7 @@ class Workspace:
 
     def _feed_forward_block(self, layer: PackedLayer) -> list[Mapping[int, int]]:
         return [
-            *self._product(None, layer.intermediate, self._inner, self._model.activation),
+            *self._product(None, layer.intermediate, self._inner, self._model.config.hidden_act),
             *self._product(self._inner, layer.output, self._y),
             self._layer_norm(layer.output_norm),
         ]
@@ -153,7 +152,7 @@ class Workspace:
         self, x: Float32 | None, linear: PackedLinear, y: Float32, activation: str | None = None
     ) -> list[Mapping[int, int]]:
         """y = activation(linear(x)), x None for the batch's hidden states; float32 scratch is multiplied in place."""
-        width = self._model.hidden_size if x is None or x is self._context else linear.depth
+        width = linear.inputs
         step = {
             PRODUCT.tasks: linear.panels,
             PRODUCT.weight: address(linear.weight),
@@ -209,6 +208,6 @@ class Workspace:
             LAYER_NORM.x_bytes: self._y.strides[0],
             LAYER_NORM.weight: address(norm.weight),
             LAYER_NORM.bias: address(norm.bias),
-            LAYER_NORM.width: self._model.hidden_size,
-            LAYER_NORM.epsilon: _float_bits(self._model.epsilon),
+            LAYER_NORM.width: self._model.config.hidden_size,
+            LAYER_NORM.epsilon: _float_bits(self._model.config.layer_norm_eps),
         }

@@ -14,7 +14,18 @@ from __future__ import annotations
 from minitrans.kernels import elementary
 from minitrans.kernels.levels import Level
 from minitrans.kernels.rows import Kernel
-from minitrans.kernels.simd import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, stack_bytes, vector_code, word
+from minitrans.kernels.simd import (
+    FLOAT,
+    Emitter,
+    Lanes,
+    Part,
+    least,
+    load_word,
+    nothing,
+    stack_bytes,
+    vector_code,
+    word,
+)
 from minitrans.kernels.steps import ATTENTION, BATCH
 from minitrans.kernels.tiles import float32_tile
 
@@ -119,7 +130,9 @@ def attention(level: Level) -> Kernel:
         v.loop(height, [sums, inverse, to], row)
 
     @vector_code(level, nothing, word, word, word, word, word, word)
-    def gather(v: Emitter, row: Lanes, row_bytes: Lanes, height: Lanes, inverse: Lanes, n: Lanes, received: Lanes) -> None:
+    def gather(
+        v: Emitter, row: Lanes, row_bytes: Lanes, height: Lanes, inverse: Lanes, n: Lanes, received: Lanes
+    ) -> None:
         """received[j] += attention[i, j] for the queries i of the tile."""
 
         def column(part: Part) -> list[Lanes]:

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from llvmlite import binding as llvm
 from numba.core import sigutils
@@ -36,26 +37,38 @@ from minitrans.kernels.run import assist, lead, run
 from minitrans.kernels.simd import nothing, word
 from minitrans.resources import atomic_file
 
+
 class BuildError(Exception):
     """The kernels could not be built."""
 
 
 MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {
     maker.__name__: maker
-    for maker in (embed, load_rows, quantize_rows, float32_product, int8_product, attention, layer_norm, run, lead, assist)
+    for maker in (
+        embed,
+        load_rows,
+        quantize_rows,
+        float32_product,
+        int8_product,
+        attention,
+        layer_norm,
+        run,
+        lead,
+        assist,
+    )
 }
 
 
 def kernel_ir(function: Callable[..., None], symbol: str) -> str:
     """The IR of a Numba function over integers, as a C function of that name."""
     arity = function.__code__.co_argcount
-    callback = CFunc(function, sigutils.normalize_signature(nothing(*[word] * arity)), {}, {"error_model": "numpy"})
+    callback: Any = CFunc(
+        function, sigutils.normalize_signature(nothing(*[word] * arity)), {}, {"error_model": "numpy"}
+    )
     with global_compiler_lock:
         compiled = callback._compile_uncached()  # the wrapper is not turned into machine code of this processor
     wrapper = compiled.fndesc.llvm_cfunc_wrapper_name
     return str(compiled.library._final_module).replace(wrapper, symbol)
-
-
 
 
 def target_machine(level: Level, triple: str) -> llvm.TargetMachine:
@@ -70,14 +83,10 @@ def target_machine(level: Level, triple: str) -> llvm.TargetMachine:
 def level_module(level: Level, triple: str) -> llvm.ModuleRef:
     """All kernels of a level in one optimised module, of which the entry points alone can be seen."""
     machine = target_machine(level, triple)
-    module = None
+    module = llvm.parse_assembly("")
     for name, maker in MAKERS.items():
         part = llvm.parse_assembly(_retargeted(kernel_ir(maker(level), name), triple, str(machine.target_data)))
-        if module is None:
-            module = part
-        else:
-            module.link_in(part)
-    assert module is not None
+        module.link_in(part)
     for function in module.functions:
         if function.name in ENTRY_POINTS:
             function.name = symbol(level, function.name)

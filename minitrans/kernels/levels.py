@@ -53,16 +53,16 @@ _AMX = "+avx512vnni,+amx-tile,+amx-int8"
 
 FAMILIES: dict[str, tuple[Level, ...]] = {
     "x86_64": (
-            _level("avx512_amx", f"{_AVX512} avx512_vnni amx_int8", "x86-64-v4", _AMX, 16, "amx"),
-            _level("avx512_vnni", f"{_AVX512} avx512_vnni", "x86-64-v4", "+avx512vnni", 16, "vnni"),
-            _level("avx512", _AVX512, "x86-64-v4", "", 16, "madd"),
-            _level("avx_vnni", f"{_AVX2} avx_vnni", "x86-64-v3", "+avxvnni", 8, "vnni"),
-            _level("avx2", _AVX2, "x86-64-v3", "", 8, "madd"),
-            _level("baseline", "", "x86-64", "", 4, "madd", fma=False),
+        _level("avx512_amx", f"{_AVX512} avx512_vnni amx_int8", "x86-64-v4", _AMX, 16, "amx"),
+        _level("avx512_vnni", f"{_AVX512} avx512_vnni", "x86-64-v4", "+avx512vnni", 16, "vnni"),
+        _level("avx512", _AVX512, "x86-64-v4", "", 16, "madd"),
+        _level("avx_vnni", f"{_AVX2} avx_vnni", "x86-64-v3", "+avxvnni", 8, "vnni"),
+        _level("avx2", _AVX2, "x86-64-v3", "", 8, "madd"),
+        _level("baseline", "", "x86-64", "", 4, "madd", fma=False),
     ),
     "aarch64": (
-            _level("neon_dotprod", "neon dotprod", "generic", "+neon,+dotprod", 4, "sdot"),
-            _level("neon", "neon", "generic", "+neon", 4, "widen"),
+        _level("neon_dotprod", "neon dotprod", "generic", "+neon,+dotprod", 4, "sdot"),
+        _level("neon", "neon", "generic", "+neon", 4, "widen"),
     ),
 }
 _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}

@@ -1,8 +1,8 @@
 """Linear maps with what follows them: y = activation(x @ weight + bias). A task is one panel of columns.
 
 x [T, K] row by row; weight in panels of 2 vectors of columns, [N / panel, K, panel], int8 [N / panel, K / 4, panel, 4];
-y [T, N rounded up to whole panels]. Rows up to the next tile are read and written: scratch has room for them. A row's sums
-run through the same steps in whatever tile it falls, so its result does not depend on the rows beside it.
+y [T, N rounded up to whole panels]. Rows up to the next tile are read and written: scratch has room for them. A row's
+sums run through the same steps in whatever tile it falls, so its result does not depend on the rows beside it.
 
     float32   y = activation(sum_k x[t, k] w[k, n] + bias[n])
     int8      y = activation(float(sum_k (q[t, k] - zero[t]) w[k, n]) * (scale[t] scale[n]) + bias[n])
@@ -82,7 +82,7 @@ def float32_product(level: Level) -> Kernel:
     tall, middle, low = level.float32_heights
     tall_tile, middle_tile, low_tile = (float32_tile(level, height) for height in level.float32_heights)
     plain, gelu, gelu_new, relu = (_float32_epilogue(level, function) for function in FUNCTIONS)
-    panel_width, panel_row = level.panel, level.panel * 4
+    panel_row = level.panel * 4
     scratch = stack_bytes(tall * panel_row)
 
     def float32_product(step: int, task: int, member: int) -> None:

@@ -15,7 +15,7 @@ Kernel = Callable[[int, int, int], None]  # step address, task, which of the thr
 def _normalized(
     v: Emitter, row: Callable[[Part], Lanes], out: Lanes, weight: Lanes, bias: Lanes, width: Lanes, epsilon: Lanes
 ) -> None:
-    """out = (x - mean) / sqrt(variance + epsilon) * weight + bias; ``row`` gives a part of x, first from its sources."""
+    """out = (x - mean) / sqrt(variance + epsilon) * weight + bias; ``row`` gives a part of x."""
     zero = v.constant(0.0)
 
     def add(part: Part, total: Lanes) -> list[Lanes]:

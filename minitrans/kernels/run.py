@@ -1,14 +1,16 @@
 """Running the steps of a block: by one thread, or by several that claim tasks from common counters.
 
-Threads that share a block are one that leads and some that assist. Each *job* (the steps of one block) has a record of its
-own: the steps, and for each step how many tasks there are, how many were claimed and how many are done. An assistant
-that comes late finds all tasks claimed and does nothing; one that never comes is not waited for. Only claimed tasks are,
-so an assistant that the system puts to sleep delays the one task it holds.
+Threads that share a block are one that leads and some that assist. Each *job* (the steps of one block) has a record of
+its own: the steps, and for each step how many tasks there are, how many were claimed and how many are done. An
+assistant that comes late finds all tasks claimed and does nothing; one that never comes is not waited for. Only claimed
+tasks are, so an assistant that the system puts to sleep delays the one task it holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+from numba import njit
 
 from minitrans.kernels.levels import Level
 from minitrans.kernels.simd import (
@@ -18,18 +20,44 @@ from minitrans.kernels.simd import (
     atomic_load,
     atomic_store,
     kernel_call,
+    least,
     load_word,
     nothing,
     stack_bytes,
     vector_code,
 )
-from minitrans.kernels.steps import BATCH, BOARD, EMBED, JOB, JOB_BYTES, KERNELS, PROGRESS, ROWS_PER_TASK, STEP_BYTES
+from minitrans.kernels.steps import (
+    BATCH,
+    BOARD,
+    EMBED,
+    JOB,
+    JOB_BYTES,
+    KERNELS,
+    PROGRESS,
+    PROGRESS_BYTES,
+    ROWS_PER_TASK,
+    STEP_BYTES,
+)
 from minitrans.kernels.tiles import tile_registers
 
 Function = Callable[[int, int, int, int], None]
 
 
-def _pause(level: Level) -> Function:
+CLAIMS = 16  # a thread claims a share of a step's tasks at a time, so that the counters are not what it waits for
+
+
+@njit(inline="always", error_model="numpy")
+def count_tasks(step: int) -> int:
+    """How many tasks a step has for the batch at hand."""
+    tasks, batch = load_word(step, EMBED.tasks), load_word(step, EMBED.batch)
+    if tasks == -1:
+        return (load_word(batch, BATCH.tokens) + ROWS_PER_TASK - 1) // ROWS_PER_TASK
+    if tasks < 0:
+        return load_word(batch, BATCH.texts) * (-1 - tasks)
+    return tasks
+
+
+def _pause(level: Level) -> Callable[[], None]:
     @vector_code(level, nothing)
     def pause(v: Emitter) -> None:
         """Tell the processor that this is a waiting loop."""
@@ -50,45 +78,44 @@ def run(level: Level) -> Function:
     )
     configure, release = tile_registers(level)
     configuration, pause = stack_bytes(64), _pause(level)
-    step_bytes, progress_bytes, rows_per_task = STEP_BYTES, JOB.progress_bytes, ROWS_PER_TASK
+    step_bytes, progress_bytes, claims = STEP_BYTES, PROGRESS_BYTES, CLAIMS
 
     def run(steps: int, count: int, job: int, member: int) -> None:
         configure(configuration())
         for number in range(count):
             step = steps + number * step_bytes
-            kernel, tasks, batch = load_word(step, EMBED.kernel), load_word(step, EMBED.tasks), 0
+            kernel, share = load_word(step, EMBED.kernel), 1
             progress = job + JOB.progress + number * progress_bytes
-            if job != 0:
-                tasks = load_word(progress, PROGRESS.tasks)
-                task = atomic_add(progress + PROGRESS.claimed, 1)
+            if job == 0:
+                tasks = count_tasks(step)
+                task, end = 0, tasks
             else:
-                task = 0
-                if tasks < 0:
-                    batch = load_word(step, EMBED.batch)
-                    if tasks == -1:
-                        tasks = (load_word(batch, BATCH.tokens) + rows_per_task - 1) // rows_per_task
+                tasks = load_word(progress, PROGRESS.tasks)
+                share = tasks // claims + 1
+                task = atomic_add(progress + PROGRESS.claimed, share)
+                end = least(task + share, tasks)
+            while task < end:
+                first = task
+                while task < end:
+                    if kernel == 0:
+                        embed(step, task, member)
+                    elif kernel == 1:
+                        load_rows(step, task, member)
+                    elif kernel == 2:
+                        quantize_rows(step, task, member)
+                    elif kernel == 3:
+                        float32_product(step, task, member)
+                    elif kernel == 4:
+                        int8_product(step, task, member)
+                    elif kernel == 5:
+                        attention(step, task, member)
                     else:
-                        tasks = load_word(batch, BATCH.texts) * (-1 - tasks)
-            while task < tasks:
-                if kernel == 0:
-                    embed(step, task, member)
-                elif kernel == 1:
-                    load_rows(step, task, member)
-                elif kernel == 2:
-                    quantize_rows(step, task, member)
-                elif kernel == 3:
-                    float32_product(step, task, member)
-                elif kernel == 4:
-                    int8_product(step, task, member)
-                elif kernel == 5:
-                    attention(step, task, member)
-                else:
-                    layer_norm(step, task, member)
-                if job == 0:
+                        layer_norm(step, task, member)
                     task += 1
-                else:
-                    atomic_add(progress + PROGRESS.done, 1)
-                    task = atomic_add(progress + PROGRESS.claimed, 1)
+                if job != 0:
+                    atomic_add(progress + PROGRESS.done, end - first)
+                    task = atomic_add(progress + PROGRESS.claimed, share)
+                    end = least(task + share, tasks)
             if job != 0:
                 while atomic_load(progress + PROGRESS.done) < tasks:
                     pause()
@@ -100,21 +127,15 @@ def run(level: Level) -> Function:
 def lead(level: Level) -> Function:
     """lead(steps, count, board, number): publish the steps as the board's job of that number (from 1), and run them."""
     run_steps = kernel_call("run", 4)
-    step_bytes, progress_bytes, rows_per_task, job_bytes = STEP_BYTES, JOB.progress_bytes, ROWS_PER_TASK, JOB_BYTES
+    step_bytes, progress_bytes, job_bytes = STEP_BYTES, PROGRESS_BYTES, JOB_BYTES
 
     def lead(steps: int, count: int, board: int, number: int) -> None:
         job = load_word(board, BOARD.jobs) + (number - 1) * job_bytes
         atomic_store(job + JOB.steps, steps)
         atomic_store(job + JOB.count, count)
         for place in range(count):
-            step = steps + place * step_bytes
-            tasks = load_word(step, EMBED.tasks)
-            batch = load_word(step, EMBED.batch)
-            if tasks == -1:
-                tasks = (load_word(batch, BATCH.tokens) + rows_per_task - 1) // rows_per_task
-            elif tasks < 0:
-                tasks = load_word(batch, BATCH.texts) * (-1 - tasks)
-            atomic_store(job + JOB.progress + place * progress_bytes + PROGRESS.tasks, tasks)
+            progress = job + JOB.progress + place * progress_bytes
+            atomic_store(progress + PROGRESS.tasks, count_tasks(steps + place * step_bytes))
         atomic_store(board + BOARD.number, number)
         run_steps(steps, count, job, 0)
 

@@ -249,9 +249,7 @@ class Emitter:
         builder.position_at_end(behind)
         return values
 
-    def each_vector(
-        self, width: Lanes, initial: Sequence[Lanes], body: Callable[..., Sequence[Lanes]]
-    ) -> list[Lanes]:
+    def each_vector(self, width: Lanes, initial: Sequence[Lanes], body: Callable[..., Sequence[Lanes]]) -> list[Lanes]:
         """values = body(part, *values) for every vector of a row of ``width`` numbers, the last one perhaps partial."""
 
         def whole(turn: Lanes, *values: Lanes) -> Sequence[Lanes]:

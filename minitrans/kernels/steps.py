@@ -21,13 +21,14 @@ ACTIVATION = {None: 0, "gelu": 1, "gelu_new": 2, "relu": 3}
 SCORE = {None: 0, "attention": 1, "attention_value": 2}
 
 
-def _record(name: str, fields: str) -> Any:
+def _record(fields: str, spacing: int = 8) -> Any:
+    """The byte offset of each field."""
     names = fields.split()
-    return namedtuple(name, names)(*range(0, 8 * len(names), 8))
+    offsets: Any = namedtuple("Offsets", names)  # type: ignore[misc]  # a named tuple is what Numba reads as constants
+    return offsets(*(place * spacing for place in range(len(names))))
 
 
 BATCH = _record(
-    "BATCH",
     "tokens texts offsets "  # offsets int64 [texts + 1]
     "ids positions "  # int64 [T]
     "hidden out "  # float32 [T, H]
@@ -37,21 +38,19 @@ BATCH = _record(
 
 # tasks: their number; -1: one for every ROWS_PER_TASK rows; -n - 1: n for every text.
 _STEP = "kernel tasks batch "
-EMBED = _record("EMBED", _STEP + "table scales positions weight bias width epsilon")
-LOAD_ROWS = _record("LOAD_ROWS", _STEP + "to to_bytes width")
-QUANTIZE = _record("QUANTIZE", _STEP + "x x_bytes width to to_bytes scale zero")
+EMBED = _record(_STEP + "table scales positions weight bias width epsilon")
+LOAD_ROWS = _record(_STEP + "to to_bytes width")
+QUANTIZE = _record(_STEP + "x x_bytes width to to_bytes scale zero")
 PRODUCT = _record(
-    "PRODUCT",
     _STEP + "x x_bytes weight panel_bytes bias depth y y_bytes activation "  # of both kinds
     "column_scale column_sum row_scale row_zero",  # of int8 products
 )
-ATTENTION = _record(
-    "ATTENTION", _STEP + "qkv qkv_bytes heads head_size factor context context_bytes scratch scratch_bytes"
-)
-LAYER_NORM = _record("LAYER_NORM", _STEP + "x x_bytes weight bias width epsilon")
+ATTENTION = _record(_STEP + "qkv qkv_bytes heads head_size factor context context_bytes scratch scratch_bytes")
+LAYER_NORM = _record(_STEP + "x x_bytes weight bias width epsilon")
 
 # Threads that share blocks (kernels/run.py). Counters that different threads write stand 128 bytes apart.
-BOARD = _record("BOARD", "number jobs")  # number of the latest job, -1: closed; address of the jobs
-PROGRESS = namedtuple("PROGRESS", "tasks claimed done")(0, 128, 256)  # of one step
-JOB = namedtuple("JOB", "steps count progress progress_bytes")(0, 8, 128, 384)
-JOB_BYTES = JOB.progress + JOB_STEPS * JOB.progress_bytes
+BOARD = _record("number jobs")  # number of the latest job, -1: closed; address of the jobs
+PROGRESS = _record("tasks claimed done", spacing=128)  # of one step
+JOB = _record("steps count progress", spacing=64)  # the progress of each step, one behind the other
+PROGRESS_BYTES = 3 * 128
+JOB_BYTES = JOB.progress + JOB_STEPS * PROGRESS_BYTES
