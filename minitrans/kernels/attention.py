@@ -86,7 +86,7 @@ def attention(level: Level) -> Kernel:
 
         lowest = v.constant(-3.4e38)
         sized = Lanes(v, v.builder.zext(v.builder.icmp_signed("!=", log_sizes.value, v.word(0).value), n.value.type))
-        most = v.each_vector(n * (v.word(1) - sized), [lowest], scale)
+        most = v.each_vector(n * (v.word(1) - sized), [lowest], scale, [v.greatest])
         most = v.each_vector(n * sized, most, scale_sized)
         top = v.splat(v.fold(most[0], v.greatest))
 
@@ -95,7 +95,7 @@ def attention(level: Level) -> Kernel:
             part.store(row, value)
             return [total + value]
 
-        total = v.splat(v.fold(v.each_vector(n, [v.constant(0.0)], power)[0], Lanes.__add__))
+        total = v.splat(v.total(v.each_vector(n, [v.constant(0.0)], power, [Lanes.__add__])[0]))
         inverse = v.constant(1.0) / total
         v.store(inverse_at, v.first(inverse))
 
@@ -170,7 +170,7 @@ def attention(level: Level) -> Kernel:
         def square(part: Part, total: Lanes) -> list[Lanes]:
             return [v.fma(part.load(value), part.load(value), total)]
 
-        total = v.fold(v.each_vector(width, [v.constant(0.0)], square)[0], Lanes.__add__)
+        total = v.total(v.each_vector(width, [v.constant(0.0)], square)[0])
         length = v.square_root(v.splat(total)) * v.splat(v.load(place, FLOAT))
         v.store(place, v.first(length))
 

@@ -9,6 +9,7 @@ from minitrans.backends.activations import ERF_LIMIT, ERF_P, ERF_Q
 from minitrans.kernels.simd import Emitter, Lanes
 
 ROUNDER = 12582912.0  # 1.5 * 2**23: adding and subtracting it rounds |x| < 2**22 to integers, halves to even
+ROUNDER_BITS = 0x4B400000  # of that float; ROUNDER + n has ROUNDER_BITS + n
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06  # ln 2; the first has few bits, so n * high is exact
 # exp(r) = 1 + r + r^2 * P(r) for |r| <= ln(2) / 2, fitted for the least largest relative error.

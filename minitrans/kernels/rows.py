@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minitrans.kernels.elementary import ROUNDER, rint
+from minitrans.kernels.elementary import ROUNDER, ROUNDER_BITS, rint
 from minitrans.kernels.levels import Level
 from minitrans.kernels.simd import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, vector_code, word
 from minitrans.kernels.steps import BATCH, EMBED, LAYER_NORM, LOAD_ROWS, QUANTIZE, ROWS_PER_TASK
@@ -24,13 +24,13 @@ def _normalized(
         return [total + x]
 
     count = v.splat(Lanes(v, v.builder.sitofp(width.value, FLOAT)))
-    mean = v.splat(v.fold(v.each_vector(width, [zero], add)[0], Lanes.__add__)) / count
+    mean = v.splat(v.total(v.each_vector(width, [zero], add, [Lanes.__add__])[0])) / count
 
     def spread(part: Part, total: Lanes) -> list[Lanes]:
         centered = part.keep(part.load(out) - mean)
         return [v.fma(centered, centered, total)]
 
-    variance = v.splat(v.fold(v.each_vector(width, [zero], spread)[0], Lanes.__add__)) / count
+    variance = v.splat(v.total(v.each_vector(width, [zero], spread, [Lanes.__add__])[0])) / count
     inverse = v.constant(1.0) / v.square_root(variance + v.splat(v.load(epsilon, FLOAT)))
 
     def finish(part: Part) -> list[Lanes]:
@@ -148,20 +148,22 @@ def quantize_rows(level: Level) -> Kernel:
             value = part.load(x)
             return [v.least(value, low), v.greatest(value, high), v.fma(value, nil, damage)]
 
-        low, high, damage = v.each_vector(width, [nil, nil, nil], extremes)
+        low, high, damage = v.each_vector(width, [nil, nil, nil], extremes, [v.least, v.greatest, Lanes.__add__])
         low = v.splat(v.fold(low, v.least))
         high = v.splat(v.fold(high, v.greatest))
-        damage = v.splat(v.fold(damage, Lanes.__add__))  # 0, or NaN if any number was NaN or infinite
+        damage = v.splat(v.total(damage))  # 0, or NaN if any number was NaN or infinite
         span = (high - low) + damage
         empty = v.builder.fcmp_ordered("<=", span.value, v.constant(1e-30).value)
         scale = Lanes(v, v.builder.select(empty, v.constant(1.0).value, (span * (1 / 255)).value))
         inverse = v.constant(1.0) / scale
         zero = v.least(rint(v, (nil - low) * inverse), v.constant(255.0))
 
+        # Integers that are the bits of floats: those of ROUNDER are taken off, the zero point is put on.
+        shift = v.as_ints(zero + ROUNDER) - v.constant(2 * ROUNDER_BITS, v.ints)
+
         def convert(part: Part) -> list[Lanes]:
-            q = rint(v, part.load(x) * inverse) + zero
-            q = v.greatest(v.least(q, v.constant(255.0)), nil)
-            v.store_bytes(to + part.begin, v.as_ints(q + ROUNDER))  # the lowest bits of the sum are the integer
+            q = v.as_ints(part.load(x) * inverse + ROUNDER) + shift  # the sum's lowest bits are the integer
+            v.store_bytes(to + part.begin, v.clip(q, 0, 255))
             return []
 
         v.each_vector(width, [], convert)

@@ -26,7 +26,8 @@ from minitrans.kernels.levels import Level
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT, POINTER, VOID = ir.FloatType(), ir.PointerType(), ir.VoidType()
 
-word, float32, nothing = types.intp, types.float32, types.void  # Numba's types of scalars
+word, nothing = types.intp, types.void  # Numba's types of an address or count, and of no result
+WAYS = 4  # sets of running values in one row
 
 
 class VectorType(types.Type):
@@ -215,6 +216,14 @@ class Emitter:
         """The greater of each pair; b where either is NaN."""
         return Lanes(self, self.builder.select(self.builder.fcmp_ordered(">", a.value, b.value), a.value, b.value))
 
+    def clip(self, ints: Lanes, low: int, high: int) -> Lanes:
+        """Signed integers, none below ``low`` or above ``high``."""
+        for limit, comparison in ((low, "<"), (high, ">")):
+            bound = self.constant(limit, self.ints).value
+            beyond = self.builder.icmp_signed(comparison, ints.value, bound)
+            ints = Lanes(self, self.builder.select(beyond, bound, ints.value))
+        return ints
+
     def square_root(self, vector: Lanes) -> Lanes:
         """Correctly rounded."""
         return Lanes(self, self.call(f"llvm.sqrt.v{self.lanes}f32", self.floats, [self.floats], [vector.value]))
@@ -227,6 +236,10 @@ class Emitter:
             vector = combine(vector, self.shuffle(vector, vector, order))
             half //= 2
         return self.first(vector)
+
+    def total(self, vector: Lanes) -> Lanes:
+        """The sum of all lanes, as a scalar."""
+        return self.fold(vector, Lanes.__add__)
 
     # Loops
 
@@ -249,20 +262,47 @@ class Emitter:
         builder.position_at_end(behind)
         return values
 
-    def each_vector(self, width: Lanes, initial: Sequence[Lanes], body: Callable[..., Sequence[Lanes]]) -> list[Lanes]:
-        """values = body(part, *values) for every vector of a row of ``width`` numbers, the last one perhaps partial."""
+    def each_vector(
+        self,
+        width: Lanes,
+        initial: Sequence[Lanes],
+        body: Callable[..., Sequence[Lanes]],
+        combine: Sequence[Callable[[Lanes, Lanes], Lanes]] = (),
+    ) -> list[Lanes]:
+        """values = body(part, *values) for every vector of a row of ``width`` numbers, the last one perhaps partial.
 
-        def whole(turn: Lanes, *values: Lanes) -> Sequence[Lanes]:
-            return body(Part(self, turn * self.lanes, None), *values)
+        With ``combine``, one function for each value, WAYS sets of values run side by side through the row, so that
+        none waits for the one before it, and are combined at its end.
+        """
 
-        turns = Lanes(self, self.builder.lshr(width.value, I64(self.lanes.bit_length() - 1)))
-        rest = width - turns * self.lanes
+        def at(begin: Lanes, rest: Lanes | None = None) -> Callable[..., Sequence[Lanes]]:
+            def one(turn: Lanes, *values: Lanes) -> Sequence[Lanes]:
+                return body(Part(self, begin + turn * self.lanes, rest), *values)
 
-        def partial(_: Lanes, *values: Lanes) -> Sequence[Lanes]:
-            return body(Part(self, turns * self.lanes, rest), *values)
+            return one
 
+        def side_by_side(turn: Lanes, *values: Lanes) -> list[Lanes]:
+            count, following = len(initial), []
+            for way in range(WAYS):
+                part = Part(self, (turn * WAYS + way) * self.lanes, None)
+                following += body(part, *values[way * count : (way + 1) * count])
+            return following
+
+        turns = width >> (self.lanes.bit_length() - 1)
+        done, values = self.word(0), list(initial)
+        if combine:
+            rounds = turns >> (WAYS.bit_length() - 1)
+            sets = self.loop(rounds, values * WAYS, side_by_side)
+            done = rounds * WAYS
+            values = sets[: len(initial)]
+            for way in range(1, WAYS):
+                more = sets[way * len(initial) : (way + 1) * len(initial)]
+                values = [join(a, b) for join, a, b in zip(combine, values, more, strict=True)]
+        values = self.loop(turns - done, values, at(done * self.lanes))
+        whole = turns * self.lanes
+        rest = width - whole
         any_rest = Lanes(self, self.builder.zext(self.builder.icmp_signed(">", rest.value, I64(0)), I64))
-        return self.loop(any_rest, self.loop(turns, initial, whole), partial)
+        return self.loop(any_rest, values, at(whole, rest))
 
 
 class Part:
