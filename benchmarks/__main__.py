@@ -23,7 +23,7 @@ from pathlib import Path
 
 import click
 
-WORKLOADS = ("bulk", "one-text", "lengths", "pruning", "layers-12", "processes")
+WORKLOADS = ("bulk", "tuned", "one-text", "lengths", "pruning", "layers-12", "processes")
 SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

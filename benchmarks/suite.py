@@ -89,6 +89,8 @@ class Suite:
         """The workloads of those names on all-MiniLM-L6-v2, one after the other."""
         if "bulk" in names:
             yield from self._bulk(lined_up, corpus, self.size.bulk)
+        if "tuned" in names:
+            yield self._bulk(lined_up, corpus, self.size.bulk, tuned=True)[0]
         if "one-text" in names:
             yield self._one(lined_up, corpus)
         if "lengths" in names:
@@ -105,11 +107,13 @@ class Suite:
             replace(result, key=f"layers-12-{result.key}", title=f"12 layers: {result.title}") for result in results
         ]
 
-    def _bulk(self, lined_up: Field, corpus: Corpus, count: int) -> list[Result]:
+    def _bulk(self, lined_up: Field, corpus: Corpus, count: int, tuned: bool = False) -> list[Result]:
         part = corpus.part(count, read_tokenizer(lined_up.model.float32))
-        title = f"{len(part.texts):,} texts of BANKING77 at once"
+        title = f"{len(part.texts):,} texts of BANKING77 at once" + ", peers tuned further" * tuned
         self.say(title)
-        return workloads.bulk("banking77", title, lined_up.contenders, part, self.rounds, self.size.choosing)
+        key = "banking77-tuned" if tuned else "banking77"
+        choosing = self.size.choosing
+        return workloads.bulk(key, title, lined_up.contenders, part, self.rounds, choosing, tuned=tuned)
 
     def _one(self, lined_up: Field, corpus: Corpus) -> Result:
         texts = corpus.texts[:: max(1, len(corpus.texts) // self.size.single)][: self.size.single]

@@ -75,6 +75,7 @@ def bulk(
     rounds: int,
     choosing: int,
     unit: str = "texts/s",
+    tuned: bool = False,
 ) -> list[Result]:
     """Many texts at once, tokenised by everyone; then tokenisation apart, and what is left without it.
 
@@ -84,6 +85,7 @@ def bulk(
         corpus: what they embed.
         rounds: how many.
         choosing: number of texts on which each contender's setting is chosen.
+        tuned: whether peers also try small batches, and a batch for each thread.
     """
     texts = corpus.texts
     chosen: dict[str, Encode] = {}
@@ -91,7 +93,7 @@ def bulk(
     tried: dict[str, dict[str, float]] = {}
     few = sample(texts, corpus.lengths, choosing)
     for contender in contenders:
-        settings = contender.bulk(len(texts))
+        settings = contender.bulk(len(texts), tuned)
         for encode in settings.values():
             encode(few[:8])  # first calls allocate and compile
         names[contender.name], tried[contender.name] = fastest(
@@ -164,7 +166,7 @@ def pruning(
         rounds: how many.
         saved: share of the work that pruning saves.
     """
-    encodes = {contender.name: contender.bulk(len(texts))["default"] for contender in contenders}
+    encodes = {contender.name: contender.bulk(len(texts), False)["default"] for contender in contenders}
     for encode in encodes.values():
         encode(texts[:8])
     timed = interleaved({name: partial(seconds, partial(encode, texts)) for name, encode in encodes.items()}, rounds)

@@ -202,7 +202,7 @@ def contender(name, vectors, least=0.999):
         name,
         "float32",
         least,
-        lambda _: {"default": lambda many: np.array([vectors[text] for text in many])},
+        lambda *_: {"default": lambda many: np.array([vectors[text] for text in many])},
         {"default": lambda text: np.array(vectors[text])},
         list,
     )
