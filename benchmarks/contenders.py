@@ -6,8 +6,8 @@ Nobody is handicapped:
   one call of `tokenizers`, which uses several threads.
 - Mean pooling and scaling to length 1 are part of the peers' graphs, as they are part of our encoder.
 - A peer's fastest setting counts, workload by workload: batches of 32 or 64, the graph as exported or as fused by ONNX
-  Runtime's optimizer. The workload "tuned" adds what few programs do: batches of 8 and 16, and a batch for each thread in
-  place of all threads on one batch.
+  Runtime's optimizer. The workload "tuned" adds what few programs do: batches of 8 and 16, and a batch for each thread
+  in place of all threads on one batch.
 - All thread pools keep their default spinning while they run, and fall asleep before the next contender starts
   (`timing.settle`). Ours has one setting: the defaults of `SentenceEncoder`.
 """

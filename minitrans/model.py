@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,9 +49,10 @@ from minitrans.vectors import (
 from minitrans.weights import load_parameters, weight_files
 
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
-WINDOW_TEXTS = 4096  # texts that are tokenised before their chunks run: bounds the memory that ids take
+WINDOW_TEXTS = 256  # texts that are tokenised at a time, while the chunks of those before them run
 
 T = TypeVar("T")
+Chunk: TypeAlias = tuple[slice, Sequence[Sequence[int]]]  # which texts, and their token ids
 Inherit = Literal["inherit"]
 OnTruncation = Literal["warn", "error", "ignore"]
 
@@ -347,54 +350,53 @@ class SentenceEncoder:
         self, texts: Sequence[str], prefix: str, call: Call, progress: Progress, finish: Callable[[Encoded], T]
     ) -> Iterator[tuple[slice, T]]:
         """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
-        truncated = 0
+        truncated: list[int] = []
         with progress, self.blocks.session():
-            for begin in range(0, len(texts), WINDOW_TEXTS):
-                window = [prefix + text for text in texts[begin : begin + WINDOW_TEXTS]]
-                tokenized = self.tokenizer.encode(window)
-                truncated += self._count_truncated(tokenized.lengths, begin)
-                ids = tokenized.ids
-                places = list(chunks([len(i) for i in ids], call.batch_size, CHUNK_TOKENS))
-                for place, done in zip(places, self._map(ids, places, call.policy, finish), strict=True):
-                    yield slice(begin + place.start, begin + place.stop), done
-                    progress.update(place.stop - place.start)
+            pieces = self._chunks(texts, prefix, call.batch_size, truncated)
+            for place, done in self._map(pieces, call.policy, finish):
+                yield place, done
+                progress.update(place.stop - place.start)
         if truncated and self.on_truncation == "warn":
             warnings.warn(
-                f"{truncated} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
+                f"{len(truncated)} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
                 'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
                 TruncationWarning,
                 stacklevel=3,
             )
 
-    def _map(
-        self,
-        ids: Sequence[Sequence[int]],
-        places: Sequence[slice],
-        policy: PruningPolicy | None,
-        finish: Callable[[Encoded], T],
-    ) -> Iterator[T]:
-        threads = min(self.threads, len(places))
-        helpers = self.threads - 1 if threads == 1 else 0
+    def _chunks(self, texts: Sequence[str], prefix: str, batch_size: int, truncated: list[int]) -> Iterator[Chunk]:
+        """Tokenise a window of texts when its first chunk is asked for; adds the places of texts that were cut."""
+        for begin in range(0, len(texts), WINDOW_TEXTS):
+            tokenized = self.tokenizer.encode([prefix + text for text in texts[begin : begin + WINDOW_TEXTS]])
+            truncated += self._too_long(tokenized.lengths, begin)
+            for place in chunks([len(ids) for ids in tokenized.ids], batch_size, CHUNK_TOKENS):
+                yield slice(begin + place.start, begin + place.stop), tokenized.ids[place]
 
-        def work(place: slice) -> T:
-            batch = pack(ids[place], self.tokenizer.prefix, self.tokenizer.suffix)
+    def _map(
+        self, pieces: Iterator[Chunk], policy: PruningPolicy | None, finish: Callable[[Encoded], T]
+    ) -> Iterator[tuple[slice, T]]:
+        def work(chunk: Chunk, helpers: int = 0) -> tuple[slice, T]:
+            place, ids = chunk
+            batch = pack(ids, self.tokenizer.prefix, self.tokenizer.suffix)
             # forward reports what is not finite, with its place
             with np.errstate(all="ignore"), self.blocks.chunk(len(batch.ids), helpers):
-                return finish(forward(self.blocks, batch, policy))
+                return place, finish(forward(self.blocks, batch, policy))
 
-        if threads <= 1:
-            yield from map(work, places)
+        first = list(islice(pieces, 2))
+        if len(first) < 2 or self.threads == 1:
+            helpers = self.threads - 1
+            yield from (work(chunk, helpers) for chunk in chain(first, pieces))
             return
         # A pool per call, not per encoder: none is left behind to break a fork.
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="minitrans")
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minitrans")
+        pending: deque[Future[tuple[slice, T]]] = deque()
         try:
-            ahead = 2 * threads  # results wait here, so bound them
-            pending = [pool.submit(work, place) for place in places[:ahead]]
-            for i in range(len(places)):
-                if i + ahead < len(places):
-                    pending.append(pool.submit(work, places[i + ahead]))
-                yield pending[i].result()
-                pending[i] = None  # type: ignore[call-overload]
+            for chunk in chain(first, pieces):
+                pending.append(pool.submit(work, chunk))
+                if len(pending) > 2 * self.threads:  # results wait here, so bound them
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -405,15 +407,15 @@ class SentenceEncoder:
         vectors = vectors[:, : call.dimension]
         return to_precision(normalized(vectors) if call.normalize else vectors, call.precision)
 
-    def _count_truncated(self, lengths: Sequence[int], begin: int) -> int:
+    def _too_long(self, lengths: Sequence[int], begin: int) -> list[int]:
         limit = self.max_seq_length
-        too_long = [i for i, length in enumerate(lengths) if length > limit]
+        too_long = [begin + i for i, length in enumerate(lengths) if length > limit]
         if too_long and self.on_truncation == "error":
             raise TruncationError(
-                f"text {begin + too_long[0]} has {lengths[too_long[0]]} tokens, max_seq_length is {limit}; "
+                f"text {too_long[0]} has {lengths[too_long[0] - begin]} tokens, max_seq_length is {limit}; "
                 'shorten it, or accept it with SentenceEncoder(on_truncation="warn")'
             )
-        return len(too_long)
+        return too_long
 
     def _policy(self, pruning: object) -> PruningPolicy | None:
         inherit = isinstance(pruning, str) and pruning == "inherit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,8 +105,11 @@ class Tokenizer:
 
         Texts are taken one by one: the library's own thread pool would print a warning in a forked child.
         """
-        ids, lengths = [], []
+        ids: list[list[int]] = []
+        lengths: list[int] = []
         for text in texts:
+            if ids:
+                time.sleep(0)  # the library holds Python's lock for the time of a text: others wait for it
             try:
                 text.encode()
             except UnicodeEncodeError:

@@ -412,7 +412,7 @@ def test_a_run_without_any_peer(no_peers, tmp_path, monkeypatch, capsys):
     cache = tmp_path / "cache"
     results = run(False, WORKLOADS, 1, 2, cache, tmp_path, json_file, svg_file, TINY)
     assert [result.key for result in results] == [
-        *("banking77", "banking77-tokenisation", "banking77-engine", "one-text", "tokens-256"),
+        *("banking77", "banking77-tokenisation", "banking77-engine", "banking77-tuned", "one-text", "tokens-256"),
         *("pruning-banking77", "pruning-256", "layers-12-banking77", "layers-12-one-text"),
         *("process-start", "process-memory"),
     ]
@@ -432,7 +432,7 @@ def test_a_run_without_any_peer(no_peers, tmp_path, monkeypatch, capsys):
 def test_the_command_refuses_unknown_workloads():
     done = CliRunner().invoke(main, ["--workloads", "bulk,nonsense"])
     assert done.exit_code == 2
-    assert "'nonsense' is no workload, wanted some of bulk,one-text" in done.output
+    assert "'nonsense' is no workload, wanted some of bulk,tuned,one-text" in done.output
 
 
 def test_the_command_says_what_is_missing(monkeypatch, tmp_path):

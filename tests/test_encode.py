@@ -641,8 +641,9 @@ def test_copies(encoder, vectors):
 
 
 def test_repr(plain, encoder):
-    assert repr(encoder) == f"SentenceEncoder({str(plain)!r}, backend='reference', precision='float32')"
-    assert repr(SentenceEncoder()) == "SentenceEncoder('all-MiniLM-L6-v2-int8', backend='reference', precision='int8')"
+    backend = encoder.backend
+    assert repr(encoder) == f"SentenceEncoder({str(plain)!r}, backend={backend!r}, precision='float32')"
+    assert repr(SentenceEncoder()) == f"SentenceEncoder('all-MiniLM-L6-v2-int8', backend={backend!r}, precision='int8')"
 
 
 def test_info(plain, encoder):
@@ -652,7 +653,8 @@ def test_info(plain, encoder):
         "model": str(plain),
         "folder": str(plain),
         "sha256": random_models.weights_sha256(plain),
-        "backend": "reference",
+        "backend": encoder.backend,
+        **encoder.blocks.info(),
         "precision": "float32",
         "threads": encoder.threads,
         "layers": 3,
@@ -664,6 +666,7 @@ def test_info(plain, encoder):
         "pooling": "mean, normalized",
         "pruning": None,
     }
+    assert list(info)[3:6] == ["backend", "kernels", "instruction_set"]
     pruned = SentenceEncoder(plain, pruning=POLICY, precision="int8", truncate_dim=4).info()
     assert json.loads(json.dumps(pruned)) == pruned
     assert PruningPolicy.from_dict(pruned["pruning"]) == POLICY

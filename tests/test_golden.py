@@ -9,6 +9,7 @@ import random_models
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.encoder import forward
+from minitrans.errors import BackendError
 from minitrans.packing import pack
 
 HIDDEN_BAR = 1e-4  # largest difference of any value of a hidden state
@@ -34,9 +35,12 @@ def folder(golden, request, random_folder):
     return request.getfixturevalue("float32_folder") if golden.spec is None else random_folder(golden.name)
 
 
-@pytest.fixture(scope="module")
-def encoder(folder):
-    encoder = SentenceEncoder(folder, backend="reference")
+@pytest.fixture(scope="module", params=["reference", "compiled"])
+def encoder(request, folder):
+    try:
+        encoder = SentenceEncoder(folder, backend=request.param)
+    except BackendError as error:
+        pytest.skip(str(error))
     with encoder.blocks.session():  # `forward` alone would let BLAS threads fight over products this small
         yield encoder
 

@@ -5,6 +5,7 @@ import os
 import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,11 +41,9 @@ TEXTS = st.lists(WORDS, max_size=70).map(" ".join)  # 2 tokens to more than max_
 class Encoders:
     """One model at several thread counts, and each text as it is when it is encoded alone."""
 
-    def __init__(self, folder, precision, policy):
-        self.by_threads = {
-            n: SentenceEncoder(folder, precision=precision, pruning=policy, threads=n, on_truncation="ignore")
-            for n in THREADS
-        }
+    def __init__(self, folder, precision, backend, policy):
+        options = {"precision": precision, "backend": backend, "pruning": policy, "on_truncation": "ignore"}
+        self.by_threads = {n: SentenceEncoder(folder, threads=n, **options) for n in THREADS}
         self._alone = {}
 
     def alone(self, text):
@@ -55,15 +54,16 @@ class Encoders:
         return self._alone[text]
 
 
-@pytest.fixture(scope="module", params=[(name, precision) for name in MODELS for precision in PRECISIONS], ids=str)
-def folder_and_precision(request, random_folder):
-    name, precision = request.param
-    return random_folder(name), precision
+@pytest.fixture(scope="module", params=product(MODELS, PRECISIONS, ("reference", "auto")), ids="-".join)
+def setting(request, random_folder):
+    """Folder, precision and backend; "auto" is the compiled one wherever there is one."""
+    name, precision, backend = request.param
+    return random_folder(name), precision, backend
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_a_text_depends_on_nothing_but_itself(folder_and_precision, policy):
-    encoders = Encoders(*folder_and_precision, policy)
+def test_a_text_depends_on_nothing_but_itself(setting, policy):
+    encoders = Encoders(*setting, policy)
 
     @settings(max_examples=12)
     @given(
@@ -225,7 +225,7 @@ def three_blas_threads(blas_threads):
 @pytest.fixture
 def watched(plain, blas_threads):
     """An encoder that notes how many BLAS threads there are while it runs."""
-    encoder = SentenceEncoder(plain, threads=2, on_truncation="error")
+    encoder = SentenceEncoder(plain, threads=2, on_truncation="error", backend="reference")
     embed, seen = encoder.blocks.embed, []
 
     def watch(ids, offsets):

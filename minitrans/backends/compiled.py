@@ -140,7 +140,7 @@ class CompiledBlocks:
         if self._chunk.team is None:
             self.kernels.run(program.address, program.count, 0, 0)
         else:
-            self._chunk.team.run(program.address, program.count)
+            self._chunk.team.run(program)
 
     def _workspace(self, rows: int, offsets: NDArray[np.int64]) -> Workspace:
         """One for this thread with room for so many rows, told where the texts begin."""

@@ -19,6 +19,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from minitrans.backends.panels import address, aligned
+from minitrans.backends.workspace import Program
 from minitrans.kernels.loading import Kernels
 from minitrans.kernels.steps import BOARD, BOARD_JOBS, JOB_BYTES
 
@@ -38,6 +39,7 @@ class Team:
         self._address = address(self._board)
         self._number = 0
         self._members: list[_Assistant] = []
+        self._programs: list[Program] = []  # of the jobs: a late assistant reads what steps they had
 
     @property
     def is_free(self) -> bool:
@@ -47,23 +49,29 @@ class Team:
     def open(self, assistants: int) -> None:
         """Begin, and call as many assistants, or as many as there are."""
         self._jobs[: self._number] = 0
+        self._programs.clear()
         self._board[BOARD.number // 8] = self._number = 0
         self._members = _idle_assistants(assistants)
         processors = _other_processors()
         for member, assistant in enumerate(self._members, start=1):
-            assistant.call(partial(self._kernels.assist, self._address, member, PATIENCE, 0), processors)
+            assistant.call(partial(self._assist, member), processors)
 
     def close(self) -> None:
         """Send them away."""
         self._board[BOARD.number // 8] = -1
 
-    def run(self, steps: int, count: int) -> None:
-        """Run steps together."""
+    def run(self, program: Program) -> None:
+        """Run the steps of a block together."""
         if self._number == BOARD_JOBS:
-            self._kernels.run(steps, count, 0, 0)
+            self._kernels.run(program.address, program.count, 0, 0)
             return
         self._number += 1
-        self._kernels.lead(steps, count, self._address, self._number)
+        self._programs.append(program)
+        self._kernels.lead(program.address, program.count, self._address, self._number)
+
+    def _assist(self, member: int) -> None:
+        # A method of the team, so that its memory lives as long as an assistant may look at it.
+        self._kernels.assist(self._address, member, PATIENCE, 0)
 
 
 class _Assistant:

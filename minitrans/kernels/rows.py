@@ -90,7 +90,7 @@ def embed(level: Level) -> Kernel:
         factor = v.splat(v.load(scale, FLOAT))
 
         def row(part: Part) -> Lanes:
-            return v.load_bytes(entry + part.begin) * factor + part.load(position)
+            return part.keep(v.load_bytes(entry + part.begin) * factor) + part.load(position)
 
         _normalized(v, row, out, weight, bias, width, epsilon)
 

@@ -282,7 +282,8 @@ class Emitter:
             return one
 
         def side_by_side(turn: Lanes, *values: Lanes) -> list[Lanes]:
-            count, following = len(initial), []
+            count = len(initial)
+            following: list[Lanes] = []
             for way in range(WAYS):
                 part = Part(self, (turn * WAYS + way) * self.lanes, None)
                 following += body(part, *values[way * count : (way + 1) * count])
