@@ -29,6 +29,8 @@ from minitrans.kernels.simd import (
 from minitrans.kernels.steps import ATTENTION, BATCH
 from minitrans.kernels.tiles import float32_tile
 
+LOWEST = -3.4e38  # below every logit
+
 
 def _transposed(v: Emitter, rows: list[Lanes]) -> list[Lanes]:
     """A square of vectors with its rows and columns exchanged, by halves of ever smaller blocks."""
@@ -77,14 +79,14 @@ def attention(level: Level) -> Kernel:
         def scale(part: Part, most: Lanes) -> list[Lanes]:
             logits = part.load(row) * factor
             part.store(row, logits)
-            return [v.greatest(part.keep(logits, -3.4e38), most)]
+            return [v.greatest(part.keep(logits, LOWEST), most)]
 
         def scale_sized(part: Part, most: Lanes) -> list[Lanes]:
             logits = part.load(row) * factor + part.load(log_sizes)
             part.store(row, logits)
-            return [v.greatest(part.keep(logits, -3.4e38), most)]
+            return [v.greatest(part.keep(logits, LOWEST), most)]
 
-        lowest = v.constant(-3.4e38)
+        lowest = v.constant(LOWEST)
         sized = Lanes(v, v.builder.zext(v.builder.icmp_signed("!=", log_sizes.value, v.word(0).value), n.value.type))
         most = v.each_vector(n * (v.word(1) - sized), [lowest], scale, [v.greatest])
         most = v.each_vector(n * sized, most, scale_sized)
@@ -98,6 +100,33 @@ def attention(level: Level) -> Kernel:
         total = v.splat(v.total(v.each_vector(n, [v.constant(0.0)], power, [Lanes.__add__])[0]))
         inverse = v.constant(1.0) / total
         v.store(inverse_at, v.first(inverse))
+
+    @vector_code(level, nothing, *[word] * 8)
+    def short_exponentials(
+        v: Emitter,
+        sums: Lanes,
+        height: Lanes,
+        n: Lanes,
+        factor_at: Lanes,
+        log_sizes: Lanes,
+        to: Lanes,
+        to_bytes: Lanes,
+        inverse: Lanes,
+    ) -> None:
+        """The same for all rows of a tile, where a row is one vector: from the tile's sums to the rows of logits."""
+        factor = v.splat(v.load(factor_at, FLOAT))
+        sized = Lanes(v, v.builder.zext(v.builder.icmp_signed("!=", log_sizes.value, v.word(0).value), n.value.type))
+        more = v.load_first(log_sizes, n * sized)  # nothing is read without sizes
+
+        def row(_: Lanes, sums: Lanes, to: Lanes, inverse: Lanes) -> list[Lanes]:
+            logits = v.load(sums) * factor + more
+            top = v.splat(v.fold(v.keep_first(logits, n, LOWEST), v.greatest))
+            values = v.keep_first(elementary.exp(v, logits - top), n)
+            v.store(to, values)
+            v.store(inverse, v.first(v.constant(1.0) / v.splat(v.total(values))))
+            return [sums + panel_row, to + to_bytes, inverse + 4]
+
+        v.loop(height, [sums, to, inverse], row)
 
     @vector_code(level, nothing, word, word, word, word, word)
     def place(v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes) -> None:
@@ -224,10 +253,14 @@ def attention(level: Level) -> Kernel:
                     middle_tile(query + row * stride, stride, from_keys, panel_row, size, sums)
                 else:
                     low_tile(query + row * stride, stride, from_keys, panel_row, size, sums)
-                spread(sums, height, logits + panel * panel_row, logits_bytes)
+                if n > lanes:
+                    spread(sums, height, logits + panel * panel_row, logits_bytes)
             rows = least(height, left)
-            for i in range(rows):
-                exponentials(logits + i * logits_bytes, n, step + ATTENTION.factor, log_sizes, inverse + i * 4)
+            if n > lanes:
+                for i in range(rows):
+                    exponentials(logits + i * logits_bytes, n, step + ATTENTION.factor, log_sizes, inverse + i * 4)
+            else:
+                short_exponentials(sums, rows, n, step + ATTENTION.factor, log_sizes, logits, logits_bytes, inverse)
             for column in range(0, size, panel_width):
                 if height == tall:
                     tall_tile(logits, logits_bytes, value + column * 4, stride, n, sums)
