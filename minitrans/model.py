@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, overload
+from typing import Any, Literal, TypeVar, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,10 +48,9 @@ from minitrans.vectors import (
 from minitrans.weights import load_parameters, weight_files
 
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
-WINDOW_TEXTS = 256  # texts that are tokenised at a time, while the chunks of those before them run
+CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
-Chunk: TypeAlias = tuple[slice, Sequence[Sequence[int]]]  # which texts, and their token ids
 Inherit = Literal["inherit"]
 OnTruncation = Literal["warn", "error", "ignore"]
 
@@ -351,11 +349,25 @@ class SentenceEncoder:
     ) -> Iterator[tuple[slice, T]]:
         """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
         truncated: list[int] = []
+
+        def work(place: slice, helpers: int = 0) -> list[tuple[slice, T]]:
+            tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
+            truncated.extend(self._too_long(tokenized.lengths, place.start))
+            done = []
+            for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
+                batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
+                # forward reports what is not finite, with its place
+                with np.errstate(all="ignore"), self.blocks.chunk(len(batch.ids), helpers):
+                    encoded = forward(self.blocks, batch, call.policy)
+                    done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
+            return done
+
+        places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
         with progress, self.blocks.session():
-            pieces = self._chunks(texts, prefix, call.batch_size, truncated)
-            for place, done in self._map(pieces, call.policy, finish):
-                yield place, done
-                progress.update(place.stop - place.start)
+            for results in self._map(work, places):
+                for place, result in results:
+                    yield place, result
+                    progress.update(place.stop - place.start)
         if truncated and self.on_truncation == "warn":
             warnings.warn(
                 f"{len(truncated)} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
@@ -364,35 +376,17 @@ class SentenceEncoder:
                 stacklevel=3,
             )
 
-    def _chunks(self, texts: Sequence[str], prefix: str, batch_size: int, truncated: list[int]) -> Iterator[Chunk]:
-        """Tokenise a window of texts when its first chunk is asked for; adds the places of texts that were cut."""
-        for begin in range(0, len(texts), WINDOW_TEXTS):
-            tokenized = self.tokenizer.encode([prefix + text for text in texts[begin : begin + WINDOW_TEXTS]])
-            truncated += self._too_long(tokenized.lengths, begin)
-            for place in chunks([len(ids) for ids in tokenized.ids], batch_size, CHUNK_TOKENS):
-                yield slice(begin + place.start, begin + place.stop), tokenized.ids[place]
-
-    def _map(
-        self, pieces: Iterator[Chunk], policy: PruningPolicy | None, finish: Callable[[Encoded], T]
-    ) -> Iterator[tuple[slice, T]]:
-        def work(chunk: Chunk, helpers: int = 0) -> tuple[slice, T]:
-            place, ids = chunk
-            batch = pack(ids, self.tokenizer.prefix, self.tokenizer.suffix)
-            # forward reports what is not finite, with its place
-            with np.errstate(all="ignore"), self.blocks.chunk(len(batch.ids), helpers):
-                return place, finish(forward(self.blocks, batch, policy))
-
-        first = list(islice(pieces, 2))
-        if len(first) < 2 or self.threads == 1:
-            helpers = self.threads - 1
-            yield from (work(chunk, helpers) for chunk in chain(first, pieces))
+    def _map(self, work: Callable[..., T], places: Sequence[slice]) -> Iterator[T]:
+        """``work`` on every place, in order, as many at once as there are threads."""
+        if self.threads == 1 or len(places) < 2:
+            yield from (work(place, helpers=self.threads - 1) for place in places)
             return
         # A pool per call, not per encoder: none is left behind to break a fork.
-        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minitrans")
-        pending: deque[Future[tuple[slice, T]]] = deque()
+        pool = ThreadPoolExecutor(min(self.threads, len(places)), thread_name_prefix="minitrans")
+        pending: deque[Future[T]] = deque()
         try:
-            for chunk in chain(first, pieces):
-                pending.append(pool.submit(work, chunk))
+            for place in places:
+                pending.append(pool.submit(work, place))
                 if len(pending) > 2 * self.threads:  # results wait here, so bound them
                     yield pending.popleft().result()
             while pending:

@@ -109,7 +109,7 @@ class Tokenizer:
         lengths: list[int] = []
         for text in texts:
             if ids:
-                time.sleep(0)  # the library holds Python's lock for the time of a text: others wait for it
+                time.sleep(0)  # other threads wait for Python's lock, which the library holds for the time of a text
             try:
                 text.encode()
             except UnicodeEncodeError:

@@ -435,16 +435,16 @@ def test_truncation_warns_once_with_the_count(encoder):
     assert caught[0].filename == __file__
 
 
-def test_truncation_counts_across_windows(encoder, monkeypatch):
-    monkeypatch.setattr(model, "WINDOW_TEXTS", 2)
+def test_truncation_counts_across_groups(encoder, monkeypatch):
+    monkeypatch.setattr(model, "CHARACTERS", 0.01)
     with pytest.warns(TruncationWarning, match="3 of 7 texts") as caught:
         encoder.encode([LONG, "short", "short", LONG, "short", "short", LONG])
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("window", [4096, 2])
-def test_truncation_error_names_the_text(plain, monkeypatch, window):
-    monkeypatch.setattr(model, "WINDOW_TEXTS", window)
+@pytest.mark.parametrize("characters", [1000, 0.01])
+def test_truncation_error_names_the_text(plain, monkeypatch, characters):
+    monkeypatch.setattr(model, "CHARACTERS", characters)
     encoder = SentenceEncoder(plain, on_truncation="error")
     with pytest.raises(
         TruncationError, match=r"^text 4 has \d{2,} tokens, max_seq_length is 64; shorten it, or accept it"

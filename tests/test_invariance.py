@@ -94,11 +94,11 @@ MANY = [*random_models.texts(), "", "one more", *random_models.texts()[::-1], " 
 
 @pytest.mark.parametrize("policy", [None, POLICIES["merge"]], ids=["unpruned", "merge"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_windows_do_not_matter(plain, monkeypatch, precision, policy):
+def test_groups_do_not_matter(plain, monkeypatch, precision, policy):
     encoder = SentenceEncoder(plain, precision=precision, pruning=policy, on_truncation="ignore")
     wanted = encoder.encode(MANY)
-    for window in (1, 2, 7):
-        monkeypatch.setattr(model, "WINDOW_TEXTS", window)
+    for characters in (0.01, 0.1, 0.3):
+        monkeypatch.setattr(model, "CHARACTERS", characters)
         assert np.array_equal(encoder.encode(MANY), wanted)
 
 
