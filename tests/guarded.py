@@ -118,21 +118,24 @@ class Memory:
 
     def _make(self, shape: tuple[int, ...], dtype: Any, alignment: int, name: str) -> np.ndarray:
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        if self.place == "heap":
-            whole, begin = _from_malloc(count), 0
-        elif self.place == "between":
-            memory = np.empty(count + 2 * CANARY + alignment, np.uint8)
-            skipped = -(memory.ctypes.data + CANARY) % alignment
-            whole, begin = memory[skipped : skipped + count + 2 * CANARY], CANARY
-        else:
-            whole = _pages_between_guards(count)
-            begin = 0 if self.place == "begin" else (len(whole) - count) // alignment * alignment
+        whole, begin = self._room(count, alignment)
         for gap in (whole[:begin], whole[begin + count :]):
             gap[:] = np.frombuffer(POISON, np.uint8, len(gap))
         array = whole[begin : begin + count].view(dtype).reshape(shape)
         buffer = Buffer(f"{name} ({array.dtype} {list(shape)})", whole, begin, begin + count)
         self._buffers[array.ctypes.data if count else whole.ctypes.data] = buffer
         return array
+
+    def _room(self, count: int, alignment: int) -> tuple[np.ndarray, int]:
+        """Bytes that can be touched, and where among them so many aligned ones are to begin."""
+        if self.place == "heap":
+            return _from_malloc(count), 0
+        if self.place == "between":
+            memory = np.empty(count + 2 * CANARY + alignment, np.uint8)
+            skipped = -(memory.ctypes.data + CANARY) % alignment
+            return memory[skipped : skipped + count + 2 * CANARY], CANARY
+        whole = _pages_between_guards(count)
+        return whole, 0 if self.place == "begin" else (len(whole) - count) // alignment * alignment
 
 
 def _pages_between_guards(count: int) -> np.ndarray:
@@ -257,14 +260,28 @@ def three_blocks(blocks: Any, batch: Batch, after_each: Callable[[], None] = lam
     return [embedded, attended, scores, result]
 
 
+@contextmanager
+def every_chunk_shared() -> Iterator[None]:
+    """Helpers are called however little there is to do."""
+    with mock.patch.object(compiled, "MUCH_WORK", 0), mock.patch.object(compiled, "MANY_BYTES", 0):
+        yield
+
+
 # Jobs for children
 
 
-def cases(place: str, level: str, count: int, helpers: int = 3) -> None:
-    """Random batches through random models in guarded memory: the same bits as elsewhere, and nothing beside touched."""
+def cases(place: str, level: str, numbers: list[int], helpers: int) -> None:
+    """Random batches through random models: the same bits as in other memory, and nothing beside a buffer touched.
+
+    Args:
+        place: see Memory.
+        level: of the kernels.
+        numbers: of the cases; the same number gives the same case.
+        helpers: that may join in every third case.
+    """
     kernels = load_kernels(level)
-    with mock.patch.object(compiled, "MUCH_WORK", 0), mock.patch.object(compiled, "MANY_BYTES", 0):
-        for number in range(count):
+    with every_chunk_shared():
+        for number in numbers:
             random = np.random.default_rng(number)
             spec, precision = SPECS[number // 2 % len(SPECS)], ("float32", "int8")[number % 2]
             rows = (number * 29 + int(random.integers(3))) % (MOST_ROWS + 1)
@@ -345,11 +362,7 @@ def late_assistants(level: str) -> None:
     batch = Batch.draw(np.random.default_rng(0), SPECS[0], 60)
     wanted = three_blocks(CompiledBlocks(parameters, kernels), batch)
     make = SimpleNamespace(aligned=aligned, empty=np.empty, address=panels.address)
-    with ExitStack() as stack:
-        for name in ("MUCH_WORK", "MANY_BYTES"):
-            stack.enter_context(mock.patch.object(compiled, name, 0))
-        stack.enter_context(mock.patch.object(team._Assistant, "_serve", serve))
-        stack.enter_context(all_buffers_in(make))
+    with every_chunk_shared(), mock.patch.object(team._Assistant, "_serve", serve), all_buffers_in(make):
         for turn in range(60):
             if turn % 4 == 0:
                 blocks = None  # the old ones are freed before the new ones are made
@@ -363,7 +376,7 @@ def late_assistants(level: str) -> None:
 
 
 def in_children(jobs: list[list[Any]]) -> None:
-    """Each job (a function of this module and its arguments) in a child; prints [[status, last words], ..]."""
+    """Each job (a function of this module and its arguments) in a child; prints [[status, last words, pid], ..]."""
     outcomes = []
     for name, *arguments in jobs:
         if name in ("cases", "mistake"):
@@ -374,7 +387,7 @@ def in_children(jobs: list[list[Any]]) -> None:
             if child == 0:
                 _run_job(name, arguments, words)
             status = os.waitpid(child, 0)[1]
-            outcomes.append([os.waitstatus_to_exitcode(status), words.read_text()[-3000:]])
+            outcomes.append([os.waitstatus_to_exitcode(status), words.read_text()[-3000:], child])
     print(json.dumps(outcomes))
 
 

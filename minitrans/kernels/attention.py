@@ -29,7 +29,7 @@ from minitrans.kernels.simd import (
 from minitrans.kernels.steps import ATTENTION, BATCH
 from minitrans.kernels.tiles import float32_tile
 
-LOWEST = -3.4e38  # below every logit
+LOWEST = float("-inf")  # and where all logits are, the softmax is NaN and not a lie
 
 
 def _transposed(v: Emitter, rows: list[Lanes]) -> list[Lanes]:
