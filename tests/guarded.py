@@ -19,12 +19,11 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import numpy as np
 import random_models
@@ -176,14 +175,28 @@ class _OtherEmpty:
 
 
 @contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """Other values for some attributes, which have to be there (unittest.mock takes seconds to import in valgrind)."""
+    before = {name: getattr(owner, name) for name in values}
+    for name, value in values.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
 def all_buffers_in(memory: Any) -> Iterator[None]:
     """Every array that kernels are told of lies in a Memory, or whatever else has its three methods."""
-    with ExitStack() as stack:
-        for module in (panels, workspace, team):
-            stack.enter_context(mock.patch.object(module, "aligned", memory.aligned))
-        for module in (compiled, workspace, team):
-            stack.enter_context(mock.patch.object(module, "address", memory.address))
-        stack.enter_context(mock.patch.object(compiled, "np", _OtherEmpty(memory.empty)))
+    both = {"aligned": memory.aligned, "address": memory.address}
+    with (
+        replaced(panels, aligned=memory.aligned),
+        replaced(workspace, **both),
+        replaced(team, **both),
+        replaced(compiled, address=memory.address, np=_OtherEmpty(memory.empty)),
+    ):
         yield
 
 
@@ -263,7 +276,7 @@ def three_blocks(blocks: Any, batch: Batch, after_each: Callable[[], None] = lam
 @contextmanager
 def every_chunk_shared() -> Iterator[None]:
     """Helpers are called however little there is to do."""
-    with mock.patch.object(compiled, "MUCH_WORK", 0), mock.patch.object(compiled, "MANY_BYTES", 0):
+    with replaced(compiled, MUCH_WORK=0, MANY_BYTES=0):
         yield
 
 
@@ -362,7 +375,7 @@ def late_assistants(level: str) -> None:
     batch = Batch.draw(np.random.default_rng(0), SPECS[0], 60)
     wanted = three_blocks(CompiledBlocks(parameters, kernels), batch)
     make = SimpleNamespace(aligned=aligned, empty=np.empty, address=panels.address)
-    with every_chunk_shared(), mock.patch.object(team._Assistant, "_serve", serve), all_buffers_in(make):
+    with every_chunk_shared(), replaced(team._Assistant, _serve=serve), all_buffers_in(make):
         for turn in range(60):
             if turn % 4 == 0:
                 blocks = None  # the old ones are freed before the new ones are made

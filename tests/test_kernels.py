@@ -32,6 +32,7 @@ from kernel_tools import (
     normalized,
     offsets_of,
     quantized,
+    why_not,
 )
 
 from minitrans.backends import compiled, team
@@ -126,7 +127,7 @@ SHAPES = {
 }
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), extreme=st.booleans(), **SHAPES)
 def test_int8_sums_are_exact(kernels, seed, extreme, rows, inputs, outputs):
     case = draw_bytes(seed, rows, inputs, outputs, extreme)
@@ -158,7 +159,7 @@ def test_int8_scales_and_bias(kernels):
     assert (np.abs(seen - (exact + bias)) <= bound).all()
 
 
-@settings(max_examples=30)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), **SHAPES)
 def test_float32_product(kernels, seed, rows, inputs, outputs):
     x, layer = normal(seed, rows, inputs), Linear(normal(seed + 1, outputs, inputs), normal(seed + 2, outputs))
@@ -254,7 +255,7 @@ def assert_quantized_as_defined(kernels, x):
         assert not np.isfinite(seen_scale[~finite]).any()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=70))
 def test_quantized_rows_are_exactly_as_defined(kernels, values):
     x = np.array(values, np.float32)
@@ -499,7 +500,9 @@ def check_blocks(model, blocks, batches):
 
 
 def test_blocks(model, kernels):
-    check_blocks(model, model.blocks(kernels), BATCHES)
+    # where both builds are here, they are also compared bit for bit
+    again = kernels.built == IN_TIME and why_not(AHEAD) is None
+    check_blocks(model, model.blocks(kernels), MIXED if again else BATCHES)
 
 
 LONG = ((512,), (1, 257, 0, 129))
@@ -823,18 +826,18 @@ if place == "inside":
         hidden = blocks.embed(batch.ids, batch.offsets)
         child = os.fork()
         if child == 0:
-            signal.alarm(60)
+            signal.alarm(30)
         for layer in range(blocks.num_layers):
             hidden, _ = blocks.attention_block(hidden, batch.offsets, None, layer, None)
             hidden = blocks.feed_forward_block(hidden, batch.offsets, layer)
     assert np.array_equal(hidden, wanted)
 else:
-    other = threading.Thread(target=inside)
+    other = threading.Thread(target=inside, daemon=True)
     other.start()
     entered.wait()
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(30)
 for _ in range(20 if child == 0 else 0):
     assert np.array_equal(shared(), wanted)
 if child == 0:

@@ -139,7 +139,6 @@ def test_valgrind_has_nothing_to_say(complaints, level):
 
 @pytest.mark.parametrize(("what", "kind"), [("write behind", "Invalid write"), ("read behind", "Invalid read")])
 def test_valgrind_notices_mistakes(complaints, what, kind):
-    status, _, found = complaints("mistake", "heap", "baseline", "int8", what)
-    assert status == 0
-    assert found
+    _, words, found = complaints("mistake", "heap", "baseline", "int8", what)
+    assert found, words
     assert all(kind in text for text in found)
