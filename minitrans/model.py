@@ -351,13 +351,14 @@ class SentenceEncoder:
         truncated: list[int] = []
 
         def work(place: slice, helpers: int = 0) -> list[tuple[slice, T]]:
-            tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
-            truncated.extend(self._too_long(tokenized.lengths, place.start))
+            about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
             done = []
-            for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
-                batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
-                # forward reports what is not finite, with its place
-                with np.errstate(all="ignore"), self.blocks.chunk(len(batch.ids), helpers):
+            # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
+            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers):
+                tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
+                truncated.extend(self._too_long(tokenized.lengths, place.start))
+                for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
+                    batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
                     encoded = forward(self.blocks, batch, call.policy)
                     done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
             return done

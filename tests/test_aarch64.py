@@ -11,6 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 
@@ -28,7 +31,7 @@ from minitrans.parameters import Int8Linear
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="qemu emulates Linux processes on Linux alone")
 
-RUNNER = guarded.Path(__file__).with_name("aarch64_runner.c")
+RUNNER = Path(__file__).with_name("aarch64_runner.c")
 # Processors of the emulator that have what the level asks for, and no more than that in what matters.
 PROCESSORS = {"neon_dotprod": "neoverse-n1", "neon": "cortex-a53"}
 ADDRESS, SIZE = 0x100000000000, 1 << 28  # far from where programs and libraries lie; the file is as large as is used
@@ -74,21 +77,22 @@ def arena(tmp_path_factory):
 
 
 def _tools():
-    """The emulator and the compiler that links for it; skips where one is missing."""
-    pytest.importorskip("numba", reason="compiling the kernels needs Numba: pip install 'minitrans[jit]'")
+    """The module that compiles, the emulator, and the compiler that links for it; skips where one is missing."""
+    try:
+        from minitrans.kernels import build
+    except ImportError as error:
+        pytest.skip(f"compiling the kernels needs Numba: pip install 'minitrans[jit]' ({error})")
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     compiler = shutil.which("aarch64-linux-gnu-gcc")
     if emulator is None or compiler is None:
         pytest.skip("needs qemu-aarch64 and aarch64-linux-gnu-gcc (Debian: qemu-user, gcc-aarch64-linux-gnu)")
-    return emulator, compiler
+    return build, emulator, compiler
 
 
 @pytest.fixture(scope="module", params=[level.name for level in FAMILIES["aarch64"]])
 def machine(request, arena, tmp_path_factory):
-    """One level: its ``kernels``, which run in the emulator, and its ``object`` file."""
-    emulator, compiler = _tools()
-    from minitrans.kernels import build
-
+    """One level: its ``kernels``, which run in the emulator, how many ``calls`` of each there were, its ``object``."""
+    build, emulator, compiler = _tools()
     level = find_level(request.param)
     triple = build.triple_of("aarch64", "linux")
     folder = tmp_path_factory.mktemp(level.name)
@@ -97,10 +101,11 @@ def machine(request, arena, tmp_path_factory):
     options = ["-static", "-O1", "-Wall", "-Werror", f"-DLEVEL={level.name}", "-o", program]
     subprocess.run([compiler, *options, RUNNER, compiled], check=True, timeout=60)
     command = [emulator, "-cpu", PROCESSORS[level.name], program, arena.path, str(ADDRESS), str(SIZE)]
-    processes, idle = [], SimpleQueue()
+    processes, idle, calls = [], SimpleQueue(), Counter()
 
     def entry_point(name):
         def call(*words):
+            calls[name] += 1
             try:
                 process = idle.get_nowait()
             except Empty:
@@ -108,20 +113,19 @@ def machine(request, arena, tmp_path_factory):
                 process = subprocess.Popen(command, **pipes)
                 processes.append(process)
             print(name, *words, file=process.stdin, flush=True)
-            assert process.stdout.readline() == "done\n", f"{name}: exit {process.wait(10)}"
+            assert process.stdout.readline() == "done\n", f"{name}: exit {process.wait(60)}"
             idle.put(process)
 
         return call
 
     entry_points = {name: entry_point(name) for name in ("run", "lead", "assist")}
     arena.memory.forget()
-    yield SimpleNamespace(
-        kernels=Kernels(level, "emulated", owner=None, **entry_points), object=compiled, processes=processes
-    )
+    kernels = Kernels(level, "emulated", owner=None, **entry_points)
+    yield SimpleNamespace(kernels=kernels, object=compiled, calls=calls)
     for process in processes:
         with process:
             process.stdin.close()
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 @pytest.fixture
@@ -195,13 +199,18 @@ def test_bits_do_not_depend_on_other_texts_or_on_helpers(machine, memory, precis
         alone = guarded.Batch(batch.ids[rows].copy(), np.array([0, end - begin]), sizes, batch.want)
         for got, want in zip(guarded.three_blocks(blocks, alone), wanted, strict=True):
             assert want is None or np.array_equal(got, want[rows])
+    machine.calls.clear()
     with guarded.every_chunk_shared():
         for _ in range(5):
             with blocks.chunk(len(batch.ids), helpers=3):
                 shared = guarded.three_blocks(blocks, batch)
             for got, want in zip(shared, wanted, strict=True):
                 assert want is None or np.array_equal(got, want)
-    assert len(machine.processes) > 1  # somebody was asked
+            deadline = time.monotonic() + 60
+            while not all(team.is_free for team in blocks._teams):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+    assert machine.calls == {"lead": 15, "assist": 15}  # 3 blocks, and 3 helpers, of 5 chunks
 
 
 @pytest.mark.parametrize("depth", [1, 37, 130, 512])  # 512 * 255 * 127 < 2**24: float32 holds every sum

@@ -31,10 +31,10 @@ class Blocks(Protocol):
         ...
 
     def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
-        """Entered by a thread around the blocks of one batch.
+        """Entered by a thread around the blocks of a batch, or of some, one after the other.
 
         Args:
-            rows: T, at the beginning.
+            rows: T of the batch, or about as many.
             helpers: processors that would be idle meanwhile.
         """
         ...

@@ -105,6 +105,7 @@ class CompiledBlocks:
         """softmax(query key^T / sqrt(D)) value per head and text; then output map, residual, layer norm."""
         rows = len(hidden)
         _check("hidden", hidden, _FLOAT32, (rows, self.config.hidden_size))
+        self._check_layer(layer)
         workspace = self._workspace(rows, offsets)
         log_sizes = None
         if sizes is not None:
@@ -119,6 +120,7 @@ class CompiledBlocks:
         """output(activation(intermediate(x))) + x, then layer norm."""
         rows = len(hidden)
         _check("hidden", hidden, _FLOAT32, (rows, self.config.hidden_size))
+        self._check_layer(layer)
         workspace = self._workspace(rows, offsets)
         out = np.empty((rows, self.config.hidden_size), np.float32)
         self._run(workspace, workspace.feed_forward[layer], rows, address(hidden), address(out))
@@ -151,15 +153,17 @@ class CompiledBlocks:
         if workspace is None or workspace.rows < rows:
             workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (rows - 1).bit_length()), MOST_MEMBERS)
         self._chunk.workspace = workspace
-        if offsets is not workspace.offsets:
-            _check("offsets", offsets, _INT64, (len(offsets),))
+        _check("offsets", offsets, _INT64, (len(offsets),))
+        if offsets.tobytes() != workspace.offsets or offsets[-1] != rows:
             lengths = np.diff(offsets)
             if not (len(offsets) and offsets[0] == 0 and offsets[-1] == rows and (lengths >= 0).all()):
                 raise InputError(f"offsets are {offsets.tolist()}, wanted to rise from 0 to {rows}, the number of rows")
             workspace.place_texts(offsets, lengths)
-        elif offsets[-1] != rows:
-            raise InputError(f"there are {rows} rows, wanted {offsets[-1]}, where the offsets end")
         return workspace
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.num_layers:
+            raise InputError(f"layer is {layer}, wanted 0 to {self.num_layers - 1}")
 
     def _free_team(self) -> Team:
         """One whose assistants have all left, or a new one."""

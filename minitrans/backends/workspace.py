@@ -61,7 +61,7 @@ class Workspace:
         depth = max(round_up(layer.qkv.depth, 64), round_up(layer.output.depth, 64))
         self._batch = aligned((len(BATCH),), np.int64)
         self._batch_memory = memoryview(self._batch.data).cast("B")
-        self.offsets: NDArray[np.int64] | None = None  # of the texts last placed
+        self.offsets = b""  # of the texts last placed
         self.longest = 0  # of their lengths
         self._qkv = aligned((room, round_up(3 * hidden, level.panel) + level.panel), np.float32)
         self._context = aligned((room, round_up(hidden, 16)), np.float32)
@@ -82,10 +82,11 @@ class Workspace:
 
     def place_texts(self, offsets: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
         """Where texts begin, [B + 1], and their lengths [B]; to be called before the rows are described."""
-        self.offsets = offsets  # kept, so that its address stays good
+        self._offsets = offsets.copy()  # what was checked is what the kernels read
+        self.offsets = offsets.tobytes()
         self.longest = int(lengths.max(initial=0))
         self._positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)  # [T]
-        self._texts = len(lengths), address(offsets), address(self._positions)
+        self._texts = len(lengths), address(self._offsets), address(self._positions)
 
     def describe(self, rows: int, ids: int, hidden: int, out: int, log_sizes: int, score: int) -> None:
         """Tell the kernels what a block works on: the addresses of arrays that were checked, 0 for none."""

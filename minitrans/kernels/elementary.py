@@ -13,7 +13,7 @@ ROUNDER_BITS = 0x4B400000  # of that float; ROUNDER + n has ROUNDER_BITS + n
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06  # ln 2; the first has few bits, so n * high is exact
 # exp(r) = 1 + r + r^2 * P(r) for |r| <= ln(2) / 2, fitted for the least largest relative error.
-EXP_P = (0.5, 0.16666665459, 0.04166575521, 0.008333457, 0.0013981999)
+EXP_P = (0.49999994, 0.16666521, 0.041668389, 0.0083687175, 0.0013814596)
 EXP_LOWEST = -87.0
 
 
