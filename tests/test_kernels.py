@@ -882,7 +882,7 @@ def call_blocks(blocks, rows, layer=0):
         ("ids", lambda ids: ids.astype(">i8"), "ids is >i8"),
         ("ids", lambda ids: ids - 1, "token ids go from -1 to 198, wanted 0 to 199"),
         ("ids", lambda ids: ids + 1, "token ids go from 1 to 200, wanted 0 to 199"),
-        ("ids", lambda ids: ids[:13], r"\b13\b.*wanted"),
+        ("ids", lambda ids: ids[:13], r"\b13\b"),
         ("hidden", lambda hidden: hidden.astype(np.float64), "hidden is float64"),
         ("hidden", lambda hidden: hidden.astype(np.float16), "hidden is float16"),
         ("hidden", lambda hidden: hidden[:, :31], r"hidden is float32 \[14, 31\], wanted"),
@@ -890,7 +890,7 @@ def call_blocks(blocks, rows, layer=0):
         ("hidden", lambda hidden: np.asfortranarray(hidden), "hidden is float32"),
         ("hidden", lambda hidden: hidden[::-1], "hidden is float32"),
         ("hidden", lambda hidden: hidden.ravel(), r"hidden is float32 \[448\]"),
-        ("hidden", lambda hidden: np.concatenate([hidden, hidden]), r"\b28\b.*wanted"),
+        ("hidden", lambda hidden: np.concatenate([hidden, hidden]), r"\b28\b"),
         ("sizes", lambda sizes: sizes.astype(np.int64), r"sizes is int64 \[14\], wanted C-contiguous float32 \[14\]"),
         ("sizes", lambda sizes: sizes[:13], r"sizes is float32 \[13\]"),
         ("sizes", lambda sizes: np.repeat(sizes, 2)[::2], "sizes is float32"),
@@ -921,7 +921,7 @@ def test_arrays_that_the_kernels_cannot_read_are_refused(blocks_and_rows, field,
 def test_rows_that_do_not_fit_the_offsets_of_the_last_block_are_refused(blocks_and_rows):
     blocks, rows = blocks_and_rows
     call_blocks(blocks, rows)
-    with pytest.raises(InputError, match="there are 13 rows, wanted 14, where the offsets end"):
+    with pytest.raises(InputError, match="wanted to rise from 0 to 13, the number of rows"):
         blocks.feed_forward_block(rows.hidden[:13], rows.offsets, 0)
 
 
@@ -932,12 +932,25 @@ def test_texts_longer_than_the_positions_are_refused(blocks_and_rows):
         blocks.embed(np.zeros(66, np.int64), np.array([0, 1, 66]))
 
 
-@pytest.mark.parametrize("layer", [3, -4, 10**6])
+def test_offsets_changed_in_place_are_seen(blocks_and_rows):
+    blocks, rows = blocks_and_rows
+    offsets = rows.offsets.copy()
+    before = blocks.attention_block(rows.hidden, offsets, None, 0, None)[0]
+    offsets[1:-1] = 9
+    changed = blocks.attention_block(rows.hidden, offsets, None, 0, None)[0]
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(changed, blocks.attention_block(rows.hidden, offsets.copy(), None, 0, None)[0])
+    offsets[1] = 10**7
+    with pytest.raises(InputError, match="wanted to rise from 0 to 14"):
+        blocks.attention_block(rows.hidden, offsets, None, 0, None)
+
+
+@pytest.mark.parametrize("layer", [3, -1, 10**6])
 def test_layers_that_are_not_there_are_refused(blocks_and_rows, layer):
     blocks, rows = blocks_and_rows
-    with pytest.raises((InputError, IndexError)):
+    with pytest.raises(InputError, match=f"layer is {layer}, wanted 0 to 2"):
         blocks.attention_block(rows.hidden, rows.offsets, None, layer, None)
-    with pytest.raises((InputError, IndexError)):
+    with pytest.raises(InputError, match=f"layer is {layer}, wanted 0 to 2"):
         blocks.feed_forward_block(rows.hidden, rows.offsets, layer)
 
 
