@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from benchmarks.contenders import Contender, Encode, EncodeOne
 from benchmarks.texts import Corpus, sample
 from benchmarks.timing import Spread, fastest, interleaved, percentile, ratios, seconds, settle
@@ -182,15 +184,13 @@ def work_saved(lengths: Sequence[int], config: EncoderConfig, policy: PruningPol
     keys, and of attention and values, are left out of the count; pruning saves more of those than of the others.
     """
     attention, feed_forward = 4 * config.hidden_size**2, 2 * config.hidden_size * config.intermediate_size
-    full = kept = 0
-    for length in lengths:
-        rows = length
-        for layer in range(config.num_hidden_layers):
-            full += length * (attention + feed_forward)
-            kept += rows * attention
-            if layer in policy.plan:
-                rows = kept_count(rows, policy.plan[layer], policy.min_tokens)
-            kept += rows * feed_forward
+    rows = np.array(lengths, np.int64)
+    full, kept = int(rows.sum()) * (attention + feed_forward) * config.num_hidden_layers, 0
+    for layer in range(config.num_hidden_layers):
+        kept += int(rows.sum()) * attention
+        if layer in policy.plan:
+            rows = kept_count(rows, policy.plan[layer], policy.min_tokens)
+        kept += int(rows.sum()) * feed_forward
     return 1 - kept / full
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from minitrans.classifier import FewShotClassifier
-    from minitrans.config import PruningPolicy
     from minitrans.errors import MinitransError, TruncationWarning
     from minitrans.hub import pull
     from minitrans.model import SentenceEncoder
+    from minitrans.policy import PruningPolicy
     from minitrans.quantization import quantize_folder
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ __all__ = [
 _HOME = {
     "FewShotClassifier": "minitrans.classifier",
     "MinitransError": "minitrans.errors",
-    "PruningPolicy": "minitrans.config",
+    "PruningPolicy": "minitrans.policy",
     "SentenceEncoder": "minitrans.model",
     "TruncationWarning": "minitrans.errors",
     "pull": "minitrans.hub",

@@ -12,8 +12,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PruningPolicy, check_choice, check_int, optional_file, read_json
+from minitrans.config import check_choice, check_int, optional_file, read_json
 from minitrans.errors import ConfigError, InputError, InputTypeError
+from minitrans.policy import PruningPolicy
 from minitrans.vectors import Precision, SimilarityName
 
 logger = logging.getLogger("minitrans")
@@ -33,26 +34,26 @@ class Call:
 class Progress:
     """A tqdm bar on standard error if one is wanted, else nothing."""
 
-    def __init__(self, total: int, wanted: bool | None) -> None:
+    def __init__(self, total: int, wanted: bool | None, unit: str = " texts") -> None:
         if wanted is None:
             wanted = logger.getEffectiveLevel() <= logging.INFO and sys.stderr.isatty()
-        self._total, self._wanted = total, wanted
+        self._total, self._wanted, self._unit = total, wanted, unit
 
     def __enter__(self) -> None:
         self._bar: Any = None
         if self._wanted:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._total, unit=" texts")
+            self._bar = tqdm(total=self._total, unit=self._unit)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def update(self, texts: int) -> None:
-        """So many more texts are done."""
+    def update(self, count: int) -> None:
+        """So many more are done."""
         if self._bar is not None:
-            self._bar.update(texts)
+            self._bar.update(count)
 
 
 def check_prompts(prompts: object, source: str) -> dict[str, str]:

@@ -9,46 +9,27 @@ Dimension letters: N examples, B texts, H embedding width, K classes.
 
 from __future__ import annotations
 
-import json
 import os
-import reprlib
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
-from minitrans.logistic import checked_rows, fit_logistic, softmax
-from minitrans.resources import atomic_folder
-from minitrans.saved import (
-    FORMAT,
-    JSON_FILE,
-    LABEL_LENGTH,
-    TENSOR_FILE,
-    VERSION,
-    check_folder,
-    file_of,
-    read_description,
-    read_tensors,
-    storable,
-)
+from minitrans.inputs import Encoder, Label, Labels, abstention_label, encoded, float_rows, label_array, text_list
+from minitrans.inputs import label_text as label_text
+from minitrans.logistic import fit_logistic, softmax
+from minitrans.rejection import DEFAULT_SCORE, Answer, HeldOut, KnownClasses, Rejection, calibrate, cross_fit, logits
+from minitrans.saved import check_folder, read_folder, write_folder
 
-Label = str | int
-Labels = NDArray[Any]  # of str or int64
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Self = TypeVar("Self", bound="FewShotClassifier")
 
 _PARAMETERS = ("encoder", "C", "label_names")
-
-
-class Encoder(Protocol):
-    """What a classifier needs; `name_or_path`, `model_sha256`, `precision` and `pruning` are saved where offered."""
-
-    def encode(self, sentences: list[str], /) -> NDArray[Any]:
-        """Texts -> `[B, H]` float32."""
 
 
 class FewShotClassifier:
@@ -69,6 +50,7 @@ class FewShotClassifier:
         encoder_: the encoder in use; None until one is needed, after `fit_embeddings` without one.
         embeddings_, labels_: `[N, H]` float32 and `[N]`: the examples so far, which `partial_fit` adds to.
         name_embeddings_: `[K, H]` float32 of the labels' names, or None.
+        rejection_: the threshold below which `predict` abstains, a `Rejection`; None until `calibrate_rejection`.
 
     A text that comes several times counts each time. Under contradictory labels its probability is shared among them.
     A single class is predicted with probability one.
@@ -81,6 +63,8 @@ class FewShotClassifier:
     intercept_: Float32
     encoder_: Encoder | None
     name_embeddings_: Float32 | None
+    rejection_: Rejection | None = None
+    _known: KnownClasses | None = None  # made when needed, from what was learned
 
     def __init__(self, encoder: Encoder | None = None, *, C: float = 10.0, label_names: bool = True) -> None:
         self.encoder = encoder
@@ -99,24 +83,26 @@ class FewShotClassifier:
             InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite `[N, H]`.
             NumericalError: see `fit_logistic`.
         """
-        texts = _text_list(texts)
-        labels = _label_array(labels, len(texts))
+        texts = text_list(texts)
+        labels = label_array(labels, len(texts))
         encoder = _default_encoder() if self.encoder is None else self.encoder
-        return self._learn(encoder, _encode(encoder, texts), labels, None)
+        return self._learn(encoder, encoded(encoder, texts), labels, None)
 
     def partial_fit(self: Self, texts: Iterable[str], labels: Iterable[Label]) -> Self:
         """Add examples, and classes, to what was learned; the result is that of a fit on all of them.
 
         Only the new texts are encoded, and the solver starts from the present weights. Without an earlier fit this is
-        `fit`. It raises as `fit` does, and where labels are of another kind than before; nothing has changed then.
+        `fit`. It raises as `fit` does, and where labels are of another kind than before or one of them is what stands
+        for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
+        with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
         if not self.__sklearn_is_fitted__():
             return self.fit(texts, labels)
-        texts = _text_list(texts)
-        labels = _label_array(labels, len(texts))
+        texts = text_list(texts)
+        labels = label_array(labels, len(texts))
         self._check_kind(labels)
         encoder = self._used_encoder()
-        embeddings = np.vstack([self.embeddings_, self._check_width(_encode(encoder, texts))])  # [N, H]
+        embeddings = np.vstack([self.embeddings_, self._check_width(encoded(encoder, texts))])  # [N, H]
         return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), None, keep=True)
 
     def fit_embeddings(
@@ -132,9 +118,9 @@ class FewShotClassifier:
 
         Raises as `fit` does.
         """
-        rows = _rows(embeddings, "embeddings")
-        labels = _label_array(labels, len(rows))
-        names = None if name_embeddings is None else _rows(name_embeddings, "name_embeddings")
+        rows = float_rows(embeddings, "embeddings")
+        labels = label_array(labels, len(rows))
+        names = None if name_embeddings is None else float_rows(name_embeddings, "name_embeddings")
         return self._learn(self.encoder, rows, labels, names)
 
     @overload
@@ -143,6 +129,8 @@ class FewShotClassifier:
     def predict(self, texts: Iterable[str]) -> Labels: ...
     def predict(self, texts: str | Iterable[str]) -> Label | Labels:
         """The most probable label (of equals the first in `classes_`): a str gives one label, a list an array `[B]`.
+
+        After `calibrate_rejection`, a text that is out of scope gets the label `rejection_.abstention`.
 
         Raises:
             NotFittedError: before `fit`.
@@ -164,7 +152,10 @@ class FewShotClassifier:
         """`predict` for embeddings `[B, H]`: labels `[B]`."""
         p = self.predict_proba_embeddings(embeddings)  # [B, K]
         best: Labels = self.classes_[p.argmax(axis=1)]
-        return best
+        if self.rejection_ is None:
+            return best
+        accepted = self.score_in_scope_embeddings(embeddings) >= self.rejection_.threshold  # [B]
+        return np.where(accepted, best, np.array(self.rejection_.abstention, best.dtype.type))
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
         """`predict_proba` for embeddings `[B, H]`: probabilities `[B, K]`.
@@ -174,29 +165,131 @@ class FewShotClassifier:
             InputError: embeddings that are not finite `[B, H]`.
         """
         self._check_fitted()
-        rows = self._check_width(_rows(embeddings, "embeddings")).astype(np.float64)  # [B, H]
-        weights = self.coef_.T.astype(np.float64, order="C")  # [H, K]; the order too decides on the rounding
-        # One product per row: in a product of all rows, the rounding of one would depend on how many there are.
-        logits = np.matmul(rows[:, None, :], weights)[:, 0] + self.intercept_  # [B, K]
-        p: Float64 = softmax(logits)
+        rows = self._check_width(float_rows(embeddings, "embeddings"))  # [B, H]
+        p: Float64 = softmax(logits(rows, self.coef_, self.intercept_))
         return p
+
+    def calibrate_rejection(
+        self: Self,
+        texts: Iterable[str] | None = None,
+        labels: Iterable[Label] | None = None,
+        *,
+        out_of_scope: Iterable[str] | None = None,
+        score: str = "auto",
+        keep: float | None = None,
+        abstention: Label | None = None,
+        folds: int = 5,
+        seed: int = 0,
+    ) -> Self:
+        """Let `predict` abstain where a text belongs to none of the classes; `rejection_` says what was measured.
+
+        Args:
+            texts: texts in scope that were not in `fit`. None takes the examples of `fit`, each scored by a classifier
+                fitted on the other folds (see `cross_fit`).
+            labels: their labels, to measure the accuracy; None where they are not known.
+            out_of_scope: texts that belong to no class, if there are any.
+            score: how much a text is in scope: "probability", "energy", "nearest" or "mahalanobis" (see
+                `minitrans.rejection`). "auto" takes the one of the highest AUROC against `out_of_scope`, and
+                "mahalanobis" without it.
+            keep: the share of the texts in scope that is not to be rejected. None: 0.95, or with `out_of_scope` what
+                gives the highest mean of the share kept in scope and the share rejected out of scope.
+            abstention: the label of what is rejected, which must be none of the classes. None: "oos", or -1 where the
+                labels are int.
+            folds, seed: of the cross-fitting.
+
+        Raises:
+            NotFittedError: before `fit`.
+            InputTypeError: a text or label of another type.
+            InputError: an argument that is out of range, labels without texts or of no class, an abstention that is a
+                class, or a single example, which leaves nothing to fit on.
+        """
+        self._check_fitted()
+        rows = None if texts is None else self._embed(text_list(texts))
+        outside = None if out_of_scope is None else self._embed(text_list(out_of_scope))
+        return self.calibrate_rejection_embeddings(
+            rows, labels, out_of_scope=outside, score=score, keep=keep, abstention=abstention, folds=folds, seed=seed
+        )
+
+    def calibrate_rejection_embeddings(
+        self: Self,
+        embeddings: ArrayLike | None = None,
+        labels: Iterable[Label] | None = None,
+        *,
+        out_of_scope: ArrayLike | None = None,
+        score: str = "auto",
+        keep: float | None = None,
+        abstention: Label | None = None,
+        folds: int = 5,
+        seed: int = 0,
+    ) -> Self:
+        """`calibrate_rejection` for texts that are encoded already, `[M, H]` each. Raises as it does."""
+        self._check_fitted()
+        abstention = abstention_label(abstention, self.classes_)
+        if score in ("probability", "energy") and len(self.classes_) == 1:
+            raise InputError(f"score is {score!r}, equal for all texts where there is one class; wanted 'mahalanobis'")
+        outside = None if out_of_scope is None else self._scores(out_of_scope)
+        if embeddings is not None:
+            held_out = HeldOut(self._scores(embeddings), None if labels is None else self._right(embeddings, labels))
+        elif labels is not None:
+            raise InputError("there are labels without texts; wanted both, or neither to hold out examples of fit")
+        else:
+            codes = np.searchsorted(self.classes_, self.labels_)  # [N]
+            held_out = cross_fit(self.embeddings_, codes, self.name_embeddings_, C=self.C, folds=folds, seed=seed)
+        self.rejection_ = calibrate(held_out, outside, abstention=abstention, score=score, keep=keep)
+        return self
+
+    @overload
+    def score_in_scope(self, texts: str, score: str | None = None) -> float: ...  # type: ignore[overload-overlap]
+    @overload
+    def score_in_scope(self, texts: Iterable[str], score: str | None = None) -> Float64: ...
+    def score_in_scope(self, texts: str | Iterable[str], score: str | None = None) -> float | Float64:
+        """How much texts belong to the classes, the higher the more: a str gives a float, a list `[B]`.
+
+        A text's score is the same to the last bit whatever other texts are in the call, if its embedding is.
+
+        Args:
+            texts: one or several.
+            score: its name (see `calibrate_rejection`); None takes the calibrated one, or else "mahalanobis".
+
+        Raises as `predict` does; InputError for an unknown score.
+        """
+        scores = self.score_in_scope_embeddings(self._embed(texts), score)  # [B]
+        return float(scores[0]) if isinstance(texts, str) else scores
+
+    def score_in_scope_embeddings(self, embeddings: ArrayLike, score: str | None = None) -> Float64:
+        """`score_in_scope` for embeddings `[B, H]`: `[B]`."""
+        self._check_fitted()
+        if score is None:
+            score = DEFAULT_SCORE if self.rejection_ is None else self.rejection_.score
+        return self._known_classes().score(score, self._check_width(float_rows(embeddings, "embeddings")))
 
     def rank(self, texts: Iterable[str], top: int = 3) -> list[list[tuple[Label, float]]]:
         """The `top` most probable labels of each text with their probabilities, best first.
 
         Raises as `predict` does; InputTypeError for a bare str, InputError for a top below one.
         """
-        if not isinstance(top, int | np.integer) or top < 1:
-            raise InputError(f"top is {top!r}; wanted an integer of at least 1")
-        p = self.predict_proba(_text_list(texts))  # [B, K]
-        order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
-        return [[(self.classes_[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+        return self._ranked(self._embed(text_list(texts)), top)
+
+    def answer(self, texts: Iterable[str], top: int = 3, *, reject: bool = True) -> list[Answer]:
+        """What `predict` and `rank` say of each text, and with which score. Without `reject` none is rejected.
+
+        Raises as `rank` does.
+        """
+        rows = self._embed(text_list(texts))  # [B, H]
+        ranked = self._ranked(rows, top)
+        if self.rejection_ is None:
+            return [Answer(labels[0][0], labels, False, None) for labels in ranked]
+        scores = self.score_in_scope_embeddings(rows).tolist()  # [B]
+        return [self.rejection_.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
-        """The share of texts for which `predict` gives the label. NotFittedError before `fit`; else raises as `fit`."""
+        """The share of texts for which `predict` gives the label; a rejected text's is `rejection_.abstention`.
+
+        NotFittedError before `fit`; else raises as `fit`.
+        """
         self._check_fitted()
-        texts = _text_list(texts)
-        labels = _label_array(labels, len(texts))
+        texts = text_list(texts)
+        labels = label_array(labels, len(texts))
         self._check_kind(labels)
         return float(np.mean(self.predict(texts) == labels))
 
@@ -209,15 +302,11 @@ class FewShotClassifier:
             NotFittedError: before `fit`.
             InputError: the folder is there and holds anything but a classifier.
         """
-        from safetensors.numpy import save
-
         self._check_fitted()
         target = check_folder(folder)
         policy = getattr(self.encoder_, "pruning", None)
         identity = {key: getattr(self.encoder_, key, None) for key in ("name_or_path", "model_sha256", "precision")}
         description = {
-            "format": FORMAT,
-            "version": VERSION,
             "label_kind": "str" if self.classes_.dtype.kind == "U" else "int",
             "classes": self.classes_.tolist(),
             "C": float(self.C),
@@ -225,14 +314,11 @@ class FewShotClassifier:
             "converged": self.converged_,
             "encoder": identity | {"pruning": None if policy is None else policy.to_dict()},
         }
+        if self.rejection_ is not None:
+            description["rejection"] = asdict(self.rejection_)
         codes = np.searchsorted(self.classes_, self.labels_).astype(np.int64)  # [N]
-        tensors = {"coef": self.coef_, "intercept": self.intercept_, "embeddings": self.embeddings_, "codes": codes}
-        if self.name_embeddings_ is not None:
-            tensors["names"] = self.name_embeddings_
-        with atomic_folder(target, replace=True) as temporary:
-            contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-            (temporary / TENSOR_FILE).write_bytes(save(contiguous))
-            (temporary / JSON_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        learned = {"coef": self.coef_, "intercept": self.intercept_, "embeddings": self.embeddings_}
+        write_folder(target, description, {**learned, "names": self.name_embeddings_, "codes": codes})
 
     @classmethod
     def load(
@@ -251,10 +337,8 @@ class FewShotClassifier:
                 that the classifier was fitted with.
             ModelNotFoundError, DownloadError: the encoder cannot be found.
         """
-        file = file_of(Path(folder), JSON_FILE)
-        values = read_description(file)
+        file, values, tensors = read_folder(Path(folder))
         classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
-        tensors = read_tensors(file_of(Path(folder), TENSOR_FILE), len(classes))
         encoder = _saved_encoder(values["encoder"], file, local_files_only) if encoder is None else encoder
         wanted, seen = values["encoder"].get("model_sha256"), getattr(encoder, "model_sha256", None)
         if wanted is not None and seen is not None and wanted != seen:
@@ -267,6 +351,7 @@ class FewShotClassifier:
         classifier.embeddings_, classifier.labels_ = tensors["embeddings"], classes[tensors["codes"]]
         classifier.name_embeddings_ = tensors.get("names")
         classifier.n_features_in_, classifier.converged_ = classifier.coef_.shape[1], values["converged"]
+        classifier.rejection_ = None if values.get("rejection") is None else Rejection(**values["rejection"])
         return classifier
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -283,6 +368,9 @@ class FewShotClassifier:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.encoder!r}, C={self.C!r}, label_names={self.label_names!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_known"}  # can be made again
 
     def __sklearn_clone__(self: Self) -> Self:
         return type(self)(**self.get_params())  # not a deep copy: an encoder is large and is not changed by use
@@ -301,6 +389,9 @@ class FewShotClassifier:
     ) -> Self:
         """Fit on embeddings `rows [N, H]`; keep starts from the present weights. All attributes change, or none."""
         classes, y = np.unique(labels, return_inverse=True)  # [K], [N]
+        rejection = self.rejection_ if keep else None
+        if rejection is not None:
+            abstention_label(rejection.abstention, classes)
         K, H = len(classes), rows.shape[1]
         if names is None and self.label_names and classes.dtype.kind == "U":
             encoder = _default_encoder() if encoder is None else encoder
@@ -308,7 +399,7 @@ class FewShotClassifier:
             if keep and self.name_embeddings_ is not None:
                 known = dict(zip(self.classes_, self.name_embeddings_, strict=True))
             if new := [label for label in classes if label not in known]:
-                known |= dict(zip(new, _encode(encoder, [label_text(str(label)) for label in new]), strict=True))
+                known |= dict(zip(new, encoded(encoder, [label_text(str(label)) for label in new]), strict=True))
             names = np.stack([known[label] for label in classes])  # [K, H]
         if names is not None and names.shape != (K, H):
             raise InputError(f"the label names' embeddings have shape {names.shape}; wanted {(K, H)}")
@@ -325,13 +416,43 @@ class FewShotClassifier:
         self.coef_, self.intercept_ = result.coef.astype(np.float32), result.intercept.astype(np.float32)
         self.n_features_in_, self.converged_ = H, result.converged
         self.embeddings_, self.labels_, self.name_embeddings_ = rows, labels, names
+        self.rejection_, self._known = rejection, None
         return self
+
+    def _known_classes(self) -> KnownClasses:
+        if self._known is None:
+            rows, codes = self.embeddings_, np.searchsorted(self.classes_, self.labels_)  # [N, H], [N]
+            if self.name_embeddings_ is not None:
+                rows = np.vstack([rows, self.name_embeddings_])  # [N + K, H]
+                codes = np.append(codes, np.arange(len(self.classes_)))  # [N + K]
+            self._known = KnownClasses(self.coef_, self.intercept_, rows, codes)
+        return self._known
+
+    def _scores(self, embeddings: ArrayLike) -> dict[str, Float64]:
+        return self._known_classes().scores(self._check_width(float_rows(embeddings, "embeddings")))
+
+    def _ranked(self, rows: Float32, top: int) -> list[list[tuple[Label, float]]]:
+        if not isinstance(top, int | np.integer) or top < 1:
+            raise InputError(f"top is {top!r}; wanted an integer of at least 1")
+        p = self.predict_proba_embeddings(rows)  # [B, K]
+        order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
+        return [[(self.classes_[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+
+    def _right(self, embeddings: ArrayLike, labels: Iterable[Label]) -> NDArray[np.bool_]:
+        """Whether the most probable classes of `embeddings [M, H]` are the labels: `[M]`."""
+        p = self.predict_proba_embeddings(embeddings)  # [M, K]
+        labels = label_array(labels, len(p))
+        self._check_kind(labels)
+        if unknown := set(labels.tolist()) - set(self.classes_.tolist()):
+            raise InputError(f"the label {min(unknown)!r} is no class; wanted texts in scope; give it as out_of_scope")
+        right: NDArray[np.bool_] = self.classes_[p.argmax(axis=1)] == labels
+        return right
 
     def _embed(self, texts: str | Iterable[str]) -> Float32:
         """`[B, H]`, with B = 1 for a str."""
         self._check_fitted()
-        items = [texts] if isinstance(texts, str) else _text_list(texts)
-        return _encode(self._used_encoder(), items) if items else np.empty((0, self.n_features_in_), np.float32)
+        items = [texts] if isinstance(texts, str) else text_list(texts)
+        return encoded(self._used_encoder(), items) if items else np.empty((0, self.n_features_in_), np.float32)
 
     def _used_encoder(self) -> Encoder:
         if self.encoder_ is None:
@@ -353,21 +474,6 @@ class FewShotClassifier:
             raise InputTypeError(f"label 0 is {labels[0]!r}; wanted the kind of the classes, as {self.classes_[0]!r}")
 
 
-def label_text(label: str) -> str:
-    """The words of a label's name: "card_arrival", "card-arrival" and "cardArrival" give "card arrival".
-
-    Acronyms stay in one piece: "HTTPError2" gives "http error2", "B2B_SALES" gives "b2b sales".
-    """
-    words = ""
-    for i, letter in enumerate(label):
-        tail = label[i + 1 : i + 3]
-        # A capital begins a word after a small letter, or where at least two small letters follow it.
-        if i and letter.isupper() and (label[i - 1].islower() or (len(tail) == 2 and all(map(str.islower, tail)))):
-            words += " "
-        words += " " if letter in "_-" else letter
-    return " ".join(words.lower().split()) or label
-
-
 def _default_encoder() -> Encoder:
     from minitrans.model import SentenceEncoder
 
@@ -375,8 +481,8 @@ def _default_encoder() -> Encoder:
 
 
 def _saved_encoder(identity: Mapping[str, Any], file: Path, local_files_only: bool) -> Encoder:
-    from minitrans.config import PruningPolicy
     from minitrans.model import SentenceEncoder
+    from minitrans.policy import PruningPolicy
 
     for key in ("name_or_path", "model_sha256"):
         if identity.get(key) is None:
@@ -391,48 +497,3 @@ def _saved_encoder(identity: Mapping[str, Any], file: Path, local_files_only: bo
     precision = identity.get("precision") or "auto"
     name = identity["name_or_path"]
     return SentenceEncoder(name, pruning=policy, precision=precision, local_files_only=local_files_only)
-
-
-def _encode(encoder: Encoder, texts: list[str]) -> Float32:
-    rows = _rows(encoder.encode(texts), "the encoder's answer")  # [B, H]
-    if len(rows) != len(texts):
-        raise InputError(f"the encoder returned {len(rows)} embeddings; wanted {len(texts)}, one for each text")
-    return rows
-
-
-def _rows(values: ArrayLike, what: str) -> Float32:
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
-        return checked_rows(checked_rows(values, what).astype(np.float32), what)
-
-
-def _items(values: Iterable[Any], what: str) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InputTypeError(f"{what} is a {type(values).__name__}; wanted a list; put a single one in brackets")
-    if (ndim := getattr(values, "ndim", 1)) != 1:
-        raise InputTypeError(f"{what} has {ndim} dimensions; wanted one; pass a single column")
-    return list(values)
-
-
-def _text_list(texts: Iterable[str]) -> list[str]:
-    items = _items(texts, "texts")
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise InputTypeError(f"text {i} is {reprlib.repr(text)} of type {type(text).__name__}; wanted str; drop it")
-    return [str(text) for text in items]  # numpy.str_ too
-
-
-def _label_array(labels: Iterable[Label], count: int) -> Labels:
-    """`[count]` of str or int64."""
-    items = _items(labels, "labels")
-    for i, label in enumerate(items):
-        seen = f"label {i} is {reprlib.repr(label)} of type {type(label).__name__}"
-        if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
-            raise InputTypeError(f"{seen}; wanted str or int; drop the example or name its class")
-        if isinstance(label, str) != isinstance(items[0], str):
-            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
-        if not storable(label):
-            wanted = f"a str without NUL of at most {LABEL_LENGTH} characters, or an integer of 64 bits"
-            raise InputError(f"{seen}; wanted {wanted}; rename the class")
-    if not count or count != len(items):
-        raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
-    return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)

@@ -7,31 +7,21 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
-from minitrans import __version__
+from minitrans import __version__, options
 from minitrans.errors import InputError, MinitransError
+from minitrans.study_commands import adapt, evaluate
 
 if TYPE_CHECKING:
-    from minitrans.config import PruningPolicy
     from minitrans.demo import DemoReport, DemoSample
-    from minitrans.model import SentenceEncoder
-
-
-class _Command(click.Command):
-    """Shows the examples of the help text as they were written."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if self.epilog:
-            with formatter.section("Examples"):
-                for line in self.epilog.strip().splitlines():
-                    formatter.write_text(line.strip())
 
 
 class _Group(click.Group):
-    command_class = _Command
+    command_class = options.Command
 
 
 @click.group(cls=_Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,52 +36,8 @@ def cli(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-def _model_options(function: Any) -> Any:
-    options = [
-        click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2."),
-        click.option("--pruning", metavar="FILE", help="A pruning policy as JSON; `default` for the default policy."),
-        click.option("--threads", type=int, help="Default: all processors that are available."),
-        click.option("--local-files-only", is_flag=True, help="Never open a connection."),
-        click.option(
-            "--on-truncation",
-            type=click.Choice(["warn", "error", "ignore"]),
-            default="warn",
-            show_default=True,
-            help="When a text is too long for the model.",
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-def _encoder(model: str | None, pruning: str | None = None, **options: Any) -> SentenceEncoder:
-    from minitrans.model import SentenceEncoder
-
-    return SentenceEncoder(model, pruning=_policy(pruning), **options)
-
-
-def _policy(pruning: str | None) -> PruningPolicy | None:
-    from minitrans.config import PruningPolicy
-
-    if pruning is None:
-        return None
-    return PruningPolicy() if pruning == "default" else PruningPolicy.load(pruning)
-
-
-def _texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[str]:
-    """Texts of the command line, of a file, or of standard input."""
-    from minitrans.datasets import read_lines, read_texts
-
-    if arguments and file:
-        raise InputError("texts were given both as arguments and with --input; give one of them")
-    if arguments:
-        return list(arguments)
-    if file and file != "-":
-        return read_texts(file, column)
-    if sys.stdin is None or sys.stdin.isatty():
-        raise InputError("no texts: give them as arguments, with --input FILE, or on standard input")
-    return list(read_lines(sys.stdin))
+cli.add_command(adapt)
+cli.add_command(evaluate)
 
 
 @cli.command(
@@ -106,7 +52,7 @@ def _texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[st
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line in place of plain numbers.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
 @click.option("--precision", default="float32", show_default=True, help="float32, int8, uint8, binary, ubinary.")
-@_model_options
+@options.model_options
 def embed(
     texts: tuple[str, ...],
     file: str | None,
@@ -124,12 +70,12 @@ def embed(
         check_output(output)
         if as_json and output.endswith(".npy"):
             raise InputError("--json does not go with a .npy file; write to .jsonl, or leave --json out")
-    wanted = _texts(texts, file, column)
-    vectors = _encoder(**model).encode(
-        wanted, precision=precision, normalize_embeddings=normalize, show_progress_bar=_progress(len(wanted))
+    wanted = options.texts(texts, file, column)
+    vectors = options.encoder(**model).encode(
+        wanted, precision=precision, normalize_embeddings=normalize, show_progress_bar=options.progress(len(wanted))
     )
     if output is None:
-        _print_all(as_lines(wanted, vectors, as_json))
+        options.print_all(as_lines(wanted, vectors, as_json))
     else:
         save_vectors(output, wanted, vectors)
         click.echo(f"{output}: {len(wanted)} embeddings of {vectors.shape[1]} numbers, {vectors.dtype}", err=True)
@@ -137,7 +83,8 @@ def embed(
 
 @cli.command(
     epilog="""minitrans fit train.csv intents/
-    minitrans fit train.jsonl intents/ --text-column utterance --label-column intent"""
+    minitrans fit train.jsonl intents/ --text-column utterance --label-column intent
+    minitrans fit train.csv intents/ --out-of-scope chatter.txt"""
 )
 @click.argument("data")
 @click.argument("folder")
@@ -145,8 +92,17 @@ def embed(
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
+@click.option("--reject", is_flag=True, help="Let `predict` abstain where a text belongs to no label.")
+@click.option("--out-of-scope", metavar="FILE", help="Texts that belong to no label, to do so better.")
+@click.option("--keep", metavar="SHARE", type=float, help="Of the texts in scope, not to be rejected. Default: 0.95.")
+@click.option(
+    "--score",
+    type=click.Choice(["auto", "probability", "energy", "nearest", "mahalanobis"]),
+    help="What a text is rejected by. Default: auto.",
+)
+@click.option("--abstention", metavar="LABEL", help="What a rejected text gets. Default: oos.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON.")
-@_model_options
+@options.model_options
 def fit(
     data: str,
     folder: str,
@@ -155,24 +111,44 @@ def fit(
     label_column: str,
     regularization: float,
     label_names: bool,
+    reject: bool,
+    out_of_scope: str | None,
+    keep: float | None,
+    score: str | None,
+    abstention: str | None,
     **model: Any,
 ) -> None:
     """Fit a few-shot classifier and save it in FOLDER.
 
-    DATA is a .csv or .tsv file with a header, or a .jsonl file.
+    DATA is a .csv or .tsv file with a header, or a .jsonl file. The FILE of --out-of-scope may also hold a text a line;
+    with it, the default of --keep is the best mean of the shares kept in scope and rejected out of it.
     """
     from minitrans.classifier import FewShotClassifier
-    from minitrans.datasets import read_examples
+    from minitrans.datasets import read_examples, read_texts
     from minitrans.saved import check_folder
 
+    reject = reject or out_of_scope is not None
+    for name, value in {"keep": keep, "score": score, "abstention": abstention}.items():
+        if value is not None and not reject:
+            raise InputError(f"--{name} is {value!r}, but nothing is rejected; add --reject or --out-of-scope FILE")
     check_folder(folder)
     examples = read_examples(data, text_column, label_column)
-    classifier = FewShotClassifier(_encoder(**model), C=regularization, label_names=label_names)
-    classifier.fit(examples.texts, examples.labels).save(folder)
+    outside = None if out_of_scope is None else read_texts(out_of_scope, text_column)
+    classifier = FewShotClassifier(options.encoder(**model), C=regularization, label_names=label_names)
+    classifier.fit(examples.texts, examples.labels)
+    if reject:
+        classifier.calibrate_rejection(
+            out_of_scope=outside, keep=keep, score="auto" if score is None else score, abstention=abstention
+        )
+    classifier.save(folder)
     classes = [str(label) for label in classifier.classes_]
     click.echo(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples", err=True)
+    rejection = classifier.rejection_
+    if rejection is not None:
+        click.echo(f"{folder}: {rejection.summary()}", err=True)
     if as_json:
-        click.echo(json.dumps({"folder": folder, "classes": classes, "examples": len(examples.texts)}))
+        fitted = {"folder": folder, "classes": classes, "examples": len(examples.texts)}
+        click.echo(json.dumps(fitted | {"rejection": None if rejection is None else asdict(rejection)}))
 
 
 @cli.command(
@@ -184,6 +160,7 @@ def fit(
 @click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
+@click.option("--no-reject", is_flag=True, help="Never abstain, whatever was calibrated.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--local-files-only", is_flag=True, help="Never open a connection.")
 def predict(
@@ -192,28 +169,25 @@ def predict(
     file: str | None,
     column: str,
     top: int,
+    no_reject: bool,
     as_json: bool,
     local_files_only: bool,
 ) -> None:
     """Predict the labels of texts.
 
-    FOLDER is what `minitrans fit` wrote. Prints label, probability and text, with tabs between them.
+    FOLDER is what `minitrans fit` wrote. Prints label, probability and text, with tabs between them. For a text that
+    is rejected this is first the label for such texts with "-" for the probability, then, where --top is more than 1,
+    what it would have been.
     """
     from minitrans.classifier import FewShotClassifier
 
-    wanted = _texts(texts, file, column)
-    ranked = FewShotClassifier.load(folder, local_files_only=local_files_only).rank(wanted, top)
+    wanted = options.texts(texts, file, column)
+    classifier = FewShotClassifier.load(folder, local_files_only=local_files_only)
+    answers = zip(wanted, classifier.answer(wanted, top, reject=not no_reject), strict=True)
     if as_json:
-        _print_all(
-            json.dumps({"text": text, "labels": [{"label": label, "probability": p} for label, p in row]})
-            for text, row in zip(wanted, ranked, strict=True)
-        )
+        options.print_all(json.dumps({"text": text, **answer.to_dict()}) for text, answer in answers)
     else:
-        _print_all(
-            f"{label}\t{p:.4f}\t{' '.join(text.split())}"  # a tab or line end in the text would break the columns
-            for text, row in zip(wanted, ranked, strict=True)
-            for label, p in row
-        )
+        options.print_all(line for text, answer in answers for line in answer.to_lines(text, top))
 
 
 @cli.command(
@@ -272,18 +246,18 @@ def info(model: str | None, as_json: bool) -> None:
 
     if model is not None and hub.find_local(model) is None:
         raise InputError(f"{model} is not on this machine; fetch it with `minitrans pull {model}`")
-    details = {"minitrans": __version__, **_encoder(model, local_files_only=True).info()}
+    details = {"minitrans": __version__, **options.encoder(model, local_files_only=True).info()}
     if as_json:
         click.echo(json.dumps(details, indent=2))
         return
     width = max(map(len, details))
-    _print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in details.items())
+    options.print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in details.items())
     click.echo("known models".ljust(width) + "  " + ", ".join(known.name for known in hub.known_models()))
 
 
 @cli.command(epilog="minitrans demo")
 @click.option("--json", "as_json", is_flag=True)
-@_model_options
+@options.model_options
 def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
     """Show few-shot intents, with and without pruning.
 
@@ -291,13 +265,13 @@ def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
     """
     from minitrans.demo import run_demo
 
-    encoder, policy = _encoder(**model), _policy(pruning)
+    encoder, policy = options.encoder(**model), options.policy(pruning)
     click.echo("Fitting and testing, with and without pruning ...", err=True)
     report = run_demo(encoder, policy)
     if as_json:
         click.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        _print_all(_demo_lines(report))
+        options.print_all(_demo_lines(report))
 
 
 def _demo_lines(report: DemoReport) -> Iterable[str]:
@@ -337,15 +311,6 @@ def _mark(token: str, kept: bool) -> str:
     if kept:
         return token
     return click.style(token, strikethrough=True, dim=True) if sys.stdout.isatty() else f"[-{token}-]"
-
-
-def _progress(texts: int) -> bool:
-    return texts > 1000 and sys.stderr.isatty()
-
-
-def _print_all(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
 
 
 def _show_warning(message: Warning | str, *_: Any, file: TextIO | None = None, line: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What a model is (EncoderConfig) and what pruning does (PruningPolicy): frozen, validated, JSON in and out."""
+"""What a model is: EncoderConfig, frozen and validated; and how JSON files and arguments are checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
 
@@ -18,14 +18,11 @@ from minitrans.errors import (
     ConfigError,
     InputError,
     ModelNotFoundError,
-    PolicyError,
     UnsupportedModelError,
     one_of,
 )
 
 Activation = Literal["gelu", "gelu_new", "relu"]
-Score = Literal["attention", "attention_value", "random", "first"]
-Reduce = Literal["drop", "merge"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 _J = TypeVar("_J", dict[str, Any], list[Any])
@@ -145,7 +142,7 @@ class EncoderConfig:
                 f"config: hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
             )
-        eps = _as_number(self.layer_norm_eps)
+        eps = as_number(self.layer_norm_eps)
         if eps is None or not 0 < eps < 1:
             raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
         if self.hidden_act not in get_args(Activation):
@@ -205,145 +202,6 @@ class EncoderConfig:
         return cls.from_dict(read_json(model_file(folder, "config.json")), str(folder / "config.json"))
 
 
-@dataclass(frozen=True)
-class PruningPolicy:
-    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and what it leaves open).
-
-    At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
-    ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position.
-
-    Args:
-        min_tokens: s; texts of up to s tokens (specials counted) are left alone, and none falls below s.
-        quantile: q in [0, 1), the share of the tokens to give up.
-        layer: l, 0-based.
-        score: the importance of token j: "attention" is the mean over heads and queries of the attention that
-            j receives; "attention_value" weights it by the norm of j's value vector; "random" and "first"
-            (earlier is more important) are controls.
-        reduce: "drop" removes the rows; "merge" averages each into the most similar kept row, whose size then
-            adds log(size) to its attention logit and weights it in the pooling.
-        protect_special: never drop what the tokenizer puts around a text ([CLS] and [SEP]).
-        stages: several (layer, quantile) pairs, layers ascending, in place of ``layer`` and ``quantile``.
-        seed: of the "random" score.
-        provenance: where the policy came from: tasks, accuracy and time found, date, model hash; free-form JSON.
-
-    Raises:
-        PolicyError: a value out of range, with the name of the field.
-    """
-
-    min_tokens: int = 8
-    quantile: float = 0.3
-    layer: int = 2
-    score: Score = "attention"
-    reduce: Reduce = "drop"
-    protect_special: bool = False
-    stages: tuple[tuple[int, float], ...] | None = None
-    seed: int = 0
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        def check(ok: bool, name: str, wanted: str) -> None:
-            if not ok:
-                raise PolicyError(f"pruning policy: {name} is {getattr(self, name)!r}, wanted {wanted}")
-
-        def take_int(name: str, least: int, below: int, wanted: str) -> None:
-            value = as_int(getattr(self, name))
-            check(value is not None and least <= value < below, name, wanted)
-            object.__setattr__(self, name, value)
-
-        def is_quantile(value: object) -> bool:
-            number = _as_number(value)
-            return number is not None and 0 <= number < 1
-
-        take_int("min_tokens", 1, 2**31, "an integer of at least 1")
-        take_int("layer", 0, 2**31, "an integer of at least 0")
-        take_int("seed", 0, 2**32, "an integer in [0, 2**32)")
-        check(is_quantile(self.quantile), "quantile", "a number in [0, 1)")
-        object.__setattr__(self, "quantile", _as_number(self.quantile))
-        check(self.score in get_args(Score), "score", f"one of {', '.join(get_args(Score))}")
-        check(self.reduce in get_args(Reduce), "reduce", f"one of {', '.join(get_args(Reduce))}")
-        check(isinstance(self.protect_special, bool), "protect_special", "true or false")
-        check(isinstance(self.provenance, Mapping), "provenance", "a JSON object")
-        if self.stages is None:
-            return
-        wanted = "a non-empty list of (layer, quantile) pairs, layers ascending, quantiles in [0, 1)"
-        check(isinstance(self.stages, list | tuple) and len(self.stages) > 0, "stages", wanted)
-        layers: list[int] = []
-        for stage in self.stages:
-            check(isinstance(stage, list | tuple) and len(stage) == 2 and is_quantile(stage[1]), "stages", wanted)
-            layer = as_int(stage[0])
-            check(layer is not None and layer >= 0, "stages", wanted)
-            layers.append(layer or 0)
-        check(layers == sorted(set(layers)), "stages", wanted)
-        pairs = zip(layers, self.stages, strict=True)
-        object.__setattr__(self, "stages", tuple((layer, float(stage[1])) for layer, stage in pairs))
-
-    @property
-    def plan(self) -> dict[int, float]:
-        """Layer -> quantile: the stages, or the one pair of ``layer`` and ``quantile``."""
-        return dict(self.stages) if self.stages is not None else {self.layer: self.quantile}
-
-    def check_fits(self, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",)) -> None:
-        """Refuse a policy that cannot run on this model.
-
-        Raises:
-            PolicyError: a layer that the model does not have, or the pooled token itself could be dropped.
-        """
-        for layer in self.plan:
-            if layer >= config.num_hidden_layers:
-                raise PolicyError(
-                    f"pruning policy: layer {layer} is out of range, the model has layers 0 to "
-                    f"{config.num_hidden_layers - 1}"
-                )
-        for mode in ("cls", "lasttoken"):
-            if mode in pooling and not self.protect_special:
-                raise PolicyError(
-                    f"pruning policy: this model pools the {mode} token, which the policy could drop; "
-                    "set protect_special=True"
-                )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; ``from_dict`` reads them back to an equal policy."""
-        values: dict[str, Any] = {"format": "minitrans-pruning-policy", "version": 1}
-        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.stages is not None:
-            values["stages"] = [list(stage) for stage in self.stages]
-        return values | {"provenance": dict(self.provenance)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "pruning policy") -> PruningPolicy:
-        """Read what ``to_dict`` wrote. Fields left out take their defaults; unknown ones are refused."""
-        if not isinstance(values, Mapping):
-            raise PolicyError(f"{source}: holds a {type(values).__name__}, wanted a JSON object")
-        if values.get("format", "minitrans-pruning-policy") != "minitrans-pruning-policy":
-            raise PolicyError(f"{source}: format is {values['format']!r}, wanted 'minitrans-pruning-policy'")
-        if values.get("version", 1) != 1:
-            raise PolicyError(f"{source}: version is {values['version']!r}, this release reads version 1")
-        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
-        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
-        if unknown:
-            raise PolicyError(f"{source}: unknown fields {unknown}; a newer release may have written them")
-        try:
-            return cls(**fields)
-        except PolicyError as error:
-            raise PolicyError(f"{source}: {str(error).removeprefix('pruning policy: ')}") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write the policy as JSON, whole or not at all."""
-        from minitrans.resources import atomic_file
-
-        with atomic_file(Path(path)) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> PruningPolicy:
-        """Read a policy file. PolicyError if it is missing, broken or invalid."""
-        try:
-            values = read_json(Path(path))
-        except ConfigError as error:
-            raise PolicyError(str(error)) from error
-        return cls.from_dict(values, str(path))
-
-
 def as_int(value: object) -> int | None:
     """An integer of any kind (NumPy's too) as an int; None for a bool or anything else."""
     if isinstance(value, bool | np.bool_):
@@ -368,7 +226,7 @@ def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
         raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
 
 
-def _as_number(value: object) -> int | float | None:
+def as_number(value: object) -> int | float | None:
     """An integer or finite float of any kind as Python's own; None for anything else."""
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.classifier import FewShotClassifier
-from minitrans.config import PruningPolicy
 from minitrans.datasets import Examples, read_examples
-from minitrans.evaluation import accuracy, macro_f1
+from minitrans.metrics import accuracy, macro_f1
 from minitrans.model import PrunedText, SentenceEncoder
+from minitrans.policy import PruningPolicy
 from minitrans.resources import bundled
 
 DATA = "examples/data"

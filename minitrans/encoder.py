@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.backends import Blocks
-from minitrans.config import PruningPolicy
 from minitrans.errors import NumericalError
 from minitrans.packing import PackedBatch
-from minitrans.parameters import Float32
-from minitrans.pruning import Selection, importance, merge, select
+from minitrans.parameters import Float32, Linear
+from minitrans.policy import PruningPolicy
+from minitrans.pruning import Selection, merge, rank
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,21 @@ class Encoded:
     offsets: NDArray[np.int64]  # [B + 1]
     sizes: Float32 | None  # [T'] how many tokens a row stands for; None: one each
     rows: NDArray[np.int64]  # [T'] which token of the batch each row began as
+    restored: Float32 | None = None  # [B, H] sum of what the dropped tokens were expected to become; None: nothing
 
     @property
     def positions(self) -> NDArray[np.int64]:
         """[T'] where in its text each row began, 0-based."""
         return self.rows - np.repeat(self.batch.offsets[:-1], np.diff(self.offsets))
+
+
+@dataclass(frozen=True)
+class Start:
+    """A place to begin at other than the embeddings: behind the attention block of a layer, with nothing pruned yet."""
+
+    layer: int
+    hidden: Float32  # [T, H]
+    scores: Float32 | None = None  # [T] what the block gathered for the policy
 
 
 class Observer(Protocol):
@@ -49,7 +59,11 @@ class Observer(Protocol):
 
 
 def forward(
-    blocks: Blocks, batch: PackedBatch, policy: PruningPolicy | None = None, observer: Observer | None = None
+    blocks: Blocks,
+    batch: PackedBatch,
+    policy: PruningPolicy | None = None,
+    observer: Observer | None = None,
+    start: Start | None = None,
 ) -> Encoded:
     """Run a batch through all layers, pruning where the policy says.
 
@@ -58,37 +72,49 @@ def forward(
         batch: token ids [T] and offsets [B + 1].
         policy: None prunes nothing.
         observer: called after the embeddings and after every layer.
+        start: what several policies share need be computed only once; they may not prune before it.
 
     Raises:
         NumericalError: NaN or infinity, with the layer where it appeared.
     """
     plan = policy.plan if policy is not None else {}
-    offsets, sizes, rows = batch.offsets, None, np.arange(len(batch.ids))  # [B + 1], -, [T]
-    hidden = blocks.embed(batch.ids, offsets)  # [T, H]
-    if observer is not None:
+    offsets, sizes, rows, restored = batch.offsets, None, np.arange(len(batch.ids)), None  # [B + 1], -, [T], -
+    hidden = blocks.embed(batch.ids, offsets) if start is None else start.hidden  # [T, H]
+    if observer is not None and start is None:
         observer(-1, Encoded(batch, hidden, offsets, sizes, rows), None)
 
-    for layer in range(blocks.num_layers):
+    for layer in range(0 if start is None else start.layer, blocks.num_layers):
         selection = None
-        if policy is None or layer not in plan:
-            hidden, _ = blocks.attention_block(hidden, offsets, sizes, layer, None)  # [T, H]
+        if start is not None and layer == start.layer:
+            scores = start.scores  # [T]
         else:
-            hidden, scores = blocks.attention_block(hidden, offsets, sizes, layer, policy.score)  # [T, H], [T]
-            if scores is None:
-                scores = importance(policy, batch, rows, offsets)  # [T]
-            selection = select(policy, plan[layer], scores, batch, offsets)
+            want = policy.score if policy is not None and layer in plan else None
+            hidden, scores = blocks.attention_block(hidden, offsets, sizes, layer, want)  # [T, H], [T]
+        if policy is not None and layer in plan:
+            ranking = rank(policy, layer, scores, batch, rows, offsets)
+            before = hidden  # [T, H]
+            hidden, selection, sums = blocks.select(before, offsets, ranking)  # [T', H], -, [B, H]
             if policy.reduce == "merge":
-                hidden, sizes, selection = merge(hidden, sizes, offsets, selection)  # [T', H], [T']
-            else:
-                hidden = hidden[selection.kept]  # [T', H]
+                hidden, sizes, selection = merge(before, sizes, offsets, selection)  # [T', H], [T']
+            elif sums is not None:
+                gone = np.diff(offsets) - np.diff(selection.offsets)  # [B]
+                restored = _restore(blocks, policy.restore_map(layer), sums, gone, restored)  # [B, H]
             offsets, rows = selection.offsets, rows[selection.kept]  # [B + 1], [T']
         hidden = blocks.feed_forward_block(hidden, offsets, layer)  # [T', H]
         if observer is not None:
-            observer(layer, Encoded(batch, hidden, offsets, sizes, rows), selection)
+            observer(layer, Encoded(batch, hidden, offsets, sizes, rows, restored), selection)
 
     if not np.isfinite(hidden).all():
         raise NumericalError(_where_it_broke(blocks, batch))
-    return Encoded(batch, hidden, offsets, sizes, rows)
+    return Encoded(batch, hidden, offsets, sizes, rows, restored)
+
+
+def _restore(
+    blocks: Blocks, restore: Linear, sums: Float32, counts: NDArray[np.int64], before: Float32 | None
+) -> Float32:
+    """What rows that were dropped are expected to become, added up. The map is linear: one product per text will do."""
+    expected = blocks.project(sums, restore.weight) + counts[:, None].astype(np.float32) * restore.bias  # [B, H]
+    return expected if before is None else before + expected
 
 
 def _where_it_broke(blocks: Blocks, batch: PackedBatch) -> str:

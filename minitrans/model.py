@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,15 +24,16 @@ from minitrans.calls import (
     output_array,
     sentence_settings,
 )
-from minitrans.config import PruningPolicy, check_choice, check_int
+from minitrans.config import check_choice, check_int
 from minitrans.encoder import Encoded, forward
 from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
 from minitrans.packing import chunks, pack, segments
 from minitrans.parameters import Float32
+from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized, pool
 from minitrans.quantization import PRECISIONS, with_precision
 from minitrans.resources import sha256_of
-from minitrans.threads import resolve_threads
+from minitrans.threads import in_order, resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
 from minitrans.vectors import (
     DTYPES,
@@ -48,10 +47,10 @@ from minitrans.vectors import (
 from minitrans.weights import load_parameters, weight_files
 
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
+MOST_GROWTH = 2.0  # of a chunk that will be pruned
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
-Inherit = Literal["inherit"]
 OnTruncation = Literal["warn", "error", "ignore"]
 
 
@@ -78,7 +77,8 @@ class SentenceEncoder:
         token: for private models of the hub.
         backend: "auto", or the name of one; ``encoder.backend`` says which is in use.
         precision: of the weights: "auto" as stored, "int8" or "float32".
-        pruning: a PruningPolicy for every call of encode, or None.
+        pruning: a PruningPolicy for every call of encode, the name of one that travels with minitrans (see
+            minitrans.policy.shipped_policies), or None.
         threads: how many chunks run at once; None takes every processor that affinity and cgroup quota allow.
         truncate_dim: keep only the first dimensions of every embedding (for models trained for it).
         prompts: name -> text put before every text; added to the model's own.
@@ -105,7 +105,7 @@ class SentenceEncoder:
         token: str | bool | None = None,
         backend: str = "auto",
         precision: str = "auto",
-        pruning: PruningPolicy | None = None,
+        pruning: PruningPolicy | str | None = None,
         threads: int | None = None,
         truncate_dim: int | None = None,
         prompts: Mapping[str, str] | None = None,
@@ -136,6 +136,7 @@ class SentenceEncoder:
         parameters = with_precision(load_parameters(self.folder), precision)
         self.config = parameters.config
         self.precision = parameters.precision
+        self.fingerprint = parameters.fingerprint
         self.pooling = PoolingConfig.from_folder(self.folder, self.config.hidden_size)
         self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
         self.blocks = load_blocks(backend, parameters)
@@ -182,7 +183,7 @@ class SentenceEncoder:
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
         convert_to_numpy: Literal[True] = ...,
-        pruning: PruningPolicy | Inherit | None = ...,
+        pruning: PruningPolicy | str | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> NDArray[Any]: ...
     @overload
@@ -199,7 +200,7 @@ class SentenceEncoder:
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
         convert_to_numpy: Literal[True] = ...,
-        pruning: PruningPolicy | Inherit | None = ...,
+        pruning: PruningPolicy | str | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> NDArray[Any]: ...
     @overload
@@ -216,7 +217,7 @@ class SentenceEncoder:
         normalize_embeddings: bool = ...,
         truncate_dim: int | None = ...,
         convert_to_numpy: Literal[True] = ...,
-        pruning: PruningPolicy | Inherit | None = ...,
+        pruning: PruningPolicy | str | None = ...,
         out: NDArray[Any] | None = ...,
     ) -> list[NDArray[Any]]: ...
     def encode(
@@ -232,7 +233,7 @@ class SentenceEncoder:
         normalize_embeddings: bool = False,
         truncate_dim: int | None = None,
         convert_to_numpy: Literal[True] = True,
-        pruning: PruningPolicy | Inherit | None = "inherit",
+        pruning: PruningPolicy | str | None = "inherit",
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any] | list[NDArray[Any]]:
         """Embed one text or many.
@@ -241,7 +242,8 @@ class SentenceEncoder:
             sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
             prompt_name: which of ``prompts`` to put before every text.
             prompt: the text itself; wins over ``prompt_name``.
-            batch_size: most texts in one chunk of work. It has no influence on the result.
+            batch_size: most texts in one chunk of work; up to twice as many where pruning makes chunks smaller. It has
+                no influence on the result.
             show_progress_bar: None shows one on a terminal when the "minitrans" logger is at INFO or below.
             output_value: "sentence_embedding", or "token_embeddings": one array [n, H] per text, n being the tokens
                 that pruning left.
@@ -250,7 +252,7 @@ class SentenceEncoder:
             normalize_embeddings: scale every embedding to length 1.
             truncate_dim: keep only the first dimensions; None takes the encoder's own.
             convert_to_numpy: True; here so that calls written for sentence-transformers run.
-            pruning: a PruningPolicy, None for no pruning, or "inherit" for the encoder's own.
+            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own.
             out: an array [B, H] of the right dtype to write into, for example a memmap.
 
         Returns:
@@ -299,7 +301,7 @@ class SentenceEncoder:
         return self.encode(sentences, **self._with_prompt(options, names))
 
     def pruned_tokens(
-        self, sentences: str | Iterable[str], *, pruning: PruningPolicy | Inherit | None = "inherit"
+        self, sentences: str | Iterable[str], *, pruning: PruningPolicy | str | None = "inherit"
     ) -> list[PrunedText]:
         """The tokens of each text, and which of them pruning keeps; arguments and errors as for ``encode``."""
         call = Call(32, self._policy(pruning), "float32", False, self._dimension(None))
@@ -357,15 +359,18 @@ class SentenceEncoder:
             with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers):
                 tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
                 truncated.extend(self._too_long(tokenized.lengths, place.start))
-                for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
+                for part in chunks([len(ids) for ids in tokenized.ids], most_texts, most_tokens):
                     batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
                     encoded = forward(self.blocks, batch, call.policy)
                     done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
             return done
 
-        places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
+        # A chunk that pruning makes small is slow for its size, so it may begin larger.
+        growth = 1.0 if call.policy is None else min(MOST_GROWTH, 1 / call.policy.share_kept)
+        most_texts, most_tokens = int(call.batch_size * growth), int(CHUNK_TOKENS * growth)
+        places = list(chunks([len(text) for text in texts], most_texts, most_tokens * CHARACTERS))
         with progress, self.blocks.session():
-            for results in self._map(work, places):
+            for results in in_order(work, places, self.threads):
                 for place, result in results:
                     yield place, result
                     progress.update(place.stop - place.start)
@@ -377,26 +382,8 @@ class SentenceEncoder:
                 stacklevel=3,
             )
 
-    def _map(self, work: Callable[..., T], places: Sequence[slice]) -> Iterator[T]:
-        """``work`` on every place, in order, as many at once as there are threads."""
-        if self.threads == 1 or len(places) < 2:
-            yield from (work(place, helpers=self.threads - 1) for place in places)
-            return
-        # A pool per call, not per encoder: none is left behind to break a fork.
-        pool = ThreadPoolExecutor(min(self.threads, len(places)), thread_name_prefix="minitrans")
-        pending: deque[Future[T]] = deque()
-        try:
-            for place in places:
-                pending.append(pool.submit(work, place))
-                if len(pending) > 2 * self.threads:  # results wait here, so bound them
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
-        vectors = pool(encoded.hidden, encoded.offsets, self.pooling, encoded.sizes, encoded.positions)  # [B, H]
+        vectors = pool_encoded(encoded, self.pooling)  # [B, H]
         if not np.isfinite(vectors).all():
             raise NumericalError("the pooling overflowed: finite hidden states near the end of float32's range")
         vectors = vectors[:, : call.dimension]
@@ -419,9 +406,11 @@ class SentenceEncoder:
     def _check_policy(self, policy: object) -> PruningPolicy | None:
         if policy is None:
             return None
+        if isinstance(policy, str):
+            policy = PruningPolicy.named(policy)
         if not isinstance(policy, PruningPolicy):
-            raise PolicyError(f"pruning is {policy!r}, wanted a PruningPolicy or None")
-        policy.check_fits(self.config, self.pooling.modes)
+            raise PolicyError(f"pruning is {policy!r}, wanted a PruningPolicy, the name of one, or None")
+        policy.check_fits(self.config, self.pooling.modes, self.fingerprint)
         return policy
 
     def _dimension(self, truncate_dim: int | None) -> int:
@@ -447,3 +436,11 @@ class SentenceEncoder:
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options
+
+
+def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
+    """The embeddings [B, H * modes] of what is left of a batch."""
+    restored = None
+    if encoded.restored is not None:
+        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
+    return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)

@@ -12,6 +12,7 @@ Matrices keep the hub's orientation, [outputs, inputs]. Precision is a property 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -110,6 +111,17 @@ class Parameters:
     def precision(self) -> str:
         """ "int8" or "float32"."""
         return "int8" if isinstance(self.layers[0].query, Int8Linear) else "float32"
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the layer norms: equal for the int8 and the float32 form of a model, and for no other model."""
+        norms = [
+            self.embeddings_norm,
+            *(norm for layer in self.layers for norm in (layer.attention_norm, layer.output_norm)),
+        ]
+        return hashlib.sha256(
+            b"".join(part.tobytes() for norm in norms for part in (norm.weight, norm.bias))
+        ).hexdigest()
 
 
 # Field of the record -> name in the checkpoint.

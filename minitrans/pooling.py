@@ -112,6 +112,7 @@ def pool(
     config: PoolingConfig,
     sizes: Float32 | None = None,
     positions: NDArray[np.int64] | None = None,
+    restored: tuple[Float32, NDArray[np.int64]] | None = None,
 ) -> Float32:
     """Pool the rows of each text.
 
@@ -122,6 +123,7 @@ def pool(
         sizes: [T] how many tokens each row stands for (merged rows); None means one each.
         positions: [T] 0-based position of each row in its text before pruning, for "weightedmean"; None means
             that nothing was pruned.
+        restored: a sum of rows [B, H] that counts in a mean as so many more rows [B].
 
     Returns:
         [B, H * number of modes]; a text without tokens gives zeros.
@@ -133,12 +135,19 @@ def pool(
             continue
         weight = None if sizes is None else sizes[rows]  # [n]
         position = np.arange(rows.stop - rows.start) if positions is None else positions[rows]  # [n]
+        more = None if restored is None else (restored[0][b], restored[1][b])  # [H], -
         for m, mode in enumerate(config.modes):
-            pooled[b, m * width : (m + 1) * width] = _pool_text(hidden[rows], mode, weight, position)
+            pooled[b, m * width : (m + 1) * width] = _pool_text(hidden[rows], mode, weight, position, more)
     return normalized(pooled) if config.normalize else pooled
 
 
-def _pool_text(hidden: Float32, mode: PoolingMode, sizes: Float32 | None, position: NDArray[np.int64]) -> Float32:
+def _pool_text(
+    hidden: Float32,
+    mode: PoolingMode,
+    sizes: Float32 | None,
+    position: NDArray[np.int64],
+    more: tuple[Float32, int] | None,
+) -> Float32:
     """[n, H] -> [H]"""
     if mode == "cls":
         return hidden[0]
@@ -147,8 +156,10 @@ def _pool_text(hidden: Float32, mode: PoolingMode, sizes: Float32 | None, positi
     if mode == "max":
         return hidden.max(axis=0)
     if sizes is None and mode != "weightedmean":  # all weights are 1
-        count = np.float32(len(hidden))
-        return hidden.sum(axis=0) / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
+        total, count = hidden.sum(axis=0), np.float32(len(hidden))  # [H]
+        if more is not None:
+            total, count = total + more[0], count + np.float32(more[1])
+        return total / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
     weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
     if mode == "weightedmean":
         weight = weight * (position + 1).astype(np.float32)  # [n] later tokens count more

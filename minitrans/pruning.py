@@ -1,4 +1,4 @@
-"""Importance scores -> the rows that stay, and what happens to the rest (arXiv 2408.11799; fields: PruningPolicy)."""
+"""Importance scores -> the rows that stay, and what happens to the rest (arXiv 2408.11799; fields: policy.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PruningPolicy
+from minitrans.errors import InputError
 from minitrans.packing import PackedBatch, segments
-from minitrans.parameters import Float32
+from minitrans.parameters import Float32, Linear
+from minitrans.policy import PruningPolicy
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the tokens of a batch are to be ranked at one stage, and how many stay at least."""
+
+    scores: Float32 | None  # [T], or None where the scorer gives them
+    scorer: Linear | None  # [1, H] of the hidden state
+    least: NDArray[np.int64]  # [B] tokens that stay of each text
+    threshold: float = math.inf  # what scores at least this much stays besides
+    prefix: int = 0  # tokens at the beginning of each text that rank before all others
+    suffix: int = 0  # and at its end
+    sums: bool = False  # whether the rows that go are to be added up
 
 
 @dataclass(frozen=True)
@@ -23,64 +37,96 @@ class Selection:
     target: NDArray[np.int64] | None = None  # [T] merged into which of the T' rows (a kept row: itself); None: dropped
 
 
-def kept_count(tokens: int, quantile: float, min_tokens: int) -> int:
-    """How many of a text's tokens stay: max(s, n - floor(q * n)), and all n if n <= s.
+def kept_count(tokens: NDArray[np.int64], quantile: float, min_tokens: int) -> NDArray[np.int64]:
+    """How many tokens stay of texts of so many: max(s, n - floor(q * n)), and all n if n <= s.
 
     The small term undoes rounding: 0.29 * 100 is 28.999..., and 29 is meant.
     """
-    return min(tokens, max(min_tokens, tokens - math.floor(quantile * tokens + 1e-9)))
+    given_up = np.floor(quantile * tokens + 1e-9).astype(np.int64)
+    return np.minimum(tokens, np.maximum(min_tokens, tokens - given_up))
 
 
-def importance(
-    policy: PruningPolicy, batch: PackedBatch, rows: NDArray[np.int64], offsets: NDArray[np.int64]
-) -> Float32:
-    """Scores that need no attention: the controls "random" and "first".
+def rank(
+    policy: PruningPolicy,
+    layer: int,
+    scores: Float32 | None,
+    batch: PackedBatch,
+    rows: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+) -> Ranking:
+    """What the policy asks for at a layer of its plan.
 
     Args:
-        policy: the policy whose ``score`` this is.
+        policy: gives the score, the quantile of the layer, min_tokens, threshold and protect_special.
+        layer: 0-based.
+        scores: [T] that attention gave, or None.
         batch: the texts as they came.
         rows: [T] which tokens of the batch are still there.
         offsets: [B + 1] of these.
-
-    Returns:
-        [T]; a text's scores depend on that text alone.
     """
+    prefix, suffix = (batch.prefix, batch.suffix) if policy.protect_special else (0, 0)
+    least = kept_count(np.diff(offsets), policy.plan[layer], max(policy.min_tokens, prefix + suffix))  # [B]
+    scorer = policy.scorer(layer) if policy.score == "learned" else None
+    if scores is None and scorer is None:
+        scores = control_scores(policy, batch, rows, offsets)
+    threshold = math.inf if policy.threshold is None else policy.threshold
+    return Ranking(scores, scorer, least, threshold, prefix, suffix, policy.reduce == "restore")
+
+
+def control_scores(
+    policy: PruningPolicy, batch: PackedBatch, rows: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> Float32:
+    """Scores [T] that look at nothing: "random" and "first". A text's scores depend on that text alone."""
+    if policy.score == "first":
+        return -positions(offsets).astype(np.float32)
     scores = np.empty(len(rows), np.float32)
     for text in segments(offsets):
-        n = text.stop - text.start
-        if policy.score == "first":
-            scores[text] = -np.arange(n)
-        else:
-            scores[text] = np.random.default_rng([policy.seed, *batch.ids[rows[text]]]).random(n)
+        scores[text] = np.random.default_rng([policy.seed, *batch.ids[rows[text]]]).random(text.stop - text.start)
     return scores
 
 
-def select(
-    policy: PruningPolicy, quantile: float, scores: Float32, batch: PackedBatch, offsets: NDArray[np.int64]
-) -> Selection:
-    """Keep the most important tokens of each text, in their order.
+def select(hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking) -> tuple[Float32, Selection, Float32 | None]:
+    """Keep the most important tokens of each text, in their order; of equals the earlier is more important.
 
     Args:
-        policy: gives min_tokens and protect_special.
-        quantile: q of this stage.
-        scores: [T].
-        batch: gives the number of special tokens around a text.
-        offsets: [B + 1] of the rows that are there.
+        hidden: [T, H].
+        offsets: [B + 1].
+        ranking: of these rows.
+
+    Returns:
+        hidden [T', H], which rows these are, and if asked for, per text the sum [B, H] of the rows that went.
     """
-    protected = batch.prefix + batch.suffix if policy.protect_special else 0
-    min_tokens = max(policy.min_tokens, protected)
-    kept = []
-    for text in segments(offsets):
-        n = text.stop - text.start
-        ranking = scores[text].copy()  # [n]
-        if policy.protect_special:
-            ranking[: batch.prefix] = np.inf
-            ranking[n - batch.suffix :] = np.inf
-        order = np.argsort(-ranking, kind="stable")  # ties: the earlier position first
-        kept.append(text.start + np.sort(order[: kept_count(n, quantile, min_tokens)]))
+    scores = score_rows(hidden, ranking)  # [T]
+    lengths = np.diff(offsets)  # [B]
+    text, place = np.repeat(np.arange(len(lengths)), lengths), positions(offsets)  # [T], [T]
+    outside = (place < ranking.prefix) | (place >= np.repeat(lengths - ranking.suffix, lengths))  # [T]
+    order = np.lexsort((-np.where(outside, np.float32(np.inf), scores), text))  # best first; the sort is stable
+    stays = np.empty(len(scores), bool)  # [T]
+    stays[order] = place < np.repeat(ranking.least, lengths)
+    stays |= outside | (scores >= np.float32(ranking.threshold))
+    kept, gone = np.flatnonzero(stays), np.flatnonzero(~stays)  # [T'], [T - T']
     new_offsets = np.zeros_like(offsets)
-    np.cumsum([len(rows) for rows in kept], out=new_offsets[1:])
-    return Selection(scores, np.concatenate(kept) if kept else np.empty(0, np.int64), new_offsets)
+    np.cumsum(np.bincount(text[kept], minlength=len(lengths)), out=new_offsets[1:])
+    sums = None
+    if ranking.sums:
+        sums = np.zeros((len(lengths), hidden.shape[1]), np.float32)  # [B, H]
+        np.add.at(sums, text[gone], hidden[gone])  # row by row, in their order
+    return hidden[kept], Selection(scores, kept, new_offsets), sums
+
+
+def score_rows(hidden: Float32, ranking: Ranking) -> Float32:
+    """The scores [T] that are there, or those of the scorer on hidden [T, H]."""
+    if ranking.scores is not None:
+        return ranking.scores
+    if ranking.scorer is None:
+        raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
+    # Not a BLAS product, whose rounding of a row may depend on the rows beside it.
+    return np.einsum("th,h->t", hidden, ranking.scorer.weight[0]) + ranking.scorer.bias[0]
+
+
+def positions(offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[T] 0-based place of every row in its text."""
+    return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
 
 
 def merge(

@@ -1,14 +1,18 @@
 """The folder of a saved classifier: what it holds, and its validation. Nothing in it is trusted.
 
+Version 1 is a classifier that does not reject. Version 2 has one field more, `rejection`: readers that do not know it
+would give labels where the classifier was told to abstain, so they must not read it.
+
 Dimension letters: N examples, H embedding width, K classes.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import as_int, read_json
-from minitrans.errors import ClassifierError, ConfigError, InputError
+from minitrans.errors import ClassifierError, ConfigError, InputError, one_of
+from minitrans.rejection import SCORES
+from minitrans.resources import atomic_folder
 
-FORMAT, VERSION = "minitrans-classifier", 1
+FORMAT, PLAIN_VERSION, VERSION = "minitrans-classifier", 1, 2
 JSON_FILE, TENSOR_FILE = "classifier.json", "classifier.safetensors"
 LABEL_LENGTH = 1000  # characters
 
@@ -35,6 +41,29 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     if others := held - {JSON_FILE, TENSOR_FILE}:
         raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
     return target
+
+
+def write_folder(target: Path, description: dict[str, Any], tensors: Mapping[str, NDArray[Any] | None]) -> None:
+    """Write both files of a folder that `check_folder` allowed, or none. Tensors that are None are left out."""
+    from safetensors.numpy import save
+
+    version = VERSION if "rejection" in description else PLAIN_VERSION
+    text = json.dumps({"format": FORMAT, "version": version} | description, indent=2) + "\n"
+    with atomic_folder(target, replace=True) as temporary:
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
+        (temporary / TENSOR_FILE).write_bytes(save(contiguous))
+        (temporary / JSON_FILE).write_text(text, encoding="utf-8")
+
+
+def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, NDArray[Any]]]:
+    """The path of the JSON file, for messages, its values, and the tensors by name.
+
+    Raises:
+        ClassifierError: a file is missing, leads out of the folder, or holds anything that `save` would not write.
+    """
+    file = file_of(folder, JSON_FILE)
+    values = read_description(file)
+    return file, values, read_tensors(file_of(folder, TENSOR_FILE), len(values["classes"]))
 
 
 def storable(label: object) -> bool:
@@ -60,7 +89,10 @@ def file_of(folder: Path, name: str) -> Path:
 
 _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "format": (repr(FORMAT), lambda seen: seen == FORMAT),
-    "version": (repr(VERSION), lambda seen: type(seen) is int and seen == VERSION),
+    "version": (
+        f"{PLAIN_VERSION} or {VERSION}",
+        lambda seen: type(seen) is int and PLAIN_VERSION <= seen <= VERSION,
+    ),
     "label_kind": ("'str' or 'int'", lambda seen: seen in ("str", "int")),
     "classes": ("a list of at least one", lambda seen: type(seen) is list and bool(seen)),
     "C": ("a finite float above 0", lambda seen: type(seen) is float and 0 < seen < math.inf),
@@ -68,7 +100,31 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "converged": ("true or false", lambda seen: type(seen) is bool),
     "encoder": ("an object", lambda seen: type(seen) is dict),
 }
+_FINITE = ("a finite float", lambda seen: type(seen) is float and math.isfinite(seen))
+_COUNT = ("an integer of 64 bits, not negative", lambda seen: type(seen) is int and 0 <= seen < 2**63)
+_SHARE = ("a float in 0..1", lambda seen: _is_share(seen))
+_SHARE_OR_NULL = ("a float in 0..1 or null", lambda seen: seen is None or _is_share(seen))
+_REJECTION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "score": (one_of(SCORES), lambda seen: type(seen) is str and seen in SCORES),
+    "threshold": _FINITE,
+    "abstention": ("a label", storable),
+    "in_scope": _COUNT,
+    "out_of_scope": _COUNT,
+    "kept": _SHARE,
+    "rejected": _SHARE_OR_NULL,
+    "accuracy": _SHARE_OR_NULL,
+    "auroc": (
+        f"null or an object of {one_of(SCORES)} with floats in 0..1",
+        lambda seen: (
+            seen is None or (type(seen) is dict and seen.keys() == set(SCORES) and all(map(_is_share, seen.values())))
+        ),
+    ),
+}
 _ENCODER_FIELDS = {"name_or_path": str, "model_sha256": str, "precision": str, "pruning": dict}
+
+
+def _is_share(seen: object) -> bool:
+    return type(seen) is float and 0 <= seen <= 1
 
 
 def read_description(file: Path) -> dict[str, Any]:
@@ -88,7 +144,22 @@ def read_description(file: Path) -> dict[str, Any]:
         seen = values["encoder"].get(key)
         fine = isinstance(seen, type_ | None)
         _wanted(fine, file, f"encoder.{key} is {reprlib.repr(seen)}", f"{type_.__name__} or null")
+    if values["version"] == PLAIN_VERSION:
+        _wanted("rejection" not in values, file, f"rejection is there in version {PLAIN_VERSION}", f"version {VERSION}")
+    else:
+        _check_rejection(values.get("rejection"), classes, kind, file)
     return values
+
+
+def _check_rejection(seen: Any, classes: list[Any], kind: type, file: Path) -> None:
+    _wanted(type(seen) is dict, file, f"rejection is {reprlib.repr(seen)}", "an object")
+    unknown = seen.keys() ^ _REJECTION_FIELDS.keys()
+    _wanted(not unknown, file, f"rejection has {sorted(seen)}", f"just {sorted(_REJECTION_FIELDS)}")
+    for key, (wanted, fits) in _REJECTION_FIELDS.items():
+        _wanted(fits(seen[key]), file, f"rejection.{key} is {reprlib.repr(seen[key])}", wanted)
+    label = seen["abstention"]
+    fine = type(label) is kind and label not in classes
+    _wanted(fine, file, f"rejection.abstention is {reprlib.repr(label)}", f"{kind.__name__}, and none of the classes")
 
 
 def read_tensors(file: Path, K: int) -> dict[str, NDArray[Any]]:

@@ -1,12 +1,19 @@
-"""How many processors this process may use: its affinity mask and its cgroup's quota, whichever is less."""
+"""How many processors this process may use (its affinity mask and its cgroup's quota), and work spread over them."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from minitrans.config import check_int
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> int:
@@ -62,3 +69,25 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def in_order(work: Callable[..., T], items: Sequence[S], threads: int) -> Iterator[T]:
+    """``work`` on every item, in order, as many at once as there are threads.
+
+    Where one item runs alone, ``work`` is told as ``helpers`` how many processors are idle meanwhile.
+    """
+    if threads == 1 or len(items) < 2:
+        yield from (work(item, helpers=threads - 1) for item in items)
+        return
+    # A pool per call, not per encoder: none is left behind to break a fork.
+    pool = ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="minitrans")
+    pending: deque[Future[T]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * threads:  # results wait here, so bound them
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -34,8 +34,9 @@ from minitrans.backends.compiled import CompiledBlocks
 from minitrans.backends.workspace import Workspace
 from minitrans.config import EncoderConfig
 from minitrans.kernels.loading import load_kernels
-from minitrans.kernels.steps import PRODUCT
-from minitrans.parameters import Parameters
+from minitrans.kernels.steps import PRODUCT, PRUNE
+from minitrans.parameters import Linear, Parameters
+from minitrans.pruning import Ranking, kept_count
 from minitrans.quantization import with_precision
 from minitrans.weights import assemble
 
@@ -88,7 +89,7 @@ class Memory:
         array[...] = 0
         return array
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
         """NaN if float32; undefined on the heap, where valgrind knows it."""
         array = self._make(shape, dtype, np.dtype(dtype).itemsize, "a result")
         if self.place != "heap":
@@ -115,13 +116,13 @@ class Memory:
             if place in self._inputs and self._inputs[place] != buffer.content:
                 raise Overrun(f"{buffer.name} was written, and it is an input")
 
-    def _make(self, shape: tuple[int, ...], dtype: Any, alignment: int, name: str) -> np.ndarray:
+    def _make(self, shape: int | tuple[int, ...], dtype: Any, alignment: int, name: str) -> np.ndarray:
         count = int(np.prod(shape)) * np.dtype(dtype).itemsize
         whole, begin = self._room(count, alignment)
         for gap in (whole[:begin], whole[begin + count :]):
             gap[:] = np.frombuffer(POISON, np.uint8, len(gap))
         array = whole[begin : begin + count].view(dtype).reshape(shape)
-        buffer = Buffer(f"{name} ({array.dtype} {list(shape)})", whole, begin, begin + count)
+        buffer = Buffer(f"{name} ({array.dtype} {list(array.shape)})", whole, begin, begin + count)
         self._buffers[array.ctypes.data if count else whole.ctypes.data] = buffer
         return array
 
@@ -165,10 +166,15 @@ def _libc() -> ctypes.CDLL:
 
 
 class _OtherEmpty:
-    """NumPy with another `empty`."""
+    """NumPy with another `empty`, and zeros made of it."""
 
     def __init__(self, empty: Callable[..., np.ndarray]) -> None:
         self.empty = empty
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> np.ndarray:
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
 
     def __getattr__(self, name: str) -> Any:
         return getattr(np, name)
@@ -273,6 +279,39 @@ def three_blocks(blocks: Any, batch: Batch, after_each: Callable[[], None] = lam
     return [embedded, attended, scores, result]
 
 
+def rankings(batch: Batch, width: int) -> Iterator[Ranking]:
+    """By scores that are there and by a scorer; with and without a threshold, protected tokens and sums."""
+    random = np.random.default_rng(len(batch.ids))
+    lengths = np.diff(batch.offsets)
+    least = kept_count(lengths, random.random(), 2)
+    scores = random.integers(0, 5, len(batch.ids)).astype(np.float32)  # ties
+    yield Ranking(scores, None, least)
+    yield Ranking(scores, None, least, threshold=3.0, prefix=1, suffix=1, sums=True)
+    weight, bias = random.standard_normal((1, width)), random.standard_normal(1)
+    scorer = Linear(weight.astype(np.float32), bias.astype(np.float32))
+    yield Ranking(None, scorer, least, threshold=0.5, sums=True)
+    yield Ranking(None, scorer, np.minimum(lengths, 1), suffix=2)
+
+
+def square_map(width: int) -> np.ndarray:
+    """Some float32 [H, H]."""
+    return np.random.default_rng(width).standard_normal((width, width)).astype(np.float32)
+
+
+def pruning_blocks(
+    blocks: Any, batch: Batch, hidden: np.ndarray, weight: np.ndarray, after_each: Callable[[], None] = lambda: None
+) -> list[np.ndarray | None]:
+    """All that comes out of the selections of `rankings`, and rows through a linear map."""
+    made: list[np.ndarray | None] = []
+    for ranking in rankings(batch, hidden.shape[1]):
+        left, selection, sums = blocks.select(hidden, batch.offsets, ranking)
+        made += [left, selection.scores, selection.kept, selection.offsets, sums]
+        after_each()
+    made.append(blocks.project(hidden, weight))
+    after_each()
+    return made
+
+
 @contextmanager
 def every_chunk_shared() -> Iterator[None]:
     """Helpers are called however little there is to do."""
@@ -306,6 +345,8 @@ def cases(place: str, level: str, numbers: list[int], helpers: int) -> None:
 def _one_case(kernels: Any, parameters: Parameters, batches: list[Batch], memory: Memory, helpers: int) -> None:
     elsewhere = CompiledBlocks(parameters, kernels)
     wanted = [three_blocks(elsewhere, batch) for batch in batches]
+    weight = square_map(parameters.config.hidden_size)
+    pruned = [pruning_blocks(elsewhere, batch, made[1], weight) for batch, made in zip(batches, wanted, strict=True)]
     with all_buffers_in(memory):
         blocks = CompiledBlocks(parameters, kernels)
         memory.freeze()
@@ -317,7 +358,9 @@ def _one_case(kernels: Any, parameters: Parameters, batches: list[Batch], memory
                     blocks._chunk.workspace = Workspace(blocks._model, max(rows, 1), compiled.MOST_MEMBERS)
                 if helpers:
                     time.sleep(0.0005)  # so that they are there when the work begins
-                for got, want in zip(three_blocks(blocks, batch, memory.check), wanted[number], strict=True):
+                made = three_blocks(blocks, batch, memory.check)
+                made += pruning_blocks(blocks, batch, made[1], weight, memory.check)
+                for got, want in zip(made, [*wanted[number], *pruned[number]], strict=True):
                     np.testing.assert_array_equal(got, want)  # bits: NaN and all
                     assert got is None or np.isfinite(got).all()
 
@@ -345,9 +388,14 @@ def mistake(place: str, level: str, precision: str, what: str) -> None:
             blocks._chunk.workspace.rows = rows
         elif what == "write input":
             product[PRODUCT.y // 8] = memory.address(weight)
+        elif what == "rank behind":
+            space.prune.records[0, PRUNE.ranking // 8] += space._ranking.nbytes
+        elif what == "wide pruning":
+            space.prune.records[0, PRUNE.width // 8] *= 3
         print(f"{place} {level} {precision}: {what}", flush=True)
         hidden, _ = blocks.attention_block(hidden, batch.offsets.copy(), batch.sizes, 0, batch.want)
         blocks.feed_forward_block(hidden, batch.offsets, 0)
+        blocks.select(hidden, batch.offsets, next(rankings(batch, hidden.shape[1])))
         memory.check()
 
 

@@ -18,11 +18,13 @@ from minitrans.kernels.steps import (
     KERNEL,
     LAYER_NORM,
     PRODUCT,
+    PRUNE,
     QUANTIZE,
     SCORE,
     STEP_WORDS,
 )
 from minitrans.parameters import Int8Linear, LayerNorm, Linear
+from minitrans.pruning import Ranking
 
 LEVELS = [level.name for level in usable_levels()]
 BUILDS = (AHEAD, IN_TIME)
@@ -240,3 +242,45 @@ def attended(kernels: Kernels, qkv: np.ndarray, lengths, heads: int, factor: flo
         score=SCORE["attention"],
     )
     return context.written(rows)[:, :hidden], received.written(heads)[:, :rows]
+
+
+def pruned(kernels: Kernels, hidden: np.ndarray, offsets: np.ndarray, ranking: Ranking) -> list[np.ndarray | None]:
+    """Hidden [T', H], scores [T], kept [T'], offsets [B + 1] and sums [B, H] or None: what pruning.select defines."""
+    rows, width = hidden.shape
+    texts, linear = len(offsets) - 1, ranking.scorer if ranking.scores is None else None
+    out, ranks = Guarded((rows, width), np.float32), Guarded((rows,), np.float32)
+    kept, new_offsets, sums = Guarded((rows,), np.int64), Guarded((texts + 1,), np.int64), None
+    scores, sums_here = Guarded((rows,), np.float32), Guarded((texts, width), np.float32)
+    if linear is None:
+        scores.array[:rows] = ranking.scores
+    if ranking.sums:
+        sums = sums_here
+        sums.array[:texts] = 0
+    step = {
+        PRUNE.kernel: KERNEL["prune"],
+        PRUNE.tasks: 1,
+        PRUNE.width: width,
+        PRUNE.ranking: ranks.array,
+        PRUNE.scores: scores.array,
+        PRUNE.weight: 0 if linear is None else linear.weight,
+        PRUNE.bias: 0 if linear is None else linear.bias[0],
+        PRUNE.least: ranking.least,
+        PRUNE.threshold: float(ranking.threshold),
+        PRUNE.prefix: ranking.prefix,
+        PRUNE.suffix: ranking.suffix,
+        PRUNE.kept: kept.array,
+        PRUNE.offsets: new_offsets.array,
+        PRUNE.sums: 0 if sums is None else sums.array,
+    }
+    run_step(kernels, step, tokens=rows, texts=texts, offsets=offsets, hidden=hidden, out=out.array)
+    ranks.written(rows)
+    sums_here.written(texts)
+    stayed = int(new_offsets.written(texts + 1)[-1])
+    assert (out.array[stayed:].view(np.uint8) == 0x5A).all(), "a row was written that did not stay"
+    return [
+        out.written(stayed),
+        scores.written(rows),
+        kept.written(stayed),
+        new_offsets.written(texts + 1),
+        None if sums is None else sums.written(texts),
+    ]

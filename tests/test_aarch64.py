@@ -6,6 +6,7 @@ own. Every call goes to a process that is free, so threads that share a step are
 """
 
 import ctypes
+import dataclasses
 import mmap
 import os
 import shutil
@@ -28,6 +29,7 @@ from minitrans.kernels.levels import FAMILIES, find_level
 from minitrans.kernels.loading import Kernels
 from minitrans.kernels.steps import BATCH, KERNEL, PRODUCT, STEP_WORDS
 from minitrans.parameters import Int8Linear
+from minitrans.pruning import score_rows
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="qemu emulates Linux processes on Linux alone")
 
@@ -185,6 +187,30 @@ def test_blocks_agree_with_the_reference(machine, memory, spec, precision):
                 np.testing.assert_allclose(my_scores, scores, rtol=tolerance, atol=tolerance / 5)
             result = reference.feed_forward_block(attended, offsets, 0)
             _assert_close(blocks.feed_forward_block(attended, offsets, 0), result, precision)
+        memory.check()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+def test_pruning_agrees_with_the_reference(machine, memory, spec):
+    parameters = guarded.parameters_of(spec, "float32")
+    blocks, reference = CompiledBlocks(parameters, machine.kernels), ReferenceBlocks(parameters)
+    weight = guarded.square_map(spec.hidden_size)
+    memory.freeze()
+    for batch in _batches(spec):
+        hidden = reference.embed(batch.ids, batch.offsets)
+        with blocks.chunk(len(batch.ids), 0):
+            for ranking in guarded.rankings(batch, spec.hidden_size):
+                left, selection, sums = blocks.select(hidden, batch.offsets, ranking)
+                np.testing.assert_allclose(selection.scores, score_rows(hidden, ranking), rtol=1e-4, atol=2e-5)
+                same = dataclasses.replace(ranking, scores=selection.scores)
+                wanted, wanted_selection, wanted_sums = reference.select(hidden, batch.offsets, same)
+                assert np.array_equal(left, wanted)
+                assert np.array_equal(selection.kept, wanted_selection.kept)
+                assert np.array_equal(selection.offsets, wanted_selection.offsets)
+                assert (sums is None and wanted_sums is None) or np.array_equal(sums, wanted_sums)
+            np.testing.assert_allclose(
+                blocks.project(hidden, weight), reference.project(hidden, weight), rtol=1e-4, atol=1e-4
+            )
         memory.check()
 
 

@@ -598,8 +598,8 @@ def test_another_model_is_refused(folder):
 
 
 def test_load_makes_the_encoder_that_was_saved(monkeypatch, tmp_path, encoder):
-    import minitrans.config
     import minitrans.model
+    import minitrans.policy
 
     class Policy:
         def to_dict(self):
@@ -618,7 +618,7 @@ def test_load_makes_the_encoder_that_was_saved(monkeypatch, tmp_path, encoder):
         return encoder
 
     monkeypatch.setattr(minitrans.model, "SentenceEncoder", build)
-    monkeypatch.setattr(minitrans.config, "PruningPolicy", Policy)
+    monkeypatch.setattr(minitrans.policy, "PruningPolicy", Policy)
     encoder.pruning, encoder.precision = Policy(), "int8"
     FewShotClassifier(encoder).fit(TEXTS, LABELS).save(tmp_path / "saved")
     assert FewShotClassifier.load(tmp_path / "saved").encoder is encoder
@@ -751,7 +751,9 @@ def test_huge_json(folder):
     [
         ("format", "something-else", "format is 'something-else'; wanted 'minitrans-classifier'"),
         ("format", None, "format is None"),
-        ("version", 2, "version is 2; wanted 1"),
+        ("version", 2, "rejection is None; wanted an object"),
+        ("version", 3, "version is 3; wanted 1 or 2"),
+        ("rejection", {}, "rejection is there in version 1; wanted version 2"),
         ("version", True, "version is True"),
         ("version", "1", "version is '1'"),
         ("label_kind", "float", "label_kind is 'float'; wanted 'str' or 'int'"),

@@ -60,7 +60,7 @@ def test_help_shows_an_example_that_names_the_command(run, command):
 
 
 def test_the_commands_are_those_of_the_documentation(run):
-    assert COMMANDS == ["demo", "embed", "fit", "info", "predict", "pull", "quantize"]
+    assert COMMANDS == ["adapt", "demo", "embed", "evaluate", "fit", "info", "predict", "pull", "quantize"]
     assert __version__ in run("--version")[1]
 
 
@@ -130,6 +130,118 @@ def test_predict_json_has_the_top_labels_and_their_probabilities(run, intents):
     (row,) = [json.loads(line) for line in out.splitlines()]
     assert [each["label"] for each in row["labels"]] == ["greeting", "tracking"]
     assert sum(each["probability"] for each in row["labels"]) == pytest.approx(1)
+
+
+CHATTER = "what is the capital of France\nwho won the cup in 1954\nsing me a song\n"
+
+
+def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", "--reject", "--keep", "0.75", "--json")
+    found = json.loads(out)["rejection"]
+    assert code == 0
+    assert (found["score"], found["abstention"], found["rejected"], found["in_scope"]) == (
+        "mahalanobis",
+        "oos",
+        None,
+        4,
+    )
+    assert found["kept"] >= 0.75
+    line = err.splitlines()[1]
+    assert line.startswith(f"{tmp_path / 'intents'}: mahalanobis below {found['threshold']:.4g} gives 'oos'; ")
+    assert line.endswith(f"{found['kept']:.1%} of 4 held-out texts in scope kept")
+
+
+def test_fit_without_rejection_says_nothing_of_it(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", "--json")
+    assert code == 0
+    assert json.loads(out)["rejection"] is None
+    assert len(err.splitlines()) == 1
+
+
+@pytest.fixture
+def careful(run, tmp_path):
+    """A folder with a threshold, calibrated with texts out of scope."""
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "chatter.txt").write_text(CHATTER)
+    folder = tmp_path / "careful"
+    options = ("--out-of-scope", tmp_path / "chatter.txt", "--score", "nearest", "--abstention", "none of these")
+    code, out, err = run("fit", tmp_path / "train.csv", folder, *options)
+    assert (code, out) == (0, "")
+    assert "nearest below" in err
+    assert "gives 'none of these'" in err
+    assert "of 3 out of it rejected" in err
+    return folder
+
+
+def test_predict_abstains_where_there_is_a_threshold(run, careful):
+    code, out, _ = run("predict", careful, "good morning", "who won\tthe cup in 1954")
+    assert code == 0
+    known, unknown = [line.split("\t") for line in out.splitlines()]
+    assert known[0] == "greeting"
+    assert unknown == ["none of these", "-", "who won the cup in 1954"]
+
+
+def test_predict_shows_what_a_rejected_text_would_have_been(run, careful):
+    rows = [line.split("\t") for line in run("predict", careful, "--top", "2", "sing me a song")[1].splitlines()]
+    assert rows[0] == ["none of these", "-", "sing me a song"]
+    assert {row[0] for row in rows[1:]} == {"greeting", "tracking"}
+    assert sum(float(row[1]) for row in rows[1:]) == pytest.approx(1, abs=2e-4)
+
+
+def test_predict_json_says_whether_a_text_was_rejected(run, careful, intents):
+    _, out, _ = run("predict", careful, "--json", "good morning", "sing me a song")
+    known, unknown = map(json.loads, out.splitlines())
+    assert (known["label"], known["rejected"], known["labels"][0]["label"]) == ("greeting", False, "greeting")
+    assert (unknown["label"], unknown["rejected"], len(unknown["labels"])) == ("none of these", True, 1)
+    assert known["score"] == pytest.approx(1)
+    assert unknown["score"] < 0.9
+    row = json.loads(run("predict", intents, "--json", "sing me a song")[1])
+    assert row.keys() == {"text", "label", "rejected", "labels"}  # no threshold, no score
+    assert not row["rejected"]
+
+
+def test_predict_without_rejection(run, careful, intents):
+    arguments = ("--top", "2", "good morning", "sing me a song")
+    assert run("predict", careful, "--no-reject", *arguments) == run("predict", intents, *arguments)
+    row = json.loads(run("predict", careful, "--no-reject", "--json", "sing me a song")[1])
+    assert not row["rejected"]
+    assert row["label"] == row["labels"][0]["label"]
+    assert "score" in row
+
+
+def test_predict_of_nothing_prints_nothing(run, careful):
+    assert run("predict", careful, stdin=b"") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--keep", "0.9"), "--keep is 0.9, but nothing is rejected; add --reject or --out-of-scope FILE"),
+        (("--abstention", "x"), "--abstention is 'x', but"),
+        (("--score", "energy"), "--score is 'energy', but"),
+        (("--reject", "--score", "msp"), "'msp' is not one of"),
+        (("--reject", "--keep", "0"), "keep is 0.0; wanted a share above 0"),
+        (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
+        (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
+        (("--out-of-scope", os.devnull), "out_of_scope has 0 texts; wanted at least one"),
+    ],
+)
+def test_a_rejection_that_cannot_be_calibrated_writes_nothing(run, tmp_path, arguments, message):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "new", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_scores_are_those_that_there_are():
+    from minitrans.rejection import SCORES
+
+    (option,) = [each for each in cli.commands["fit"].params if each.name == "score"]
+    assert list(option.type.choices) == ["auto", *SCORES]
 
 
 def test_quantize_writes_a_model_that_embeds(run, tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import edit_json, find_spec, write_model
 
-from minitrans.config import JSON_LIMIT, EncoderConfig, PruningPolicy, model_file, read_json
+from minitrans.config import JSON_LIMIT, EncoderConfig, model_file, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError, WeightsError
+from minitrans.policy import PruningPolicy
 from minitrans.weights import load_parameters
 
 HUGE = 10**400  # JSON can say it, a float cannot
@@ -269,8 +270,13 @@ INFINITY, NAN = float("inf"), float("nan")
             for value in (1, 1.0, -0.01, NAN, INFINITY, -INFINITY, HUGE, -HUGE, True, False, "0.3", None)
         ),
         *(("layer", value, "an integer of at least 0") for value in (-1, True, 2.0, "2", None)),
-        *(("score", value, "one of attention") for value in ("", "Attention", "learned", None, 3, [])),
-        *(("reduce", value, "one of drop, merge") for value in ("", "restore", None, True)),
+        *(("score", value, "one of attention") for value in ("", "Attention", "best", None, 3, [])),
+        *(("reduce", value, "one of drop, merge") for value in ("", "keep", None, True)),
+        *(
+            ("threshold", value, "a number within float32's range, or null")
+            for value in (NAN, INFINITY, -INFINITY, HUGE, -HUGE, 1e39, True, "0.5", [])
+        ),
+        *(("fitted", value, "a Fitted or None") for value in ({}, "policy.safetensors", 3)),
         *(("protect_special", value, "true or false") for value in (0, 1, "true", None)),
         *(("seed", value, "an integer in [0, 2**32)") for value in (-1, 2**32, True, 1.0, None)),
         *(("provenance", value, "a JSON object") for value in (None, [], "tasks")),
@@ -316,6 +322,8 @@ def test_fields_of_a_policy_that_are_out_of_range(name, value, wanted):
         {"seed": 2**32 - 1},
         {"stages": [[0, 0]]},
         {"stages": ((0, 0.1), (5, 0.999))},
+        {"threshold": 0},
+        {"threshold": -3.4e38},
     ],
 )
 def test_fields_at_the_edge_of_their_range(fields):
@@ -348,6 +356,7 @@ policies = st.builds(
     stages=st.none()
     | st.dictionaries(st.integers(0, 99), quantiles, min_size=1, max_size=4).map(lambda plan: sorted(plan.items())),
     seed=st.integers(0, 2**32 - 1),
+    threshold=st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False),
     provenance=st.dictionaries(st.text(), json_values, max_size=3),
 )
 
@@ -378,7 +387,7 @@ def test_fields_left_out_take_their_defaults():
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"quantil": 0.3, "threshold": 1}, ["['quantil', 'threshold']", "newer release"]),
+        ({"quantil": 0.3, "limit": 1}, ["['limit', 'quantil']", "newer release"]),
         ({"format": "minitrans-classifier"}, ["'minitrans-classifier'", "'minitrans-pruning-policy'"]),
         ({"format": None}, ["None", "'minitrans-pruning-policy'"]),
         ({"version": 2}, ["version is 2", "reads version 1"]),

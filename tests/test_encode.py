@@ -193,7 +193,8 @@ def test_unknown_keywords_raise(encoder):
         ({"truncate_dim": 1.5}, InputError, "truncate_dim is 1.5"),
         ({"truncate_dim": True}, InputError, "truncate_dim is True"),
         ({"default_prompt_name": "query"}, InputError, "prompt_name is 'query', this model has no prompts"),
-        ({"pruning": "attention"}, PolicyError, "pruning is 'attention', wanted a PruningPolicy or None"),
+        ({"pruning": "attention"}, PolicyError, "there is no pruning policy 'attention'"),
+        ({"pruning": 0.3}, PolicyError, "pruning is 0.3, wanted a PruningPolicy, the name of one, or None"),
         ({"pruning": PruningPolicy(layer=3)}, PolicyError, "layer 3 is out of range, the model has layers 0 to 2"),
     ],
     ids=lambda value: repr(value) if isinstance(value, dict) else "",
@@ -549,11 +550,18 @@ def test_pruning_of_the_encoder_and_of_the_call(plain, encoder, vectors):
     assert encoder.pruning is None
 
 
-@pytest.mark.parametrize("pruning", ["attention", True, 0.3, {"quantile": 0.3}, PruningPolicy], ids=repr)
+@pytest.mark.parametrize("pruning", [True, 0.3, {"quantile": 0.3}, PruningPolicy], ids=repr)
 def test_pruning_of_the_wrong_type(encoder, pruning):
     for method in (encoder.encode, encoder.pruned_tokens):
-        with pytest.raises(PolicyError, match=r"pruning is .*, wanted a PruningPolicy or None"):
+        with pytest.raises(PolicyError, match=r"pruning is .*, wanted a PruningPolicy, the name of one, or None"):
             method(TEXTS, pruning=pruning)
+
+
+@pytest.mark.parametrize("name", ["attention", "", "Inherit", "../policy"])
+def test_pruning_by_a_name_that_no_policy_has(encoder, name):
+    for method in (encoder.encode, encoder.pruned_tokens):
+        with pytest.raises(PolicyError, match=rf"there is no pruning policy {name!r}, .*PruningPolicy\.load"):
+            method(TEXTS, pruning=name)
 
 
 def test_pruning_of_a_layer_that_is_not_there(encoder):
@@ -584,7 +592,7 @@ def test_pruned_tokens(encoder):
         n = len(pruned.tokens)
         assert len(pruned.kept) == n
         assert set(map(type, pruned.kept)) == {bool}
-        assert sum(pruned.kept) == len(tokens) == kept_count(n, 0.5, 3)
+        assert sum(pruned.kept) == len(tokens) == kept_count(np.array([n]), 0.5, 3).item()
 
 
 # The object itself

@@ -1,18 +1,23 @@
 """The layer loop: its order, its observer, its bookkeeping, and what it says of NaN."""
 
 import dataclasses
+from itertools import product
 
 import numpy as np
 import pytest
 import random_models
+from fitted_policies import fitted_to, random_fitted
 
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.encoder import forward
+from minitrans.distillation import Recorder
+from minitrans.encoder import Start, forward
 from minitrans.errors import NumericalError
+from minitrans.model import pool_encoded
 from minitrans.packing import pack, segments
-from minitrans.pooling import pool
-from minitrans.pruning import importance, merge, select
+from minitrans.pooling import PoolingConfig, pool
+from minitrans.pruning import merge, rank, select
 
+FITTED = random_fitted("whatever model", 32)
 BATCH = pack([[2, 100, 101, 102, 103, 104, 105, 3], [2, 3], [2, *range(60, 90), 3], [2, 50, 51, 3]])
 POLICIES = {
     "unpruned": None,
@@ -21,12 +26,20 @@ POLICIES = {
     "merge": PruningPolicy(min_tokens=3, quantile=0.4, layer=0, reduce="merge"),
     "two stages": PruningPolicy(min_tokens=3, stages=((0, 0.3), (2, 0.4)), score="random"),
     "two stages of merging": PruningPolicy(min_tokens=3, stages=((0, 0.3), (2, 0.4)), reduce="merge"),
+    "threshold": PruningPolicy(min_tokens=3, quantile=0.9, layer=1, threshold=0.08),
+    "protected": PruningPolicy(min_tokens=1, quantile=0.9, layer=1, protect_special=True),
+    "learned": PruningPolicy(min_tokens=3, quantile=0.4, layer=1, score="learned", fitted=FITTED),
+    "restore": PruningPolicy(min_tokens=3, quantile=0.4, layer=1, reduce="restore", fitted=FITTED),
+    "all of it": PruningPolicy(
+        min_tokens=3, stages=((1, 0.5), (2, 0.9)), score="learned", reduce="restore", threshold=0.5, fitted=FITTED
+    ),
 }
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+@pytest.fixture(scope="module", params=product(["float32", "int8"], ["auto", "reference"]), ids=" ".join)
 def blocks(request, plain):
-    blocks = SentenceEncoder(plain, precision=request.param).blocks
+    precision, backend = request.param
+    blocks = SentenceEncoder(plain, precision=precision, backend=backend).blocks
     with blocks.session():
         yield blocks
 
@@ -46,12 +59,10 @@ def run_by_hand(blocks, batch, policy):
         want = policy.score if quantile is not None else None
         hidden, scores = blocks.attention_block(hidden, offsets, sizes, layer, want)
         if quantile is not None:
-            scores = importance(policy, batch, rows, offsets) if scores is None else scores
-            selection = select(policy, quantile, scores, batch, offsets)
+            left, selection, _ = select(hidden, offsets, rank(policy, layer, scores, batch, rows, offsets))
             if policy.reduce == "merge":
-                hidden, sizes, _ = merge(hidden, sizes, offsets, selection)
-            else:
-                hidden = hidden[selection.kept]
+                left, sizes, _ = merge(hidden, sizes, offsets, selection)
+            hidden = left
             rows, offsets = rows[selection.kept], selection.offsets
         hidden = blocks.feed_forward_block(hidden, offsets, layer)
         yield hidden, sizes, rows, offsets
@@ -103,6 +114,80 @@ def test_sizes_count_every_token_once(blocks):
     result = forward(blocks, BATCH, POLICIES["two stages of merging"])
     sums = [result.sizes[text].sum() for text in segments(result.offsets)]
     assert sums == np.diff(BATCH.offsets).tolist()
+
+
+# Beginning later
+
+
+def test_a_later_start_gives_the_same_bits(blocks, policy):
+    first = 2 if policy is None else min(policy.plan)
+    for layer in range(first + 1):
+        want = policy.score if policy is not None and layer == first else None
+        recorder = Recorder(blocks, [layer], want)
+        forward(recorder, BATCH)
+        start = recorder.starts[layer]
+        before = start.hidden.copy()
+        layers = []
+        result = forward(blocks, BATCH, policy, lambda n, *_, layers=layers: layers.append(n), start)
+        wanted = forward(blocks, BATCH, policy)
+        for field in ("hidden", "sizes", "rows", "offsets", "restored"):
+            assert equal(getattr(result, field), getattr(wanted, field)), field
+        assert layers == list(range(layer, 3))
+        assert np.array_equal(start.hidden, before)
+
+
+def test_a_start_with_fewer_rows_is_a_batch_of_its_own(blocks):
+    recorder = Recorder(blocks, [1])
+    whole = forward(recorder, BATCH)
+    begin, end = BATCH.offsets[2:4]
+    alone = pack([BATCH.ids[begin:end].tolist()])
+    result = forward(blocks, alone, start=Start(1, recorder.starts[1].hidden[begin:end]))
+    assert np.array_equal(result.hidden, whole.hidden[begin:end])
+
+
+# What dropped tokens leave behind
+
+
+def restored_by_hand(blocks, policy):
+    """[B, H] in float64: every dropped row through the map of its layer, from a run that only drops."""
+    wanted = np.zeros((len(BATCH.offsets) - 1, 32))
+    offsets, rows = BATCH.offsets, np.arange(len(BATCH.ids))
+    selections = {}
+    forward(blocks, BATCH, policy, lambda layer, state, selection: selections.update({layer: selection}))
+    hidden = blocks.embed(BATCH.ids, offsets)
+    for layer in range(blocks.num_layers):
+        hidden, _ = blocks.attention_block(hidden, offsets, None, layer, None)
+        if layer in policy.plan:
+            kept = selections[layer].kept
+            for row in set(range(len(hidden))) - set(kept.tolist()):
+                text = np.searchsorted(BATCH.offsets, rows[row], side="right") - 1
+                linear = policy.restore_map(layer)
+                wanted[text] += linear.weight.astype(np.float64) @ hidden[row] + linear.bias
+            hidden, offsets, rows = hidden[kept], selections[layer].offsets, rows[kept]
+        hidden = blocks.feed_forward_block(hidden, offsets, layer)
+    return wanted, hidden, offsets
+
+
+@pytest.mark.parametrize("name", ["restore", "all of it"])
+def test_restored_tokens(blocks, name):
+    policy = POLICIES[name]
+    restored, hidden, offsets = restored_by_hand(blocks, policy)
+    result = forward(blocks, BATCH, policy)
+    assert result.restored.dtype == np.float32
+    np.testing.assert_allclose(result.restored, restored, rtol=1e-5, atol=1e-4)
+    assert np.array_equal(result.restored[1], np.zeros(32))  # two tokens: none went
+    assert result.restored[2].any()
+    lengths = np.diff(BATCH.offsets)
+    sums = np.stack([hidden[text].sum(axis=0, dtype=np.float64) for text in segments(offsets)]) + restored
+    for modes, divisor in ((("mean",), lengths), (("mean_sqrt_len_tokens",), np.sqrt(lengths))):
+        pooled = pool_encoded(result, PoolingConfig(modes))
+        np.testing.assert_allclose(pooled, sums / divisor[:, None], rtol=1e-5, atol=1e-5)
+    assert np.array_equal(pool_encoded(result, PoolingConfig(("cls",))), hidden[offsets[:-1]])
+
+
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("restore", "all of it")])
+def test_nothing_is_restored_unless_asked_for(blocks, name):
+    assert forward(blocks, BATCH, POLICIES[name]).restored is None
 
 
 # Nothing to encode
@@ -194,3 +279,6 @@ def test_encode_is_forward_and_pooling(plain):
     result = forward(encoder.blocks, pack(encoder.tokenizer.encode(texts).ids), policy)
     vectors = pool(result.hidden, result.offsets, encoder.pooling, result.sizes, result.positions)
     assert np.array_equal(encoder.encode(texts, pruning=policy), vectors)
+    policy = fitted_to(encoder, min_tokens=3, quantile=0.5, layer=0, score="learned", reduce="restore")
+    result = forward(encoder.blocks, pack(encoder.tokenizer.encode(texts).ids), policy)
+    assert np.array_equal(encoder.encode(texts, pruning=policy), pool_encoded(result, encoder.pooling))

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import random_models
+from fitted_policies import fitted_to
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -29,6 +30,18 @@ POLICIES = {
     "random": PruningPolicy(min_tokens=3, quantile=0.5, layer=1, score="random", seed=7),
     "first": PruningPolicy(min_tokens=3, quantile=0.5, layer=1, score="first"),
     "protected": PruningPolicy(min_tokens=3, quantile=0.6, layer=0, protect_special=True),
+    "threshold": PruningPolicy(min_tokens=3, quantile=0.9, layer=0, threshold=0.05),
+}
+FITTED_POLICIES = {  # fields; the arrays come with the model
+    "learned": {"min_tokens": 3, "quantile": 0.5, "layer": 0, "score": "learned"},
+    "restore": {"min_tokens": 3, "quantile": 0.5, "layer": 1, "reduce": "restore"},
+    "all of it": {
+        "min_tokens": 3,
+        "stages": ((0, 0.5), (1, 0.8)),
+        "score": "learned",
+        "reduce": "restore",
+        "threshold": 0,
+    },
 }
 MODELS = ["plain", "head_dim_64", "head_dim_16"]  # gelu, wide products, gelu_new
 PRECISIONS = ["float32", "int8"]
@@ -42,6 +55,8 @@ class Encoders:
     """One model at several thread counts, and each text as it is when it is encoded alone."""
 
     def __init__(self, folder, precision, backend, policy):
+        if isinstance(policy, dict):
+            policy = fitted_to(SentenceEncoder(folder), **policy)
         options = {"precision": precision, "backend": backend, "pruning": policy, "on_truncation": "ignore"}
         self.by_threads = {n: SentenceEncoder(folder, threads=n, **options) for n in THREADS}
         self._alone = {}
@@ -61,7 +76,7 @@ def setting(request, random_folder):
     return random_folder(name), precision, backend
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("policy", [*POLICIES.values(), *FITTED_POLICIES.values()], ids=[*POLICIES, *FITTED_POLICIES])
 def test_a_text_depends_on_nothing_but_itself(setting, policy):
     encoders = Encoders(*setting, policy)
 

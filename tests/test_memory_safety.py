@@ -32,10 +32,13 @@ MISTAKES = [
     ("end", "wide rows", CRASH),
     ("end", "few rows", CRASH),
     ("end", "read behind", CRASH),
+    ("end", "rank behind", CRASH),
+    ("end", "wide pruning", CRASH),
     ("begin", "write before", CRASH),
     ("between", "write before", 1),
     ("between", "write behind", 1),
     ("between", "write input", 1),
+    ("between", "rank behind", 1),
 ]
 
 

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrans import PruningPolicy, SentenceEncoder
+from minitrans.errors import InputError
 from minitrans.packing import pack, segments
-from minitrans.pruning import Selection, importance, kept_count, merge, select
+from minitrans.parameters import Linear
+from minitrans.pruning import Ranking, Selection, control_scores, kept_count, merge, positions, rank, score_rows, select
 
 QUANTILES = st.decimals(0, 1, places=6).filter(lambda q: q < 1)
 TEXTS = [
@@ -23,13 +25,21 @@ TEXTS = [
 ]
 
 
+def chosen(policy, scores, batch, hidden=None):
+    """The selection of a policy's first stage, on a whole batch."""
+    hidden = np.zeros((len(batch.ids), 4), np.float32) if hidden is None else hidden
+    layer = next(iter(policy.plan))
+    ranking = rank(policy, layer, scores, batch, np.arange(len(batch.ids)), batch.offsets)
+    return select(hidden, batch.offsets, ranking)[1]
+
+
 # How many stay
 
 
 @given(st.integers(0, 600), QUANTILES, st.integers(1, 40))
 def test_kept_count(n, q, s):
     exact = n if n <= s else max(s, n - floor(Fraction(q) * n))
-    kept = kept_count(n, float(q), s)
+    kept = kept_count(np.array([n]), float(q), s).item()
     assert kept == exact
     assert kept == n if n <= s else s <= kept <= n
 
@@ -49,7 +59,14 @@ def test_kept_count(n, q, s):
     ],
 )
 def test_kept_count_by_hand(n, q, s, wanted):
-    assert kept_count(n, q, s) == wanted
+    assert kept_count(np.array([n]), q, s).tolist() == [wanted]
+
+
+def test_kept_count_of_many_texts():
+    tokens = np.arange(60)
+    kept = kept_count(tokens, 0.37, 5)
+    assert kept.dtype == np.int64
+    assert kept.tolist() == [kept_count(tokens[n : n + 1], 0.37, 5).item() for n in range(60)]
 
 
 # Which ones
@@ -64,45 +81,102 @@ def scored_batches(draw):
 
 
 @settings(max_examples=500)
-@given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans())
-def test_select(batch_and_scores, q, s, protect):
+@given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans(), st.none() | st.integers(-1, 5))
+def test_select(batch_and_scores, q, s, protect, threshold):
     batch, scores = batch_and_scores
-    policy = PruningPolicy(min_tokens=s, protect_special=protect)
-    before = scores.copy()
-    selection = select(policy, float(q), scores, batch, batch.offsets)
-    assert np.array_equal(scores, before)
+    policy = PruningPolicy(min_tokens=s, quantile=float(q), protect_special=protect, threshold=threshold)
+    hidden = np.arange(len(scores) * 3, dtype=np.float32).reshape(-1, 3)
+    before = scores.copy(), hidden.copy()
+    ranking = rank(policy, policy.layer, scores, batch, np.arange(len(scores)), batch.offsets)
+    left, selection, sums = select(hidden, batch.offsets, ranking)
+    assert sums is None
+    assert np.array_equal(scores, before[0])
+    assert np.array_equal(hidden, before[1])
+    assert np.array_equal(left, hidden[selection.kept])
     assert selection.scores is scores
     assert selection.target is None
     assert len(selection.kept) == selection.offsets[-1]
-    for text, left in zip(segments(batch.offsets), segments(selection.offsets), strict=True):
+    for text, rows in zip(segments(batch.offsets), segments(selection.offsets), strict=True):
         n = text.stop - text.start
         special = [protect and (i < batch.prefix or i >= n - batch.suffix) for i in range(n)]
         ranks = [(special[i], scores[text.start + i], -i) for i in range(n)]  # ties: the earlier wins
         least = max(s, batch.prefix + batch.suffix) if protect else s
-        count = kept_count(n, float(q), least)
-        wanted = [text.start + i for i in range(n) if sum(other > ranks[i] for other in ranks) < count]
-        assert selection.kept[left].tolist() == wanted
+        count = kept_count(np.array([n]), float(q), least).item()
+        enough = [threshold is not None and scores[text.start + i] >= threshold for i in range(n)]
+        wanted = [text.start + i for i in range(n) if sum(other > ranks[i] for other in ranks) < count or enough[i]]
+        assert selection.kept[rows].tolist() == wanted
         assert not protect or {text.start + i for i in range(n) if special[i]} <= set(wanted)
 
 
+@given(scored_batches(), QUANTILES, st.integers(0, 2**32 - 1))
+def test_rows_that_go_are_added_up(batch_and_scores, q, seed):
+    batch, scores = batch_and_scores
+    hidden = np.random.default_rng(seed).standard_normal((len(scores), 5)).astype(np.float32)
+    least = kept_count(np.diff(batch.offsets), float(q), 1)
+    left, selection, sums = select(hidden, batch.offsets, Ranking(scores, None, least, sums=True))
+    assert sums.dtype == np.float32
+    assert sums.shape == (len(batch.offsets) - 1, 5)
+    for text, rows, total in zip(segments(batch.offsets), segments(selection.offsets), sums, strict=True):
+        exact = hidden[text].sum(axis=0, dtype=np.float64) - left[rows].sum(axis=0, dtype=np.float64)
+        np.testing.assert_allclose(total, exact, rtol=0, atol=1e-5)
+        if rows.stop - rows.start == text.stop - text.start:
+            assert not total.any()
+
+
 def test_ties_go_to_the_earlier_position():
-    batch = pack([[0] * 6])
-    selection = select(PruningPolicy(min_tokens=1), 0.5, np.float32([1, 2, 1, 1, 2, 1]), batch, batch.offsets)
-    assert selection.kept.tolist() == [0, 1, 4]
+    policy = PruningPolicy(min_tokens=1, quantile=0.5)
+    assert chosen(policy, np.float32([1, 2, 1, 1, 2, 1]), pack([[0] * 6])).kept.tolist() == [0, 1, 4]
 
 
 def test_protected_tokens_stay_even_where_min_tokens_has_no_room_for_them():
-    batch = pack([[0] * 5])
-    policy = PruningPolicy(min_tokens=1, protect_special=True)
-    selection = select(policy, 0.99, np.float32([0, 3, 2, 1, 0]), batch, batch.offsets)
-    assert selection.kept.tolist() == [0, 4]
+    policy = PruningPolicy(min_tokens=1, quantile=0.99, protect_special=True)
+    assert chosen(policy, np.float32([0, 3, 2, 1, 0]), pack([[0] * 5])).kept.tolist() == [0, 4]
+
+
+def test_a_threshold_keeps_what_reaches_it_and_gives_up_no_more_than_the_quantile():
+    scores = np.float32([5, 0, 3, 1, 2, 3, 0, 4])
+    for threshold, kept in ((3, [0, 2, 5, 7]), (3.5, [0, 7]), (99, [0, 7]), (0, [*range(8)]), (-7, [*range(8)])):
+        policy = PruningPolicy(min_tokens=1, quantile=0.75, threshold=threshold)
+        assert chosen(policy, scores, pack([[0] * 8])).kept.tolist() == kept, threshold
+
+
+# Scores of a scorer
+
+
+SCORER = Linear(np.float32([[1, -2, 0, 4]]), np.float32([0.5]))
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 12), max_size=5))
+def test_scores_of_a_scorer_are_a_linear_map_of_each_row(seed, lengths):
+    hidden = np.random.default_rng(seed).standard_normal((sum(lengths), 4)).astype(np.float32)
+    ranking = Ranking(None, SCORER, np.array(lengths, np.int64))
+    scores = score_rows(hidden, ranking)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, hidden @ SCORER.weight[0] + 0.5, rtol=0, atol=1e-5)
+    for row in range(len(hidden)):
+        assert score_rows(hidden[row : row + 1].copy(), ranking) == scores[row]
+
+
+def test_scores_come_before_a_scorer():
+    hidden, scores = np.ones((3, 4), np.float32), np.float32([1, 2, 3])
+    assert score_rows(hidden, Ranking(scores, SCORER, np.array([3]))) is scores
+
+
+def test_a_ranking_of_nothing_is_refused():
+    with pytest.raises(InputError, match="neither scores nor a scorer"):
+        select(np.zeros((2, 4), np.float32), np.array([0, 2]), Ranking(None, None, np.array([1])))
+
+
+def test_positions():
+    assert positions(np.array([0, 3, 3, 5])).tolist() == [0, 1, 2, 0, 1]
+    assert positions(np.array([0])).tolist() == []
 
 
 # Scores that need no attention
 
 
 def scores_by_text(policy, batch):
-    scores = importance(policy, batch, np.arange(len(batch.ids)), batch.offsets)
+    scores = control_scores(policy, batch, np.arange(len(batch.ids)), batch.offsets)
     assert scores.dtype == np.float32
     return [scores[text].tolist() for text in segments(batch.offsets)]
 
@@ -125,7 +199,7 @@ def test_random_depends_on_the_text_and_the_seed_only():
 def test_random_of_a_later_stage_sees_the_tokens_that_are_left():
     policy = PruningPolicy(score="random")
     batch = pack([[2, 9, 8, 7, 3], [2, 4, 3]])
-    scores = importance(policy, batch, np.array([0, 2, 4, 5, 7]), np.array([0, 3, 5]))
+    scores = control_scores(policy, batch, np.array([0, 2, 4, 5, 7]), np.array([0, 3, 5]))
     assert scores.tolist() == [
         *scores_by_text(policy, pack([[2, 8, 3]]))[0],
         *scores_by_text(policy, pack([[2, 3]]))[0],
@@ -173,7 +247,7 @@ def test_merge(seed, lengths, q, largest_size):
     sizes = None if largest_size is None else random.integers(1, largest_size + 1, T).astype(np.float32)
     weights = np.ones(T, np.float32) if sizes is None else sizes.copy()
     scores = random.random(T).astype(np.float32)
-    selection = select(PruningPolicy(min_tokens=2), q, scores, batch, batch.offsets)
+    selection = chosen(PruningPolicy(min_tokens=2, quantile=q), scores, batch)
     before = hidden.copy()
 
     merged, merged_sizes, result = merge(hidden, sizes, batch.offsets, selection)
@@ -242,7 +316,7 @@ def test_first_keeps_the_first(encoder):
     for text in TEXTS:
         n = len(encoder.tokenizer.encode([text]).ids[0])
         policy = PruningPolicy(min_tokens=3, quantile=0.4, layer=1, score="first")
-        assert kept_positions(encoder, policy, text) == list(range(kept_count(n, 0.4, 3)))
+        assert kept_positions(encoder, policy, text) == list(range(kept_count(np.array([n]), 0.4, 3).item()))
 
 
 @pytest.mark.parametrize("reduce", ["drop", "merge"])
@@ -253,8 +327,8 @@ def test_two_stages_compose(encoder, score, reduce):
     for text in TEXTS:
         n = len(encoder.tokenizer.encode([text]).ids[0])
         after_one, after_two = kept_positions(encoder, once, text), kept_positions(encoder, twice, text)
-        assert len(after_one) == kept_count(n, 0.3, 3)
-        assert len(after_two) == kept_count(len(after_one), 0.4, 3)
+        assert len(after_one) == kept_count(np.array([n]), 0.3, 3).item()
+        assert len(after_two) == kept_count(np.array([len(after_one)]), 0.4, 3).item()
         assert set(after_two) <= set(after_one)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from minitrans.errors import BackendError, one_of
 from minitrans.parameters import Float32, Parameters
+from minitrans.pruning import Ranking, Selection
 
 
 class Blocks(Protocol):
@@ -62,6 +63,19 @@ class Blocks(Protocol):
 
     def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
         """Two linear maps with the activation between them, residual and layer norm: [T, H] -> [T, H]."""
+        ...
+
+    def select(
+        self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
+    ) -> tuple[Float32, Selection, Float32 | None]:
+        """Take out rows as pruning.select defines: [T, H] -> [T', H], which they are, sums [B, H] of the others."""
+        ...
+
+    def project(self, x: Float32, weight: Float32) -> Float32:
+        """x @ weight.T in float32, whatever the precision of the model: [B, H], [H, H] -> [B, H].
+
+        A row's result depends on that row alone, bit for bit. ``weight`` must not change afterwards.
+        """
         ...
 
 

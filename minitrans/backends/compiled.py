@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import address, pack_model, unpack_model
+from minitrans.backends.panels import PackedLinear, address, pack_linears, pack_model, unpack_model
 from minitrans.backends.team import MOST_MEMBERS, Team, alone
-from minitrans.backends.workspace import Program, Workspace
+from minitrans.backends.workspace import PROJECTIONS, Program, Workspace
 from minitrans.errors import InputError
 from minitrans.kernels.loading import Kernels, load_kernels
 from minitrans.kernels.steps import SCORE
-from minitrans.parameters import Float32, Parameters
+from minitrans.parameters import Float32, Linear, Parameters
+from minitrans.pruning import Ranking, Selection
 
 LEAST_ROWS = 64  # of a workspace
 # Calling other threads costs a tenth of a millisecond (measured). It pays where the weights alone take longer to come
@@ -51,6 +52,7 @@ class CompiledBlocks:
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
         self._chunk = _Chunk()
+        self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the identity of the weight
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory addresses and a library of this machine: elsewhere the weights are laid out anew.
@@ -125,6 +127,48 @@ class CompiledBlocks:
         out = np.empty((rows, self.config.hidden_size), np.float32)
         self._run(workspace, workspace.feed_forward[layer], rows, address(hidden), address(out))
         return out
+
+    def select(
+        self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
+    ) -> tuple[Float32, Selection, Float32 | None]:
+        """All in one kernel."""
+        rows, texts, width = len(hidden), len(offsets) - 1, self.config.hidden_size
+        _check("hidden", hidden, _FLOAT32, (rows, width))
+        _check("least", ranking.least, _INT64, (texts,))
+        workspace = self._workspace(rows, offsets)
+        if ranking.scores is not None:
+            _check("scores", ranking.scores, _FLOAT32, (rows,))
+        elif ranking.scorer is not None:
+            _check("scorer", ranking.scorer.weight, _FLOAT32, (1, width))
+        else:
+            raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
+        scores = np.empty(rows, np.float32) if ranking.scores is None else ranking.scores
+        out, kept = np.empty((rows, width), np.float32), np.empty(rows, np.int64)
+        new_offsets = np.empty(texts + 1, np.int64)
+        sums = np.zeros((texts, width), np.float32) if ranking.sums else None
+        workspace.describe_pruning(ranking, scores, kept, new_offsets, sums)
+        self._run(workspace, workspace.prune, rows, address(hidden), address(out))
+        stayed = int(new_offsets[-1])
+        return out[:stayed], Selection(scores, kept[:stayed], new_offsets), sums
+
+    def project(self, x: Float32, weight: Float32) -> Float32:
+        """One product; a policy's map is laid out for the kernels when it is first seen."""
+        _check("x", x, _FLOAT32, (len(x), self.config.hidden_size))
+        _check("weight", weight, _FLOAT32, (self.config.hidden_size, self.config.hidden_size))
+        workspace = self._workspace(len(x), np.arange(len(x) + 1))
+        rows, program, out = workspace.projection(self._packed(weight))
+        rows[: len(x)] = x
+        self._run(workspace, program, len(x))
+        return out[: len(x)].copy()
+
+    def _packed(self, weight: Float32) -> PackedLinear:
+        known = self._projections.get(id(weight))
+        if known is None or known[0] is not weight:
+            if len(self._projections) >= PROJECTIONS:
+                self._projections.clear()
+            bias = np.zeros(len(weight), np.float32)
+            known = self._projections[id(weight)] = weight, pack_linears(self.kernels.level, Linear(weight, bias))
+        return known[1]
 
     def _run(
         self,

@@ -20,6 +20,7 @@ from minitrans.backends.activations import ACTIVATIONS
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.packing import segments
 from minitrans.parameters import AnyEmbedding, AnyLinear, Embedding, Float32, Int8Linear, LayerNorm, Parameters
+from minitrans.pruning import Ranking, Selection, select
 from minitrans.quantization import quantize_activations
 
 EXACT = 512  # 512 * 255 * 127 < 2**24
@@ -184,3 +185,13 @@ class ReferenceBlocks:
         inner = self._activation(self._intermediate[layer](hidden, offsets))  # [T, I]
         output = self._output[layer](inner, offsets)  # [T, H]
         return layer_norm(output + hidden, self._output_norm[layer], self.config.layer_norm_eps)
+
+    def select(
+        self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
+    ) -> tuple[Float32, Selection, Float32 | None]:
+        """The definition itself."""
+        return select(hidden, offsets, ranking)
+
+    def project(self, x: Float32, weight: Float32) -> Float32:
+        """x @ weight.T, one row at a time."""
+        return np.matmul(x[:, None, :], weight.T)[:, 0]  # [B, H]

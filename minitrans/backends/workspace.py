@@ -19,13 +19,16 @@ from minitrans.kernels.steps import (
     LAYER_NORM,
     LOAD_ROWS,
     PRODUCT,
+    PRUNE,
     QUANTIZE,
     STEP_WORDS,
 )
 from minitrans.parameters import Float32, LayerNorm
+from minitrans.pruning import Ranking
 
 PER_ROWS = -1  # tasks: see kernels/steps.py
 _BATCH = struct.Struct(f"{len(BATCH)}q")
+PROJECTIONS = 16  # of policies, whose programs are kept
 SLACK_ROWS = 32  # a tile may read and write this many rows behind the last one
 
 
@@ -76,7 +79,10 @@ class Workspace:
         logits = round_up(rows, level.panel) * 4 * level.float32_heights[0]
         turned = round_up(rows, level.panel) * 4 * round_up(head_size, level.lanes)
         self._attention = aligned((members, logits + turned), np.uint8)
+        self._projections: dict[int, tuple[PackedLinear, Program]] = {}
         self.embed = self._program(self._embed())
+        self._ranking = aligned((rows,), np.float32)
+        self.prune = self._program([self._prune()])
         self.attention = [self._program(self._attention_block(layer)) for layer in model.layers]
         self.feed_forward = [self._program(self._feed_forward_block(layer)) for layer in model.layers]
 
@@ -95,6 +101,19 @@ class Workspace:
         _BATCH.pack_into(
             self._batch_memory, 0, rows, texts, offsets, ids, positions, hidden, out, log_sizes, *received, score
         )
+
+    def projection(self, linear: PackedLinear) -> tuple[Float32, Program, Float32]:
+        """The program of a float32 linear map, the rows [rows, K] that it reads and those [rows, N] that it writes."""
+        known = self._projections.get(id(linear))
+        if known is None:
+            if len(self._projections) >= PROJECTIONS:
+                self._projections.clear()
+            # The record is kept with its program, which holds its address.
+            known = self._projections[id(linear)] = (
+                linear,
+                self._program(self._product(self._context, linear, self._y)),
+            )
+        return self._context[:, : linear.inputs], known[1], self._y[:, : linear.outputs]
 
     def _program(self, steps: list[Mapping[int, int]]) -> Program:
         records = aligned((len(steps), STEP_WORDS), np.int64)
@@ -199,6 +218,39 @@ class Workspace:
             LOAD_ROWS.width: width,
         }
         return [load, step]
+
+    def _prune(self) -> Mapping[int, int]:
+        return {
+            PRUNE.kernel: KERNEL["prune"],
+            PRUNE.tasks: 1,
+            PRUNE.width: self._model.config.hidden_size,
+            PRUNE.ranking: address(self._ranking),
+        }
+
+    def describe_pruning(
+        self,
+        ranking: Ranking,
+        scores: Float32,
+        kept: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        sums: Float32 | None,
+    ) -> None:
+        """Tell the pruning step what to rank and where its results go: arrays that were checked."""
+        scorer = ranking.scorer if ranking.scores is None else None
+        record = self.prune.records[0]
+        for field, value in (
+            (PRUNE.scores, address(scores)),
+            (PRUNE.weight, 0 if scorer is None else address(scorer.weight)),
+            (PRUNE.bias, 0 if scorer is None else _float_bits(scorer.bias[0])),
+            (PRUNE.least, address(ranking.least)),
+            (PRUNE.threshold, _float_bits(ranking.threshold)),
+            (PRUNE.prefix, ranking.prefix),
+            (PRUNE.suffix, ranking.suffix),
+            (PRUNE.kept, address(kept)),
+            (PRUNE.offsets, address(offsets)),
+            (PRUNE.sums, address(sums)),
+        ):
+            record[field // 8] = value
 
     def _layer_norm(self, norm: LayerNorm) -> Mapping[int, int]:
         """hidden + y, normalised."""

@@ -32,6 +32,7 @@ from minitrans.kernels.attention import attention
 from minitrans.kernels.levels import ENTRY_POINTS, FAMILIES, Level, symbol, this_machine
 from minitrans.kernels.library import HERE, LIBRARY, RECORD, source_digest
 from minitrans.kernels.products import float32_product, int8_product
+from minitrans.kernels.pruning import prune
 from minitrans.kernels.rows import embed, layer_norm, load_rows, quantize_rows
 from minitrans.kernels.run import assist, lead, run
 from minitrans.kernels.simd import nothing, word
@@ -51,6 +52,7 @@ MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {
         float32_product,
         int8_product,
         attention,
+        prune,
         layer_norm,
         run,
         lead,

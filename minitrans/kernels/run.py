@@ -73,7 +73,7 @@ def run(level: Level) -> Function:
     job: 0 for a thread alone, which does them all; else the record of the job, whose tasks are shared.
     member: which of the threads this is: 0 leads.
     """
-    embed, load_rows, quantize_rows, float32_product, int8_product, attention, layer_norm = (
+    embed, load_rows, quantize_rows, float32_product, int8_product, attention, layer_norm, prune = (
         kernel_call(name, 3) for name in KERNELS
     )
     configure, release = tile_registers(level)
@@ -109,8 +109,10 @@ def run(level: Level) -> Function:
                         int8_product(step, task, member)
                     elif kernel == 5:
                         attention(step, task, member)
-                    else:
+                    elif kernel == 6:
                         layer_norm(step, task, member)
+                    else:
+                        prune(step, task, member)
                     task += 1
                 if job != 0:
                     atomic_add(progress + PROGRESS.done, end - first)

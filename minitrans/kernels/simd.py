@@ -19,7 +19,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import types
 from numba.core.typing import signature
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
 from minitrans.kernels.levels import Level
 
@@ -28,20 +28,6 @@ FLOAT, POINTER, VOID = ir.FloatType(), ir.PointerType(), ir.VoidType()
 
 word, nothing = types.intp, types.void  # Numba's types of an address or count, and of no result
 WAYS = 4  # sets of running values in one row
-
-
-class VectorType(types.Type):
-    """The Numba type of a vector of float32."""
-
-    def __init__(self, lanes: int) -> None:
-        self.lanes = lanes
-        super().__init__(name=f"float32 x {lanes}")
-
-
-@register_model(VectorType)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, numba_type: VectorType) -> None:
-        super().__init__(manager, numba_type, ir.VectorType(FLOAT, numba_type.lanes))
 
 
 class Lanes:
@@ -381,6 +367,17 @@ def load_word(context: Any, record: Any, offset: Any) -> Any:
         return builder.load(builder.inttoptr(builder.add(*values), POINTER), typ=I64)
 
     return signature(word, word, word), generate
+
+
+@intrinsic
+def store_word(context: Any, address: Any, number: Any) -> Any:
+    """Write a 64-bit word."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
+        builder.store(values[1], builder.inttoptr(values[0], POINTER), align=8)
+        return context.get_dummy_value()
+
+    return signature(nothing, word, word), generate
 
 
 @intrinsic

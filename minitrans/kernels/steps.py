@@ -15,7 +15,7 @@ STEP_BYTES = 8 * STEP_WORDS
 ROWS_PER_TASK = 8
 JOB_STEPS, BOARD_JOBS = 8, 64  # the most steps of a job that threads share, and jobs of a board
 
-KERNELS = ("embed", "load_rows", "quantize_rows", "float32_product", "int8_product", "attention", "layer_norm")
+KERNELS = ("embed", "load_rows", "quantize_rows", "float32_product", "int8_product", "attention", "layer_norm", "prune")
 KERNEL = {name: number for number, name in enumerate(KERNELS)}
 ACTIVATION = {None: 0, "gelu": 1, "gelu_new": 2, "relu": 3}
 SCORE = {None: 0, "attention": 1, "attention_value": 2}
@@ -47,6 +47,12 @@ PRODUCT = _record(
 )
 ATTENTION = _record(_STEP + "qkv qkv_bytes heads head_size factor context context_bytes scratch scratch_bytes")
 LAYER_NORM = _record(_STEP + "x x_bytes weight bias width epsilon")
+PRUNE = _record(
+    _STEP + "width ranking "  # float32 [T], scratch
+    "scores weight bias "  # float32 [T]; [H] of a linear scorer, or 0; the bits of its bias
+    "least threshold prefix suffix "  # int64 [texts]; the bits of a float32, infinity for none; protected tokens
+    "kept offsets sums",  # int64 [T]; int64 [texts + 1]; float32 [texts, H], or 0
+)
 
 # Threads that share blocks (kernels/run.py). Counters that different threads write stand 128 bytes apart.
 BOARD = _record("number jobs")  # number of the latest job, -1: closed; address of the jobs

@@ -1,0 +1,116 @@
+"""What embedding under a policy costs on this machine: a linear model of the work, fitted to timings.
+
+The work of a policy is counted (rows through layers, pairs of tokens in attention, rows scored, ...); a handful of
+timed runs give each kind of work its price. Hundreds of policies can then be compared without timing each of them;
+those that matter are timed after all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.encoder import Encoded
+from minitrans.policy import PruningPolicy
+from minitrans.pruning import Selection
+
+KINDS = ("texts", "tokens", "layer_rows", "pairs", "scored_rows", "attention_pairs", "restored_texts", "merged_rows")
+ROUNDS = 5
+
+
+class WorkCounter:
+    """An observer of the layer loop that counts the work of a batch, as `KINDS` names it.
+
+    Args:
+        policy: that of the run.
+        start: the layer at which the run starts, after unpruned ones.
+    """
+
+    def __init__(self, policy: PruningPolicy | None, start: int = 0) -> None:
+        self.policy, self.start = policy, start
+        self.work = np.zeros(len(KINDS))
+        self._lengths: NDArray[np.int64] | None = None
+
+    def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
+        """Add what the layer did."""
+        if self._lengths is None:
+            self._lengths = np.diff(state.batch.offsets)
+            rows, pairs = self._lengths.sum(), np.square(self._lengths).sum()
+            self.work[:4] += len(self._lengths), rows, rows * self.start, pairs * self.start
+        if layer < 0:
+            return
+        before, after = self._lengths, np.diff(state.offsets)
+        pairs = np.square(before).sum()
+        self.work[2:4] += (before.sum() + 2 * after.sum()) / 3, pairs
+        if selection is not None and self.policy is not None:
+            self.work[4] += before.sum()
+            self.work[5] += pairs * self.policy.score.startswith("attention")
+            self.work[6] += len(before) * (self.policy.reduce == "restore")
+            self.work[7] += (before.sum() - after.sum()) * (self.policy.reduce == "merge")
+        self._lengths = after
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds per unit of each kind of work.
+
+    Attributes:
+        prices: in the order of `KINDS`, none negative.
+        error: largest relative error on the timings that it was fitted to.
+    """
+
+    prices: tuple[float, ...]
+    error: float
+
+    def seconds(self, work: Sequence[float] | NDArray[np.float64]) -> float:
+        """Of so much work."""
+        return float(np.dot(self.prices, work))
+
+
+def fit_cost_model(work: NDArray[np.float64], seconds: NDArray[np.float64]) -> CostModel:
+    """Least squares of the relative errors, no price negative.
+
+    Args:
+        work: [runs, kinds].
+        seconds: [runs].
+    """
+    relative = work / seconds[:, None]  # [runs, kinds]
+    scale = np.maximum(np.abs(relative).max(axis=0), 1e-300)  # [kinds]
+    x = relative / scale
+    gram, cross = x.T @ x, x.sum(axis=0)
+    prices = np.zeros(len(cross))
+    for _ in range(20000):  # coordinate descent; the problem is convex and tiny
+        before = prices.copy()
+        for k in range(len(prices)):
+            if gram[k, k] > 0:
+                prices[k] = max(0.0, prices[k] + (cross[k] - gram[k] @ prices) / gram[k, k])
+        if np.abs(prices - before).max() <= 1e-12 * max(1.0, np.abs(prices).max()):
+            break
+    error = float(np.abs(x @ prices - 1).max())
+    return CostModel(tuple(float(price) for price in prices / scale), error)
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of every run, in turn, so many rounds after one that only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
+    """Median over the rounds of each run's time to that of the baseline in the same round."""
+    base = seconds[baseline]
+    return {
+        name: statistics.median(mine / other for mine, other in zip(own, base, strict=True))
+        for name, own in seconds.items()
+    }

@@ -1,0 +1,109 @@
+"""What the commands share: the options that choose a model, the texts that they take, and how they print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minitrans.errors import InputError
+
+if TYPE_CHECKING:
+    from minitrans.model import SentenceEncoder
+    from minitrans.policy import PruningPolicy
+
+
+class Command(click.Command):
+    """Shows the examples of the help text as they were written."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog as a list of examples."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write_text(line.strip())
+
+
+_MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
+_PRUNING = click.option("--pruning", metavar="FILE", help="A pruning policy as JSON; `default` for the default policy.")
+_ENCODER = (
+    click.option("--threads", type=int, help="Default: all processors that are available."),
+    click.option("--local-files-only", is_flag=True, help="Never open a connection."),
+    click.option(
+        "--on-truncation",
+        type=click.Choice(["warn", "error", "ignore"]),
+        default="warn",
+        show_default=True,
+        help="When a text is too long for the model.",
+    ),
+)
+
+
+def model_options(function: Any) -> Any:
+    """Options that choose a model and how it prunes: the keyword arguments of `encoder`."""
+    return _with(function, _MODEL, _PRUNING, *_ENCODER)
+
+
+def encoder_options(function: Any) -> Any:
+    """`model_options` without --pruning, for commands that compare policies."""
+    return _with(function, _MODEL, *_ENCODER)
+
+
+def encoder(model: str | None, pruning: str | None = None, **options: Any) -> SentenceEncoder:
+    """The encoder that the options ask for. Raises as ``SentenceEncoder`` and `policy` do."""
+    from minitrans.model import SentenceEncoder
+
+    return SentenceEncoder(model, pruning=policy(pruning), **options)
+
+
+def policy(pruning: str | None) -> PruningPolicy | None:
+    """The policy of a file or a name, the default one for "default", None for None. PolicyError for a broken file."""
+    from minitrans.policy import PruningPolicy, shipped_policies
+
+    if pruning is None:
+        return None
+    if pruning in shipped_policies():
+        return PruningPolicy.named(pruning)
+    return PruningPolicy() if pruning == "default" else PruningPolicy.load(pruning)
+
+
+def json_file(path: str) -> Path:
+    """The path, if it ends in .json. InputError else."""
+    if not path.endswith(".json"):
+        raise InputError(f"{path} does not end in .json, wanted a name as policy.json")
+    return Path(path)
+
+
+def texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[str]:
+    """Texts of the command line, of a file, or of standard input. InputError for both or none of them."""
+    from minitrans.datasets import read_lines, read_texts
+
+    if arguments and file:
+        raise InputError("texts were given both as arguments and with --input; give one of them")
+    if arguments:
+        return list(arguments)
+    if file and file != "-":
+        return read_texts(file, column)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("no texts: give them as arguments, with --input FILE, or on standard input")
+    return list(read_lines(sys.stdin))
+
+
+def progress(texts: int) -> bool:
+    """Whether so many texts deserve a progress bar."""
+    return texts > 1000 and sys.stderr.isatty()
+
+
+def print_all(lines: Iterable[str]) -> None:
+    """Print lines on standard output."""
+    for line in lines:
+        click.echo(line)
+
+
+def _with(function: Any, *options: Any) -> Any:
+    for option in reversed(options):
+        function = option(function)
+    return function

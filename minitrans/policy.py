@@ -1,0 +1,417 @@
+"""What pruning does: PruningPolicy, frozen and validated; its fitted arrays; the files of both; the shipped ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.config import EncoderConfig, PoolingMode, as_int, as_number, read_json
+from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
+from minitrans.parameters import Linear
+from minitrans.resources import atomic_file, bundled
+
+Score = Literal["attention", "attention_value", "learned", "random", "first"]
+Reduce = Literal["drop", "merge", "restore"]
+
+FORMAT, VERSION = "minitrans-pruning-policy", 1
+SHIPPED = "weights/policies"
+RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a dropped token can still be added
+TENSOR_LIMIT = 1 << 30  # bytes of a policy's arrays
+_TENSOR = re.compile(r"layer\.(0|[1-9][0-9]{0,3})\.(scorer|restore)\.(weight|bias)")
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What `minitrans adapt` fits for one model: linear maps of a token's hidden state after a layer's attention block.
+
+    Args:
+        model: fingerprint of the model they were fitted for (Parameters.fingerprint).
+        scorers: layer -> map [1, H] to the logarithm of what the embedding would lose with the token (adaptation.py).
+        restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
+
+    Raises:
+        PolicyError: an array of another shape or dtype, or that is not finite.
+    """
+
+    model: str
+    scorers: Mapping[int, Linear]
+    restore: Mapping[int, Linear]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scorers", dict(self.scorers))
+        object.__setattr__(self, "restore", dict(self.restore))
+        widths = {linear.weight.shape[-1] for linear in self._linears() if linear.weight.ndim}
+        if len(widths) > 1:
+            raise PolicyError(f"pruning policy: the fitted arrays are {sorted(widths)} wide, wanted one width")
+        for layer, linear in self.scorers.items():
+            _check_linear(f"layer {layer}, scorer", linear, 1)
+        for layer, linear in self.restore.items():
+            _check_linear(f"layer {layer}, restore", linear, linear.weight.shape[-1] if linear.weight.ndim else 1)
+
+    @property
+    def width(self) -> int:
+        """H, or 0 without any array."""
+        return next((linear.weight.shape[1] for linear in self._linears()), 0)
+
+    def _linears(self) -> tuple[Linear, ...]:
+        return *self.scorers.values(), *self.restore.values()
+
+    def only(self, policy: PruningPolicy) -> Fitted | None:
+        """What this policy needs of it; None if that is nothing."""
+        layers = policy.plan
+        scorers = {layer: self.scorers[layer] for layer in layers if policy.score == "learned"}
+        restore = {layer: self.restore[layer] for layer in layers if policy.reduce == "restore"}
+        return Fitted(self.model, scorers, restore) if scorers or restore else None
+
+    @cached_property
+    def _bytes(self) -> bytes:
+        from safetensors.numpy import save
+
+        tensors: dict[str, NDArray[np.float32]] = {}
+        for kind, linears in (("scorer", self.scorers), ("restore", self.restore)):
+            for layer, linear in linears.items():
+                tensors[f"layer.{layer}.{kind}.weight"] = np.ascontiguousarray(linear.weight)
+                tensors[f"layer.{layer}.{kind}.bias"] = np.ascontiguousarray(linear.bias)
+        return save(tensors)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the arrays as they are stored."""
+        return hashlib.sha256(self._bytes).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fitted):
+            return NotImplemented
+        return (self.model, self.sha256) == (other.model, other.sha256)
+
+    def __hash__(self) -> int:
+        return hash((self.model, self.sha256))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Fitted, (self.model, self.scorers, self.restore)
+
+    def save(self, path: Path) -> None:
+        """Write the arrays as safetensors, whole or not at all."""
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(self._bytes)
+
+    @classmethod
+    def load(cls, path: Path, model: str, sha256: str) -> Fitted:
+        """Read what ``save`` wrote. PolicyError if it is missing, broken, or has another digest."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            with path.open("rb") as file:
+                data = file.read(TENSOR_LIMIT + 1)
+        except OSError as error:
+            raise PolicyError(
+                f"cannot read {path}: {error.strerror or error}; a fitted policy is two files, copy both"
+            ) from error
+        if (seen := hashlib.sha256(data).hexdigest()) != sha256:
+            raise PolicyError(f"{path} has the sha256 {seen}, wanted {sha256}; the two files belong to two policies")
+        try:
+            tensors = load(data)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise PolicyError(f"{path} is not safetensors ({error}), wanted a policy's arrays; adapt again") from error
+        parts: dict[str, dict[int, dict[str, Any]]] = {"scorer": {}, "restore": {}}
+        for name, tensor in tensors.items():
+            match = _TENSOR.fullmatch(name)
+            if match is None:
+                raise PolicyError(
+                    f"{path} holds a tensor {name!r}, wanted layer.<n>.<scorer or restore>.<weight or bias>"
+                )
+            parts[match[2]].setdefault(int(match[1]), {})[match[3]] = tensor
+        try:
+            maps = {kind: {n: Linear(**part) for n, part in sorted(found.items())} for kind, found in parts.items()}
+        except TypeError:
+            raise PolicyError(f"{path}: a map lacks its weight or its bias; adapt again") from None
+        try:
+            return cls(model, maps["scorer"], maps["restore"])
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {str(error).removeprefix('pruning policy: ')}") from None
+
+
+_NOTHING = Fitted("", {}, {})
+
+
+@dataclass(frozen=True)
+class PruningPolicy:
+    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and what it leaves open).
+
+    At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
+    ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position. With a
+    ``threshold`` it keeps every token that scores at least that much besides.
+
+    Args:
+        min_tokens: s; texts of up to s tokens (specials counted) are left alone, and none falls below s.
+        quantile: q in [0, 1), the share of the tokens to give up.
+        layer: l, 0-based.
+        score: the importance of token j: "attention" is the mean over heads and queries of the attention that
+            j receives; "attention_value" weights it by the norm of j's value vector; "learned" is a fitted linear
+            function of j's hidden state (adaptation.py); "random" and "first" (earlier is more important) are controls.
+        reduce: "drop" removes the rows; "merge" averages each into the most similar kept row, whose size then
+            adds log(size) to its attention logit and weights it in the pooling; "restore" adds to the pooling what a
+            fitted linear map expects each dropped row to have become.
+        threshold: tokens that score at least this much are kept whatever ``quantile`` says, so that each text loses
+            what it can spare, up to that share; None keeps no more than the quantile asks for.
+        protect_special: never drop what the tokenizer puts around a text ([CLS] and [SEP]).
+        stages: several (layer, quantile) pairs, layers ascending, in place of ``layer`` and ``quantile``.
+        seed: of the "random" score.
+        fitted: the arrays of "learned" and "restore" for the layers of this policy; None where neither is used.
+        provenance: where the policy came from: tasks, accuracy and time found, date, model hash; free-form JSON.
+
+    Raises:
+        PolicyError: a value out of range, with the name of the field.
+    """
+
+    min_tokens: int = 8
+    quantile: float = 0.3
+    layer: int = 2
+    score: Score = "attention"
+    reduce: Reduce = "drop"
+    protect_special: bool = False
+    stages: tuple[tuple[int, float], ...] | None = None
+    seed: int = 0
+    threshold: float | None = None
+    fitted: Fitted | None = field(default=None, repr=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, wanted: str) -> None:
+            if not ok:
+                raise PolicyError(f"pruning policy: {name} is {getattr(self, name)!r}, wanted {wanted}")
+
+        def take_int(name: str, least: int, below: int, wanted: str) -> None:
+            value = as_int(getattr(self, name))
+            check(value is not None and least <= value < below, name, wanted)
+            object.__setattr__(self, name, value)
+
+        take_int("min_tokens", 1, 2**31, "an integer of at least 1")
+        take_int("layer", 0, 2**31, "an integer of at least 0")
+        take_int("seed", 0, 2**32, "an integer in [0, 2**32)")
+        check(_is_quantile(self.quantile), "quantile", "a number in [0, 1)")
+        object.__setattr__(self, "quantile", as_number(self.quantile))
+        check(self.score in get_args(Score), "score", f"one of {', '.join(get_args(Score))}")
+        check(self.reduce in get_args(Reduce), "reduce", f"one of {', '.join(get_args(Reduce))}")
+        check(isinstance(self.protect_special, bool), "protect_special", "true or false")
+        check(isinstance(self.provenance, Mapping), "provenance", "a JSON object")
+        if self.threshold is not None:
+            number = as_number(self.threshold)
+            fits = number is not None and abs(number) <= float(np.finfo(np.float32).max)
+            check(fits, "threshold", "a number within float32's range, or null")
+            object.__setattr__(self, "threshold", number)
+        if self.stages is not None:
+            self._take_stages(self.stages, check)
+        self._check_fitted(check)
+
+    def _take_stages(self, stages: Any, check: Callable[[bool, str, str], None]) -> None:
+        wanted = "a non-empty list of (layer, quantile) pairs, layers ascending, quantiles in [0, 1)"
+        check(isinstance(stages, list | tuple) and len(stages) > 0, "stages", wanted)
+        layers: list[int] = []
+        for stage in stages:
+            check(isinstance(stage, list | tuple) and len(stage) == 2 and _is_quantile(stage[1]), "stages", wanted)
+            layer = as_int(stage[0])
+            check(layer is not None and layer >= 0, "stages", wanted)
+            layers.append(layer or 0)
+        check(layers == sorted(set(layers)), "stages", wanted)
+        pairs = zip(layers, stages, strict=True)
+        object.__setattr__(self, "stages", tuple((layer, float(stage[1])) for layer, stage in pairs))
+
+    def _check_fitted(self, check: Callable[[bool, str, str], None]) -> None:
+        check(isinstance(self.fitted, Fitted | None), "fitted", "a Fitted or None")
+        fitted = self.fitted or _NOTHING
+        for name, value, held in (("score", "learned", fitted.scorers), ("reduce", "restore", fitted.restore)):
+            missing = [layer for layer in self.plan if layer not in held]
+            if getattr(self, name) == value and missing:
+                raise PolicyError(
+                    f"pruning policy: {name} is {value!r} but nothing was fitted for layer {missing[0]}; "
+                    "fit it with `minitrans adapt`, or load the file that was written"
+                )
+
+    @property
+    def plan(self) -> dict[int, float]:
+        """Layer -> quantile: the stages, or the one pair of ``layer`` and ``quantile``."""
+        return dict(self.stages) if self.stages is not None else {self.layer: self.quantile}
+
+    @property
+    def share_kept(self) -> float:
+        """About the share of a long text's tokens that is left at the end; under a threshold the least there can be."""
+        return math.prod(1 - quantile for quantile in self.plan.values())
+
+    def scorer(self, layer: int) -> Linear:
+        """The map [1, H] of "learned" at a layer of the plan."""
+        return (self.fitted or _NOTHING).scorers[layer]
+
+    def restore_map(self, layer: int) -> Linear:
+        """The map [H, H] of "restore" at a layer of the plan."""
+        return (self.fitted or _NOTHING).restore[layer]
+
+    def check_fits(
+        self, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",), model: str | None = None
+    ) -> None:
+        """Refuse a policy that cannot run on this model.
+
+        Args:
+            config: its sizes.
+            pooling: its poolings.
+            model: its fingerprint; None checks only the widths of fitted arrays.
+
+        Raises:
+            PolicyError: a layer that the model does not have, the pooled token itself could be dropped, or the policy
+                was fitted for another model.
+        """
+        for layer in self.plan:
+            if layer >= config.num_hidden_layers:
+                raise PolicyError(
+                    f"pruning policy: layer {layer} is out of range, the model has layers 0 to "
+                    f"{config.num_hidden_layers - 1}"
+                )
+        for mode in ("cls", "lasttoken"):
+            if mode in pooling and not self.protect_special:
+                raise PolicyError(
+                    f"pruning policy: this model pools the {mode} token, which the policy could drop; "
+                    "set protect_special=True"
+                )
+        if self.reduce == "restore" and (unfit := sorted(set(pooling) - {*RESTORABLE})):
+            raise PolicyError(
+                f"pruning policy: reduce='restore' works with {', '.join(RESTORABLE)} pooling, this model pools "
+                f"{', '.join(unfit)}; use reduce='drop'"
+            )
+        if self.fitted is None:
+            return
+        if self.fitted.width not in (0, config.hidden_size):
+            raise PolicyError(
+                f"pruning policy: it was fitted for hidden states of {self.fitted.width} numbers, this model has "
+                f"{config.hidden_size}; fit one for it with `minitrans adapt`"
+            )
+        if model is not None and model != self.fitted.model:
+            raise PolicyError(
+                f"pruning policy: it was fitted for a model with the fingerprint {self.fitted.model[:12]}, this one "
+                f"has {model[:12]}; fit one for it with `minitrans adapt`"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``from_dict`` reads them back to an equal policy, given the fitted arrays."""
+        values: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        values |= {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.stages is not None:
+            values["stages"] = [list(stage) for stage in self.stages]
+        if self.fitted is not None:
+            values["fitted"] = {"model": self.fitted.model, "sha256": self.fitted.sha256}
+        return values | {"provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], source: str = "pruning policy", arrays: Path | None = None
+    ) -> PruningPolicy:
+        """Read what ``to_dict`` wrote. Fields left out take their defaults; unknown ones are refused.
+
+        Args:
+            values: the JSON object.
+            source: what error messages call it.
+            arrays: the file of the fitted arrays, needed where ``values`` speaks of some.
+
+        Raises:
+            PolicyError: a field or the arrays are broken or missing.
+        """
+        if not isinstance(values, Mapping):
+            raise PolicyError(f"{source}: holds a {type(values).__name__}, wanted a JSON object")
+        if values.get("format", FORMAT) != FORMAT:
+            raise PolicyError(f"{source}: format is {values['format']!r}, wanted {FORMAT!r}")
+        if values.get("version", VERSION) != VERSION:
+            raise PolicyError(f"{source}: version is {values['version']!r}, this release reads version {VERSION}")
+        fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise PolicyError(f"{source}: unknown fields {unknown}; a newer release may have written them")
+        if (described := fields.get("fitted")) is not None:
+            names = ("model", "sha256")
+            if not isinstance(described, Mapping) or not all(isinstance(described.get(name), str) for name in names):
+                raise PolicyError(
+                    f"{source}: fitted is {reprlib.repr(described)}, wanted an object of model and sha256"
+                )
+            if arrays is None:
+                raise PolicyError(f"{source}: it has fitted arrays, which are in a file; use PruningPolicy.load")
+            fields["fitted"] = Fitted.load(arrays, described["model"], described["sha256"])
+        try:
+            return cls(**fields)
+        except PolicyError as error:
+            raise PolicyError(f"{source}: {str(error).removeprefix('pruning policy: ')}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy as JSON, and its fitted arrays, if any, as safetensors beside it: policy.safetensors.
+
+        Each file is written whole or not at all. If one of the two were missed, their digests would tell.
+        """
+        path = Path(path)
+        if arrays_of(path) == path:
+            raise PolicyError(f"{path} is the name of a file of arrays, wanted another ending, such as .json")
+        if self.fitted is not None:
+            arrays_of(path).parent.mkdir(parents=True, exist_ok=True)
+            self.fitted.save(arrays_of(path))
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPolicy:
+        """Read a policy file, and the fitted arrays beside it. PolicyError if it is missing, broken or invalid."""
+        try:
+            values = read_json(Path(path))
+        except ConfigError as error:
+            raise PolicyError(str(error)) from error
+        return cls.from_dict(values, str(path), arrays_of(Path(path)))
+
+    @classmethod
+    def named(cls, name: str) -> PruningPolicy:
+        """A policy that travels with minitrans, for all-MiniLM-L6-v2: one of ``shipped_policies``.
+
+        Raises:
+            PolicyError: there is none of that name.
+        """
+        if name not in (known := shipped_policies()):
+            wanted = f"wanted {one_of(known)}" if known else "and no other travels with this release"
+            raise PolicyError(
+                f"there is no pruning policy {name!r}, {wanted}; a policy file is loaded with PruningPolicy.load"
+            )
+        return cls.load(bundled(f"{SHIPPED}/{name}.json"))
+
+
+def shipped_policies() -> tuple[str, ...]:
+    """Names of the policies that travel with minitrans."""
+    try:
+        return tuple(sorted(path.stem for path in bundled(SHIPPED).glob("*.json")))
+    except ModelNotFoundError:
+        return ()
+
+
+def arrays_of(path: Path) -> Path:
+    """The file of the fitted arrays of a policy file."""
+    return path.with_suffix(".safetensors")
+
+
+def _is_quantile(value: object) -> bool:
+    number = as_number(value)
+    return number is not None and 0 <= number < 1
+
+
+def _check_linear(name: str, linear: Linear, outputs: int) -> None:
+    weight, bias = linear.weight, linear.bias
+    fine = weight.ndim == 2 and len(weight) == outputs and weight.shape[1] > 0 and bias.shape == (outputs,)
+    if not fine or weight.dtype != np.float32 or bias.dtype != np.float32:
+        seen = f"{weight.dtype} {list(weight.shape)} and {bias.dtype} {list(bias.shape)}"
+        raise PolicyError(f"pruning policy: {name} is {seen}, wanted float32 [{outputs}, H] and [{outputs}]")
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise PolicyError(f"pruning policy: {name} holds NaN or infinity, wanted finite numbers; adapt again")

@@ -1,0 +1,25 @@
+"""Fitted arrays for random models: any finite maps will do, as long as they fit."""
+
+import numpy as np
+
+from minitrans import PruningPolicy, SentenceEncoder
+from minitrans.parameters import Linear
+from minitrans.policy import Fitted
+
+
+def random_fitted(model: str, width: int, layers=(0, 1, 2), seed: int = 0) -> Fitted:
+    """Scorers and restoring maps of layers, for the model of that fingerprint."""
+    random = np.random.default_rng(seed)
+
+    def linear(outputs: int) -> Linear:
+        weight = random.standard_normal((outputs, width)) / np.sqrt(width)
+        return Linear(weight.astype(np.float32), random.standard_normal(outputs).astype(np.float32))
+
+    return Fitted(model, {layer: linear(1) for layer in layers}, {layer: linear(width) for layer in layers})
+
+
+def fitted_to(encoder: SentenceEncoder, **fields: object) -> PruningPolicy:
+    """A policy with arrays for that encoder."""
+    layers = range(encoder.config.num_hidden_layers)
+    fitted = random_fitted(encoder.fingerprint, encoder.config.hidden_size, layers)
+    return PruningPolicy(fitted=fitted, **fields)
