@@ -98,7 +98,7 @@ def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
         found += [
             replace(recipe, stages=((layer, round(quantile + step, 2)),))
             for step in (-0.05, 0.05)
-            if 0 < quantile + step < 1
+            if 0 < quantile + step < CAP
         ]
         found += [
             replace(recipe, stages=((layer, quantile), (later, second)))

@@ -366,7 +366,7 @@ class SentenceEncoder:
             return done
 
         # A chunk that pruning makes small is slow for its size, so it may begin larger.
-        growth = 1.0 if call.policy is None else min(MOST_GROWTH, 1 / call.policy.share_kept)
+        growth = 1.0 if call.policy is None else 1 / max(1 / MOST_GROWTH, call.policy.share_kept)
         most_texts, most_tokens = int(call.batch_size * growth), int(CHUNK_TOKENS * growth)
         places = list(chunks([len(text) for text in texts], most_texts, most_tokens * CHARACTERS))
         with progress, self.blocks.session():

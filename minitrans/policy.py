@@ -50,8 +50,8 @@ class Fitted:
     restore: Mapping[int, Linear]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scorers", dict(self.scorers))
-        object.__setattr__(self, "restore", dict(self.restore))
+        object.__setattr__(self, "scorers", {layer: _laid_out(linear) for layer, linear in self.scorers.items()})
+        object.__setattr__(self, "restore", {layer: _laid_out(linear) for layer, linear in self.restore.items()})
         widths = {linear.weight.shape[-1] for linear in self._linears() if linear.weight.ndim}
         if len(widths) > 1:
             raise PolicyError(f"pruning policy: the fitted arrays are {sorted(widths)} wide, wanted one width")
@@ -405,6 +405,11 @@ def arrays_of(path: Path) -> Path:
 def _is_quantile(value: object) -> bool:
     number = as_number(value)
     return number is not None and 0 <= number < 1
+
+
+def _laid_out(linear: Linear) -> Linear:
+    """In rows, as the kernels read it."""
+    return Linear(np.asarray(linear.weight, order="C"), np.asarray(linear.bias, order="C"))
 
 
 def _check_linear(name: str, linear: Linear, outputs: int) -> None:

@@ -100,10 +100,13 @@ def select(hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking) -> tup
     lengths = np.diff(offsets)  # [B]
     text, place = np.repeat(np.arange(len(lengths)), lengths), positions(offsets)  # [T], [T]
     outside = (place < ranking.prefix) | (place >= np.repeat(lengths - ranking.suffix, lengths))  # [T]
-    order = np.lexsort((-np.where(outside, np.float32(np.inf), scores), text))  # best first; the sort is stable
+    damaged = np.isnan(scores)  # [T] these stay, to be reported
+    top = np.float32(np.inf)
+    keys = np.where(outside, top, np.where(damaged, -top, scores))  # [T]
+    order = np.lexsort((-keys, text))  # best first; the sort is stable
     stays = np.empty(len(scores), bool)  # [T]
     stays[order] = place < np.repeat(ranking.least, lengths)
-    stays |= outside | (scores >= np.float32(ranking.threshold))
+    stays |= outside | damaged | (scores >= np.float32(ranking.threshold))
     kept, gone = np.flatnonzero(stays), np.flatnonzero(~stays)  # [T'], [T - T']
     new_offsets = np.zeros_like(offsets)
     np.cumsum(np.bincount(text[kept], minlength=len(lengths)), out=new_offsets[1:])

@@ -113,6 +113,7 @@ class Search:
         test_texts: int,
         journal: Journal | None,
         progress: bool,
+        fit_on: Sequence[Task] | None = None,
     ) -> None:
         names = [task.name for task in tasks]
         if not names or len({*names}) < len(names):
@@ -122,7 +123,7 @@ class Search:
         self.shots, self.seeds = list(shots), list(seeds)
         self.num_layers = encoder.blocks.num_layers
         self.trials = [Trial(task, self.shots, self.seeds, test_texts) for task in tasks]
-        self.unlabelled = unlabelled_texts(tasks, texts, fit_texts)
+        self.unlabelled = unlabelled_texts(tasks if fit_on is None else fit_on, texts, fit_texts)
         self._moments: dict[int, dict[str, Moments]] = {}
         self._base: dict[str, NDArray[np.float64]] = {}
         self.key = {
@@ -137,6 +138,8 @@ class Search:
             "test_texts": test_texts,
             "texts": len(texts),
         }
+        if fit_on is not None:
+            self.key["fit_on"] = sorted(task.digest for task in fit_on)
 
     # What a policy does to the accuracies
 
@@ -147,7 +150,7 @@ class Search:
         with bar:
             for layer in sorted({recipe.layer for recipe in recipes}):
                 here = [recipe for recipe in recipes if recipe.layer == layer]
-                states: dict[str, list[Start]] = {}
+                states: dict[tuple[str, str], list[Start]] = {}
                 for recipe in here:
                     bar.update(1)
                     milder = [
@@ -162,16 +165,17 @@ class Search:
                     found[recipe] = self._outcome(recipe, states)
         return [found[recipe] for recipe in recipes if recipe in found]
 
-    def _outcome(self, recipe: Recipe, states: dict[str, list[Start]]) -> Outcome:
+    def _outcome(self, recipe: Recipe, states: dict[tuple[str, str], list[Start]]) -> Outcome:
         key = self.key | {"kind": "policy", "recipe": recipe.to_dict()}
         value = self.journal.get(key)
         if value is None:
             value = {"accuracy": {}, "kept": {}, "work": {}}
             for trial in self.trials:
-                if trial.name not in states:
-                    states[trial.name] = self._states(trial, recipe.layer)
+                want = recipe.score if recipe.score.startswith("attention") else "attention"
+                if (trial.name, want) not in states:
+                    states[trial.name, want] = self._states(trial, recipe.layer, want)
                 fitted = self.fitted(recipe, without=trial.name) if recipe.is_fitted else None
-                embeddings, kept, work = self._embed(trial, recipe.policy(fitted), states[trial.name])
+                embeddings, kept, work = self._embed(trial, recipe.policy(fitted), states[trial.name, want])
                 value["accuracy"][trial.name] = trial.accuracies(embeddings).tolist()
                 value["kept"][trial.name] = kept
                 value["work"][trial.name] = work.tolist()
@@ -194,11 +198,11 @@ class Search:
             self._base[trial.name] = np.array(value["accuracy"])
         return self._base[trial.name]
 
-    def _states(self, trial: Trial, layer: int) -> list[Start]:
+    def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
 
         def work(batch: PackedBatch) -> Start:
-            recorder = Recorder(self.encoder.blocks, (layer,), "attention", num_layers=layer + 1)
+            recorder = Recorder(self.encoder.blocks, (layer,), want, num_layers=layer + 1)
             forward(recorder, batch)
             return recorder.starts[layer]
 
@@ -212,7 +216,7 @@ class Search:
 
         def work(batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
             start = by_batch[id(batch)]
-            if policy.score != "attention":
+            if not policy.score.startswith("attention"):
                 start = replace(start, scores=None)
             counter = WorkCounter(policy, start.layer)
             encoded = forward(self.encoder.blocks, batch, policy, counter, start)

@@ -100,7 +100,8 @@ DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click"
 COMPILERS = {"numba", "llvmlite"}
 DRAWING = {"matplotlib"}  # extra "report"
 COMPILED = {
-    f"kernels.{name}" for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "pruning", "run", "build")
+    f"kernels.{name}"
+    for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "pruning", "run", "build")
 }
 CODE_THAT_RUNS_DATA = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
 

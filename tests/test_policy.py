@@ -357,6 +357,28 @@ def test_share_kept(fields, share):
     assert PruningPolicy(**fields).share_kept == pytest.approx(share)
 
 
+@pytest.mark.parametrize("lay_out", [np.asfortranarray, lambda array: np.repeat(array, 2, axis=-1)[..., ::2]])
+def test_arrays_however_they_lie_in_memory(encoder, lay_out):
+    policy = fitted_to(encoder, min_tokens=3, **BOTH)
+
+    def changed(linears):
+        return {layer: Linear(lay_out(linear.weight), lay_out(linear.bias)) for layer, linear in linears.items()}
+
+    other = Fitted(encoder.fingerprint, changed(policy.fitted.scorers), changed(policy.fitted.restore))
+    same = dataclasses.replace(policy, fitted=other)
+    assert same == policy
+    texts = random_models.texts()
+    assert np.array_equal(encoder.encode(texts, pruning=same), encoder.encode(texts, pruning=policy))
+
+
+def test_a_pickled_encoder_keeps_its_policy(encoder, plain):
+    policy = fitted_to(encoder, min_tokens=3, **BOTH)
+    mine = SentenceEncoder(plain, pruning=policy)
+    copy = pickle.loads(pickle.dumps(mine))
+    assert copy.pruning == policy
+    assert np.array_equal(copy.encode(random_models.texts()), mine.encode(random_models.texts()))
+
+
 # Models that it does not fit
 
 

@@ -155,7 +155,7 @@ class CompiledBlocks:
         """One product; a policy's map is laid out for the kernels when it is first seen."""
         _check("x", x, _FLOAT32, (len(x), self.config.hidden_size))
         _check("weight", weight, _FLOAT32, (self.config.hidden_size, self.config.hidden_size))
-        workspace = self._workspace(len(x), np.arange(len(x) + 1))
+        workspace = self._workspace(len(x), np.arange(len(x) + 1, dtype=np.int64))
         rows, program, out = workspace.projection(self._packed(weight))
         rows[: len(x)] = x
         self._run(workspace, program, len(x))

@@ -1,0 +1,81 @@
+"""What the study runs on: tasks, models, policies."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.models import float32_folder
+from minitrans import PruningPolicy, SentenceEncoder
+from minitrans.datasets import Task, load_task
+from minitrans.journal import Journal
+from minitrans.policy import shipped_policies
+from minitrans.tables import save_text
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "study" / "results"
+DOCUMENT = ROOT / "docs" / "study.md"
+PICTURES = ROOT / "docs"
+
+ADAPTATION = ("snips", "hint3_curekart", "hint3_powerplay11", "hint3_sofmattress")
+EVALUATION = ("banking77", "clinc150", "hwu64")
+LONG = "bbc"
+SHOTS, DRAWS = (1, 2, 3, 5, 10), 5
+LIMITS = {"balanced": 0.5, "fast": 1.5}  # points: the mean drop that a search allows
+PRECISIONS = ("int8", "float32")
+PAPER = {  # the paper's own score and reduction
+    "paper q=0.3 l=1": PruningPolicy(layer=1, quantile=0.3, min_tokens=6),
+    "paper q=0.3 l=2": PruningPolicy(layer=2, quantile=0.3, min_tokens=6),
+    "paper q=0.5 l=2": PruningPolicy(layer=2, quantile=0.5, min_tokens=6),
+}
+
+
+def data_folder() -> Path:
+    """Where the data sets lie: the environment's MINITRANS_DATA."""
+    folder = Path(os.environ.get("MINITRANS_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is missing: name the folder of the data sets with MINITRANS_DATA")
+    return folder
+
+
+def task(name: str) -> Task:
+    """A data set of the folder."""
+    return load_task(data_folder() / name)
+
+
+def without_test(name: str) -> Task:
+    """A data set with its validation split in place of the test split, which it does not see."""
+    whole = task(name)
+    return Task(f"{name} (valid)", {"train": whole.splits["train"], "test": whole.splits["valid"]}, {}, whole.source)
+
+
+def encoder(precision: str, backend: str = "auto") -> SentenceEncoder:
+    """The bundled int8 model, or the float32 one."""
+    folder = None if precision == "int8" else float32_folder()
+    return SentenceEncoder(folder, backend=backend, on_truncation="ignore")
+
+
+def policies() -> dict[str, PruningPolicy]:
+    """The paper's and the shipped ones."""
+    return PAPER | {name: PruningPolicy.named(name) for name in shipped_policies()}
+
+
+def journal(name: str, folder: Path | None = None) -> Journal:
+    """Cells that are finished, so that an interrupted part goes on."""
+    place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
+    place.mkdir(parents=True, exist_ok=True)
+    return Journal((folder or place) / f"{name}.jsonl")
+
+
+def save(name: str, values: Any) -> None:
+    """Store what a part found."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    save_text(RESULTS / f"{name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def load(name: str) -> Any:
+    """What a part found; None if it was not run."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
