@@ -10,7 +10,7 @@ Dimension letters: N examples, B texts, H embedding width, K classes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -18,12 +18,12 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
+from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError
 from minitrans.inputs import Encoder, Label, Labels, abstention_label, encoded, float_rows, label_array, text_list
 from minitrans.inputs import label_text as label_text
 from minitrans.logistic import fit_logistic, softmax
 from minitrans.rejection import DEFAULT_SCORE, Answer, HeldOut, KnownClasses, Rejection, calibrate, cross_fit, logits
-from minitrans.saved import check_folder, read_folder, write_folder
+from minitrans.saved import check_folder, read_folder, saved_encoder, write_folder
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -294,9 +294,10 @@ class FewShotClassifier:
         return float(np.mean(self.predict(texts) == labels))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `classifier.json` and `classifier.safetensors` into a folder, both or neither.
+        """Write the classifier into a folder: `classifier.json`, `classifier.safetensors`, perhaps `pruning.safetensors`.
 
-        The encoder itself is not saved, only which one it was. An existing classifier folder is replaced.
+        All of it is written, or nothing. The encoder itself is not saved, only which one it was and how it prunes. An
+        existing classifier folder is replaced.
 
         Raises:
             NotFittedError: before `fit`.
@@ -318,7 +319,7 @@ class FewShotClassifier:
             description["rejection"] = asdict(self.rejection_)
         codes = np.searchsorted(self.classes_, self.labels_).astype(np.int64)  # [N]
         learned = {"coef": self.coef_, "intercept": self.intercept_, "embeddings": self.embeddings_}
-        write_folder(target, description, {**learned, "names": self.name_embeddings_, "codes": codes})
+        write_folder(target, description, {**learned, "names": self.name_embeddings_, "codes": codes}, policy)
 
     @classmethod
     def load(
@@ -339,7 +340,7 @@ class FewShotClassifier:
         """
         file, values, tensors = read_folder(Path(folder))
         classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
-        encoder = _saved_encoder(values["encoder"], file, local_files_only) if encoder is None else encoder
+        encoder = saved_encoder(values["encoder"], file, local_files_only) if encoder is None else encoder
         wanted, seen = values["encoder"].get("model_sha256"), getattr(encoder, "model_sha256", None)
         if wanted is not None and seen is not None and wanted != seen:
             name = values["encoder"].get("name_or_path")
@@ -478,22 +479,3 @@ def _default_encoder() -> Encoder:
     from minitrans.model import SentenceEncoder
 
     return SentenceEncoder()
-
-
-def _saved_encoder(identity: Mapping[str, Any], file: Path, local_files_only: bool) -> Encoder:
-    from minitrans.model import SentenceEncoder
-    from minitrans.policy import PruningPolicy
-
-    for key in ("name_or_path", "model_sha256"):
-        if identity.get(key) is None:
-            raise ClassifierError(
-                f"{file} does not identify its encoder; wanted encoder.{key}; pass load(folder, encoder)"
-            )
-    pruning = identity.get("pruning")
-    try:
-        policy = None if pruning is None else PruningPolicy.from_dict(pruning, str(file))
-    except PolicyError as error:
-        raise ClassifierError(f"{error}; pass load(folder, encoder)") from error
-    precision = identity.get("precision") or "auto"
-    name = identity["name_or_path"]
-    return SentenceEncoder(name, pruning=policy, precision=precision, local_files_only=local_files_only)

@@ -15,18 +15,23 @@ import reprlib
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import as_int, read_json
-from minitrans.errors import ClassifierError, ConfigError, InputError, one_of
+from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
 from minitrans.rejection import SCORES
 from minitrans.resources import atomic_folder
 
+if TYPE_CHECKING:
+    from minitrans.model import SentenceEncoder
+    from minitrans.policy import PruningPolicy
+
 FORMAT, PLAIN_VERSION, VERSION = "minitrans-classifier", 1, 2
 JSON_FILE, TENSOR_FILE = "classifier.json", "classifier.safetensors"
+POLICY_FILE = "pruning.safetensors"  # the fitted arrays of the encoder's policy, if it has any
 LABEL_LENGTH = 1000  # characters
 
 
@@ -38,13 +43,18 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     """
     target = Path(folder).resolve()
     held = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"} if target.exists() else set()
-    if others := held - {JSON_FILE, TENSOR_FILE}:
+    if others := held - {JSON_FILE, TENSOR_FILE, POLICY_FILE}:
         raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
     return target
 
 
-def write_folder(target: Path, description: dict[str, Any], tensors: Mapping[str, NDArray[Any] | None]) -> None:
-    """Write both files of a folder that `check_folder` allowed, or none. Tensors that are None are left out."""
+def write_folder(
+    target: Path,
+    description: dict[str, Any],
+    tensors: Mapping[str, NDArray[Any] | None],
+    policy: PruningPolicy | None = None,
+) -> None:
+    """Write all files of a folder that `check_folder` allowed, or none. Tensors that are None are left out."""
     from safetensors.numpy import save
 
     version = VERSION if "rejection" in description else PLAIN_VERSION
@@ -53,6 +63,8 @@ def write_folder(target: Path, description: dict[str, Any], tensors: Mapping[str
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
         (temporary / TENSOR_FILE).write_bytes(save(contiguous))
         (temporary / JSON_FILE).write_text(text, encoding="utf-8")
+        if policy is not None and policy.fitted is not None:
+            policy.fitted.save(temporary / POLICY_FILE)
 
 
 def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, NDArray[Any]]]:
@@ -187,3 +199,29 @@ def read_tensors(file: Path, K: int) -> dict[str, NDArray[Any]]:
     used = np.unique(tensors["codes"])
     _wanted(np.array_equal(used, np.arange(K)), file, f"codes holds {reprlib.repr(used)}", f"each of 0..{K - 1}")
     return tensors
+
+
+def saved_encoder(identity: Mapping[str, Any], file: Path, local_files_only: bool) -> SentenceEncoder:
+    """The encoder that a classifier's JSON file describes.
+
+    Raises:
+        ClassifierError: it is not described, or its pruning policy is broken.
+        ModelNotFoundError, DownloadError: it cannot be found.
+    """
+    from minitrans.model import SentenceEncoder
+    from minitrans.policy import PruningPolicy
+
+    for key in ("name_or_path", "model_sha256"):
+        if identity.get(key) is None:
+            raise ClassifierError(
+                f"{file} does not identify its encoder; wanted encoder.{key}; pass load(folder, encoder)"
+            )
+    pruning = identity.get("pruning")
+    try:
+        arrays = file_of(file.parent, POLICY_FILE) if pruning and pruning.get("fitted") is not None else None
+        policy = None if pruning is None else PruningPolicy.from_dict(pruning, str(file), arrays)
+    except PolicyError as error:
+        raise ClassifierError(f"{error}; pass load(folder, encoder)") from error
+    precision = identity.get("precision") or "auto"
+    name = identity["name_or_path"]
+    return SentenceEncoder(name, pruning=policy, precision=precision, local_files_only=local_files_only)

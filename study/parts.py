@@ -87,7 +87,7 @@ def adaptation() -> None:
                 Limits(limit, 2 * limit),
                 seeds=range(draws),
                 recipes=recipes,
-                test_texts=700,
+                test_texts=1000,
                 journal=journal(f"adaptation-{variant}"),
                 progress=PROGRESS,
             )

@@ -7,8 +7,10 @@ import zlib
 
 import numpy as np
 import pytest
+from fitted_policies import fitted_to
 from safetensors.numpy import load_file, save_file
 
+from minitrans import SentenceEncoder
 from minitrans import classifier as module
 from minitrans.classifier import FewShotClassifier, label_text
 from minitrans.config import JSON_LIMIT
@@ -602,11 +604,14 @@ def test_load_makes_the_encoder_that_was_saved(monkeypatch, tmp_path, encoder):
     import minitrans.policy
 
     class Policy:
+        fitted = None
+
         def to_dict(self):
             return {"layer": 1}
 
         @classmethod
-        def from_dict(cls, values, source):
+        def from_dict(cls, values, source, arrays):
+            assert arrays is None
             if values != {"layer": 1}:
                 raise PolicyError(f"{source}: unknown fields")
             return ("policy", values["layer"])
@@ -868,3 +873,24 @@ def test_a_label_of_any_length_would_cost_memory_for_all(encoder):
 def test_hostile_labels_are_refused_before_they_take_memory(folder):
     edit(folder, lambda values: values.update(classes=["a" * 1_000_000, *values["classes"]]))
     refused(folder, "a class is 'aaa.*; wanted str")
+
+
+def test_a_fitted_policy_is_saved_with_the_classifier(tmp_path):
+    encoder = SentenceEncoder(threads=1)
+    policy = fitted_to(encoder, score="learned", reduce="restore", threshold=0.5)
+    encoder = SentenceEncoder(pruning=policy, threads=1)
+    texts, labels = ["where is my parcel", "track my order", "play some jazz", "put on a song"], ["a", "a", "b", "b"]
+    classifier = FewShotClassifier(encoder).fit(texts, labels)
+    classifier.save(tmp_path / "clf")
+    loaded = FewShotClassifier.load(tmp_path / "clf", local_files_only=True)
+    assert loaded.encoder_.pruning == policy
+    assert np.array_equal(loaded.predict_proba(texts), classifier.predict_proba(texts))
+    arrays = tmp_path / "clf" / "pruning.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:-4] + b"abcd")
+    with pytest.raises(ClassifierError, match="sha256"):
+        FewShotClassifier.load(tmp_path / "clf")
+    arrays.unlink()
+    with pytest.raises(ClassifierError, match=r"pruning\.safetensors: no such file"):
+        FewShotClassifier.load(tmp_path / "clf")
+    FewShotClassifier(SentenceEncoder(threads=1)).fit(texts, labels).save(tmp_path / "clf")  # replaces all files
+    assert {path.name for path in (tmp_path / "clf").iterdir()} == {"classifier.json", "classifier.safetensors"}
