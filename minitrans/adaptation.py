@@ -22,7 +22,7 @@ from minitrans.candidates import Recipe, front, grid, neighbours, new_ones
 from minitrans.costs import CostModel, fit_cost_model, interleaved, ratios
 from minitrans.datasets import Task
 from minitrans.distillation import Recorder
-from minitrans.errors import PolicyError
+from minitrans.errors import InputError, PolicyError
 from minitrans.journal import Journal
 from minitrans.model import SentenceEncoder
 from minitrans.policy import PruningPolicy
@@ -129,11 +129,13 @@ def adapt(
         progress: show bars on standard error.
 
     Raises:
-        InputError: no tasks, names that come twice, or as `minitrans.datasets.draw` does.
+        InputError: no tasks, names that come twice, no recipes, or as `minitrans.datasets.draw` does.
     """
+    if recipes is not None and not recipes:
+        raise InputError("recipes is empty, wanted at least one, or None for the grid")
     search = Search(encoder, tasks, shots, seeds, texts, fit_texts, test_texts, journal, progress)
     limits = limits or Limits()
-    tried = search.run(grid(search.num_layers) if recipes is None else list(recipes), limits.mean_drop)
+    tried = search.run(grid(search.num_layers) if recipes is None else new_ones(recipes, ()), limits.mean_drop)
     model = _cost_model(search, tried)
     if recipes is None:
         parents = _promising(_priced(search, tried, model), limits)
@@ -161,7 +163,7 @@ def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: Cos
     ]
     timings += [
         Timing(name, "precision" if "precision" in name else "layers", ratio[name], drop)
-        for name, drop in rivals.items()
+        for name, drop in sorted(rivals.items())  # a journal keeps no order
     ]
     found = partial(
         Adaptation,
@@ -251,8 +253,16 @@ def _competitors(
                 found[f"{fewer} layers{suffix}"] = shallow, each
     other = "float32" if encoder.precision == "int8" else "int8"
     rival = SentenceEncoder(
-        encoder.folder, precision=other, backend=encoder.backend, threads=encoder.threads, on_truncation="ignore"
+        encoder.folder,
+        precision=other,
+        backend=encoder.backend,
+        threads=encoder.threads,
+        truncate_dim=encoder.truncate_dim,
+        prompts=encoder.prompts,
+        default_prompt_name=encoder.default_prompt_name,
+        on_truncation="ignore",
     )
+    rival.max_seq_length = encoder.max_seq_length
     return found | {f"precision {other}{suffix}": (rival, each) for each, suffix in choices}
 
 

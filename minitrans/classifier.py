@@ -294,7 +294,7 @@ class FewShotClassifier:
         return float(np.mean(self.predict(texts) == labels))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the classifier into a folder: `classifier.json`, `classifier.safetensors`, perhaps `pruning.safetensors`.
+        """Write `classifier.json`, `classifier.safetensors` and, for a fitted policy, `pruning.safetensors`.
 
         All of it is written, or nothing. The encoder itself is not saved, only which one it was and how it prunes. An
         existing classifier folder is replaced.

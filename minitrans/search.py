@@ -7,6 +7,8 @@ it never saw.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,7 @@ from minitrans.model import SentenceEncoder, pool_encoded
 from minitrans.packing import PackedBatch
 from minitrans.parameters import Float32
 from minitrans.policy import Fitted, PruningPolicy
-from minitrans.trials import Trial, unlabelled_texts
+from minitrans.trials import Trial, prompted, unlabelled_texts
 
 HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
 
@@ -136,8 +138,14 @@ class Search:
             "seeds": self.seeds,
             "fit_texts": fit_texts,
             "test_texts": test_texts,
-            "texts": len(texts),
+            "texts": 0,
         }
+        if texts:
+            self.key["texts"] = hashlib.sha256(json.dumps(sorted({*texts})).encode()).hexdigest()
+        if prompt := prompted(encoder, [""])[0]:
+            self.key["prompt"] = prompt
+        if encoder.truncate_dim is not None:
+            self.key["truncate_dim"] = encoder.truncate_dim
         if fit_on is not None:
             self.key["fit_on"] = sorted(task.digest for task in fit_on)
 
@@ -158,6 +166,7 @@ class Search:
                         for other in found.values()
                         if replace(other.recipe, stages=recipe.stages) == recipe
                         and other.recipe.layer == layer
+                        and other.recipe.stages[1:] in ((), recipe.stages[1:])
                         and other.recipe.stages[0][1] < recipe.stages[0][1]
                     ]
                     if any(other.mean_drop > mean_drop + HOPELESS for other in milder):
@@ -228,6 +237,7 @@ class Search:
             embeddings[which] = part[0]
         tokens = sum(len(batch.ids) for batch in trial.packed(self.encoder))
         total: NDArray[np.float64] = np.sum([part[2] for part in parts], axis=0)
+        embeddings = embeddings[:, : self.encoder.get_embedding_dimension()]
         return embeddings, sum(part[1] for part in parts) / tokens, total / len(trial.texts)
 
     def fitted(self, recipe: Recipe, without: str | None = None) -> Fitted:
@@ -243,7 +253,8 @@ class Search:
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:
             self._moments[layer] = {
-                name: measure(self.encoder, texts, (layer,))[layer] for name, texts in self.unlabelled.items()
+                name: measure(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
+                for name, texts in self.unlabelled.items()
             }
         return self._moments[layer]
 
@@ -271,7 +282,7 @@ class Search:
             forward(self.encoder.blocks, batch, policy, counter)
             return counter.work
 
-        packed = [batch for _, batch in batches(self.encoder, texts)]
+        packed = [batch for _, batch in batches(self.encoder, prompted(self.encoder, texts))]
         total: NDArray[np.float64] = np.sum(list(on_threads(self.encoder, work, packed)), axis=0)
         return total
 

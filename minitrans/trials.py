@@ -36,7 +36,7 @@ class Trial:
     def packed(self, encoder: SentenceEncoder) -> list[PackedBatch]:
         """The texts as tokens."""
         if not self._packed:
-            self._packed = batches(encoder, self.texts)
+            self._packed = batches(encoder, prompted(encoder, self.texts))
         return [batch for _, batch in self._packed]
 
     @property
@@ -75,6 +75,12 @@ def _smaller(each: Draw, most: int) -> Draw:
     rows = np.random.default_rng(0).permutation(count)[:most]
     test = type(each.test)([each.test.texts[i] for i in rows], [each.test.labels[i] for i in rows])
     return replace(each, test=test)
+
+
+def prompted(encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
+    """The texts as ``encode`` sees them, behind the prompt of the encoder, if it has one."""
+    prompt = encoder.prompts.get(encoder.default_prompt_name or "", "")
+    return [prompt + text for text in texts]
 
 
 def unlabelled_texts(tasks: Sequence[Task], texts: Sequence[str], most: int) -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.models import float32_folder, random_model
-from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, measurement
 from minitrans.adaptation import Adaptation, adapt
 from minitrans.adaptation_report import save_picture, timing_table
 from minitrans.candidates import Recipe
@@ -24,16 +24,18 @@ from minitrans.costs import interleaved, ratios
 from minitrans.datasets import draw
 from minitrans.evaluation import evaluate
 from minitrans.policy import Fitted
-from minitrans.search import Limits, Search
+from minitrans.search import Search
 from study.settings import (
     ADAPTATION,
     DRAWS,
     EVALUATION,
+    FEWER_SHOTS,
     LIMITS,
     LONG,
     PICTURES,
     PRECISIONS,
     ROOT,
+    ROUNDS,
     SHOTS,
     encoder,
     journal,
@@ -80,11 +82,11 @@ def adaptation() -> None:
         "in-domain": ([without_test(name) for name in EVALUATION], 2, few),
     }
     for variant, (tasks, draws, recipes) in variants.items():
-        for name, limit in LIMITS.items():
+        for name, limits in LIMITS.items():
             found = adapt(
                 encoder("int8"),
                 tasks,
-                Limits(limit, 2 * limit),
+                limits,
                 seeds=range(draws),
                 recipes=recipes,
                 test_texts=1000,
@@ -119,13 +121,15 @@ def _described(found: Adaptation, picture: str) -> dict[str, Any]:
 
 def main_results() -> None:
     """The test splits at every number of shots, and the long inputs."""
+    measurement.ROUNDS = ROUNDS
     for precision in PRECISIONS:
         model = encoder(precision)
         for name, tasks in (("intents", EVALUATION), ("long", (LONG,))):
+            shots = SHOTS if (precision, name) == ("int8", "intents") else FEWER_SHOTS
             found = evaluate(
                 model,
                 [task(each) for each in tasks],
-                SHOTS,
+                shots,
                 range(DRAWS),
                 policies(),
                 journal(f"main-{precision}"),
@@ -148,7 +152,7 @@ def ablation() -> None:
         encoder("int8"),
         [task(name) for name in EVALUATION],
         (10,),
-        (0, 1),
+        (0,),
         (),
         2000,
         1000,
@@ -161,9 +165,7 @@ def ablation() -> None:
         for layer in range(search.num_layers)
         for score, reduce in kinds
         for quantile in QUANTILES
-        for protect in (
-            (False, True) if (score, reduce) in (("attention", "drop"), ("learned", "restore")) else (False,)
-        )
+        for protect in ((False, True) if (score, reduce) in PROTECTED else (False,))
     ]
     outcomes = search.run(recipes, mean_drop=1000.0)
     rows = [
@@ -179,7 +181,7 @@ def ablation() -> None:
         }
         for each in outcomes
     ]
-    save("ablation", {"rows": rows, "shots": [10], "draws": 2})
+    save("ablation", {"rows": rows, "shots": [10], "draws": 1})
 
 
 def token_kind(token: str, is_special: bool) -> str:

@@ -790,6 +790,25 @@ def test_a_chunk_ends_well_after_an_error(plain_models, helpers_always_pay):
         assert all(map(np.array_equal, model.results(blocks, rows), wanted))
 
 
+def test_a_chunk_runs_alone_where_the_system_refuses_a_thread(plain_models, helpers_always_pay, monkeypatch):
+    model = plain_models[0]
+    blocks, rows = model.blocks(load_kernels(LEVELS[0])), model.rows((9,))
+    wanted = model.results(blocks, rows)
+
+    def refuse(count):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(team, "_idle_assistants", refuse)
+        with blocks.chunk(9, helpers=3):
+            assert blocks._chunk.team is None
+            assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+    assert team._process.chunks == 0
+    with blocks.chunk(9, helpers=3):
+        assert blocks._chunk.team is not None
+        assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+
+
 FORK = """
 import os, signal, sys, threading, warnings
 from pathlib import Path

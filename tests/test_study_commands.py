@@ -1,4 +1,4 @@
-"""`minitrans evaluate` as its users meet it."""
+"""`minitrans evaluate` and `minitrans adapt` as their users meet them."""
 
 import csv
 import io
@@ -10,9 +10,13 @@ import sys
 import time
 
 import pytest
+from tiny_tasks import tiny_rows
 
-from minitrans import PruningPolicy, measurement
+from minitrans import PruningPolicy, SentenceEncoder, adaptation, measurement
 from minitrans.cli import main
+from minitrans.distillation import measure
+from minitrans.journal import Journal
+from minitrans.search import Search
 
 TRAIN = """text,label
 hi there,greeting
@@ -42,8 +46,8 @@ def task(tmp_path):
 def run(monkeypatch, capsys, plain):
     """run("--task", folder) -> exit code, standard output, standard error; on a small random model."""
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minitrans", "evaluate", *map(str, arguments), "--model", str(plain)])
+    def call(*arguments, command="evaluate"):
+        monkeypatch.setattr(sys, "argv", ["minitrans", command, *map(str, arguments), "--model", str(plain)])
         monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
         with pytest.raises(SystemExit) as end:
             main()
@@ -257,3 +261,173 @@ def test_a_real_task(run, data_folder):
     code, out, _ = run(*arguments, "--on-truncation", "ignore", "--json")
     assert code == 0
     assert {cell["test_examples"] for cell in json.loads(out)["cells"]} == {253}
+
+
+# minitrans adapt
+
+
+@pytest.fixture
+def adapt(run, tmp_path, monkeypatch):
+    """adapt("--max-drop", 50) -> exit code, standard output, standard error; two small tasks and few policies."""
+    monkeypatch.setattr("minitrans.candidates.METHODS", (("attention", "drop"), ("learned", "restore")))
+    monkeypatch.setattr("minitrans.candidates.QUANTILES", (0.4,))
+    monkeypatch.setattr(adaptation, "PARENTS", 1)
+    monkeypatch.setattr("minitrans.cli._quit", sys.exit)  # closes standard output
+    sources = []
+    for seed, name in enumerate(("a", "b")):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *tiny_rows(seed)])
+        sources += ["--task", tmp_path / f"{name}.csv"]
+
+    def call(*arguments, output=tmp_path / "out" / "policy.json"):
+        few = ("--shots", "1,2", "--seeds", "2", "--threads", "1")
+        return run(*sources, *few, "-o", output, *arguments, command="adapt")
+
+    return call
+
+
+@pytest.fixture
+def hopeless(monkeypatch):
+    """No policy comes near what no pruning reaches."""
+    base = Search.base
+    monkeypatch.setattr(Search, "base", lambda self, trial: base(self, trial) + 1)
+
+
+LAX = ("--max-drop", "100", "--confidence", "0.5")
+REFERENCE = "{file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load('{file}'))"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, tmp_path, plain):
+    pytest.importorskip("matplotlib")
+    code, out, err = adapt(*LAX)
+    folder = tmp_path / "out"
+    assert code == 0
+    assert err.splitlines() == [
+        f"{folder / 'policy.md'}: written",
+        f"{folder / 'policy.svg'}: written",
+        REFERENCE.format(file=folder / "policy.json"),
+    ]
+    policy = PruningPolicy.load(folder / "policy.json")
+    wanted = {"policy.json", "policy.md", "policy.svg", "policy.journal.jsonl"}
+    assert {path.name for path in folder.iterdir()} == wanted | ({"policy.safetensors"} if policy.fitted else set())
+    assert policy.provenance["tasks"].keys() == {"a", "b"}
+    assert policy.provenance["limits"] == {"mean_drop": 100, "task_drop": 200, "confidence": 0.5}
+    assert (policy.provenance["shots"], policy.provenance["seeds"]) == ([1, 2], [0, 1])
+    assert SentenceEncoder(plain, pruning=policy).encode("where is my new card please").shape == (32,)
+    assert [line for line in out.splitlines() if "(chosen)" in line]
+    assert out.splitlines()[0].split()[0] == "what"
+
+
+def test_adapting_again_gives_the_same_files_and_computes_nothing(adapt, tmp_path, monkeypatch):
+    _, out, err = adapt(*LAX)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(Search, "_embed", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(adaptation, "interleaved", lambda *_: pytest.fail("timed again"))
+    assert adapt(*LAX) == (0, out, err)
+    assert contents(tmp_path / "out") == before
+
+
+def test_adapt_puts_files_where_it_is_told(adapt, tmp_path):
+    code, _, err = adapt(
+        *LAX, "--max-task-drop", "150", "--report", tmp_path / "r" / "found.md", "--journal", tmp_path / "j.jsonl"
+    )
+    assert code == 0
+    assert f"{tmp_path / 'r' / 'found.md'}: written" in err
+    assert len(Journal(tmp_path / "j.jsonl")) > 0
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors"}
+    assert PruningPolicy.load(tmp_path / "out" / "policy.json").provenance["limits"]["task_drop"] == 150
+
+
+def test_adapt_learns_from_more_texts(adapt, tmp_path, monkeypatch):
+    learned = []
+
+    def spying(encoder, texts, layers):
+        learned.extend(texts)
+        return measure(encoder, texts, layers)
+
+    monkeypatch.setattr("minitrans.search.measure", spying)
+    (tmp_path / "log.txt").write_text("where is my new card please\nplay some music for me today\n")
+    assert adapt(*LAX, "--texts", tmp_path / "log.txt", "--fit-texts", "10")[0] == 0
+    assert {"where is my new card please", "play some music for me today"} <= set(learned)
+    assert len(set(learned)) == 12
+
+
+def test_no_policy_within_the_limits_is_one_line(adapt, tmp_path, hopeless):
+    pytest.importorskip("matplotlib")
+    code, out, err = adapt("--max-drop", "0")
+    folder = tmp_path / "out"
+    assert code == 2
+    assert "no pruning" in out
+    *written, error = err.splitlines()
+    assert written == [f"{folder / 'policy.md'}: written", f"{folder / 'policy.svg'}: written"]
+    assert error.startswith("Error: none of ")
+    assert "stays within 0 points on average and 0 on the worst task; the nearest is" in error
+    assert {path.name for path in folder.iterdir()} == {"policy.md", "policy.svg", "policy.journal.jsonl"}
+    assert "**No policy stays within the limits.**" in (folder / "policy.md").read_text()
+
+
+BAD_ADAPT = {
+    ("--confidence", "0.4"): "confidence is 0.4, wanted a number in [0.5, 1)",
+    ("--confidence", "sure"): "'sure' is not a valid float",
+    ("--max-drop", "-1"): "mean_drop is -1.0",
+    ("--max-drop", "nan"): "mean_drop is nan",
+    ("--max-task-drop", "-1"): "task_drop is -1.0",
+    ("--seeds", "0"): "--seeds",
+    ("--shots", "0"): "shots is 0",
+    ("--shots", "few"): "'few' is not a list of whole numbers",
+    ("--report", "report.html"): "report.html ends in '.html', wanted .md",
+    ("--texts", "/nope.txt"): "cannot read /nope.txt",
+    ("--task", "/nope"): "there is no task '/nope'",
+    ("--task", "{folder}/a.csv"): "the tasks are a, b, a",
+    ("--journal", "{folder}/a.csv"): "a.csv is not a journal",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD_ADAPT, ids=" ".join)
+def test_bad_input_of_adapt_is_one_line_and_exit_code_2(adapt, tmp_path, arguments, no_network):
+    code, out, err = adapt(*(argument.format(folder=tmp_path) for argument in arguments))
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("Error: ")
+    assert BAD_ADAPT[arguments] in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["policy", "policy.safetensors", "policy.yaml"])
+def test_adapt_writes_json(adapt, tmp_path, name):
+    code, out, err = adapt(*LAX, output=tmp_path / "out" / name)
+    assert (code, out) == (2, "")
+    assert err == f"Error: {tmp_path / 'out' / name} does not end in .json, wanted a name as policy.json\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_leaves_a_journal_to_go_on_from(adapt, tmp_path, monkeypatch):
+    tried, embed = [], Search._embed
+
+    def counting(self, trial, *rest):
+        tried.append(trial.name)
+        return embed(self, trial, *rest)
+
+    def interrupted(self, trial, *rest):
+        if len(tried) == 5:  # two policies on two tasks, and one on one
+            raise KeyboardInterrupt
+        return counting(self, trial, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "_embed", interrupted)
+        code, out, err = adapt(*LAX)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["policy.journal.jsonl"]
+    assert len(Journal(tmp_path / "out" / "policy.journal.jsonl")) == 4  # these two, and both tasks without pruning
+    tried.clear()
+    monkeypatch.setattr(Search, "_embed", counting)
+    assert adapt(*LAX)[0] == 0
+    rest = len(tried)
+    tried.clear()
+    assert adapt(*LAX, "--journal", tmp_path / "other.jsonl")[0] == 0
+    assert rest == len(tried) - 4

@@ -73,8 +73,7 @@ class CompiledBlocks:
         pays = self._weight_bytes >= MANY_BYTES or rows * self._weight_bytes >= MUCH_WORK
         with alone() as idle:
             if idle and pays and helpers > 0:
-                chunk.team = self._free_team()
-                chunk.team.open(min(helpers, MOST_MEMBERS - 1))
+                chunk.team = self._open_team(min(helpers, MOST_MEMBERS - 1))
             try:
                 yield
             finally:
@@ -209,13 +208,20 @@ class CompiledBlocks:
         if not 0 <= layer < self.num_layers:
             raise InputError(f"layer is {layer}, wanted 0 to {self.num_layers - 1}")
 
-    def _free_team(self) -> Team:
-        """One whose assistants have all left, or a new one."""
-        try:
+    def _open_team(self, assistants: int) -> Team | None:
+        """One whose former assistants have all left, or a new one; None where the system refuses another thread."""
+        team = None
+        with suppress(IndexError):
             team = self._teams.pop()
-        except IndexError:
-            return Team(self.kernels)
-        return team if team.is_free else Team(self.kernels)
+        if team is None or not team.is_free:
+            team = Team(self.kernels)
+        try:
+            team.open(assistants)
+        except RuntimeError:
+            team.close()
+            self._teams.append(team)  # those that did come may still read it
+            return None
+        return team
 
 
 def _restored(parameters: Parameters) -> CompiledBlocks:
