@@ -25,7 +25,7 @@ from minitrans.distillation import Recorder
 from minitrans.errors import InputError, PolicyError
 from minitrans.journal import Journal
 from minitrans.model import SentenceEncoder
-from minitrans.policy import PruningPolicy
+from minitrans.policy import RESTORABLE, PruningPolicy
 from minitrans.search import Limits, Outcome, Search
 
 PARENTS = 6  # policies of the grid whose neighbours are tried
@@ -129,19 +129,48 @@ def adapt(
         progress: show bars on standard error.
 
     Raises:
-        InputError: no tasks, names that come twice, no recipes, or as `minitrans.datasets.draw` does.
+        InputError: no tasks, names that come twice, recipes that the model cannot run, or as
+            `minitrans.datasets.draw` does.
     """
-    if recipes is not None and not recipes:
-        raise InputError("recipes is empty, wanted at least one, or None for the grid")
+    tries = _grid(encoder) if recipes is None else _checked(recipes, encoder)
     search = Search(encoder, tasks, shots, seeds, texts, fit_texts, test_texts, journal, progress)
     limits = limits or Limits()
-    tried = search.run(grid(search.num_layers) if recipes is None else new_ones(recipes, ()), limits.mean_drop)
+    tried = search.run(tries, limits.mean_drop)
     model = _cost_model(search, tried)
     if recipes is None:
         parents = _promising(_priced(search, tried, model), limits)
         more = [other for each in parents for other in neighbours(each.recipe, search.num_layers)]
         tried += search.run(new_ones(more, [each.recipe for each in tried]), limits.mean_drop)
     return _decided(search, _priced(search, tried, model), limits, model)
+
+
+def _grid(encoder: SentenceEncoder) -> list[Recipe]:
+    """What the model can run of the grid, with the special tokens protected where it pools one of them."""
+    protect = bool({*encoder.pooling.modes} & {"cls", "lasttoken"})
+    recipes = [replace(each, protect_special=protect) for each in grid(encoder.blocks.num_layers)]
+    return [each for each in recipes if _runs(each, encoder)]
+
+
+def _checked(recipes: Sequence[Recipe], encoder: SentenceEncoder) -> list[Recipe]:
+    if not recipes:
+        raise InputError("recipes is empty, wanted at least one, or None for the grid")
+    for each in recipes:
+        if not _runs(each, encoder):
+            raise InputError(
+                f"the policy {each} cannot run on this model, which has {encoder.blocks.num_layers} layers and "
+                f"{'+'.join(encoder.pooling.modes)} pooling; leave it out"
+            )
+    return new_ones(recipes, ())
+
+
+def _runs(recipe: Recipe, encoder: SentenceEncoder) -> bool:
+    """As PruningPolicy.check_fits, which needs the arrays."""
+    modes = {*encoder.pooling.modes}
+    return (
+        max(layer for layer, _ in recipe.stages) < encoder.blocks.num_layers
+        and (recipe.protect_special or not modes & {"cls", "lasttoken"})
+        and (recipe.reduce != "restore" or modes <= {*RESTORABLE})
+    )
 
 
 def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: CostModel) -> Adaptation:

@@ -110,7 +110,8 @@ def describe(policy: PruningPolicy | None) -> str:
     if policy is None:
         return "none"
     stages = " ".join(f"q={quantile:g} l={layer}" for layer, quantile in policy.plan.items())
-    extras = [policy.score] * (policy.score != "attention") + [policy.reduce] * (policy.reduce != "drop")
+    extras = [] if policy.threshold is None else [f"threshold={policy.threshold:g}"]
+    extras += [policy.score] * (policy.score != "attention") + [policy.reduce] * (policy.reduce != "drop")
     return " ".join([f"s={policy.min_tokens} {stages}", *extras, *["protected"] * policy.protect_special])
 
 

@@ -47,7 +47,6 @@ from minitrans.vectors import (
 from minitrans.weights import load_parameters, weight_files
 
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
-MOST_GROWTH = 2.0  # of a chunk that will be pruned
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
@@ -242,8 +241,7 @@ class SentenceEncoder:
             sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
             prompt_name: which of ``prompts`` to put before every text.
             prompt: the text itself; wins over ``prompt_name``.
-            batch_size: most texts in one chunk of work; up to twice as many where pruning makes chunks smaller. It has
-                no influence on the result.
+            batch_size: most texts in one chunk of work. It has no influence on the result.
             show_progress_bar: None shows one on a terminal when the "minitrans" logger is at INFO or below.
             output_value: "sentence_embedding", or "token_embeddings": one array [n, H] per text, n being the tokens
                 that pruning left.
@@ -359,16 +357,13 @@ class SentenceEncoder:
             with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers):
                 tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
                 truncated.extend(self._too_long(tokenized.lengths, place.start))
-                for part in chunks([len(ids) for ids in tokenized.ids], most_texts, most_tokens):
+                for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
                     batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
                     encoded = forward(self.blocks, batch, call.policy)
                     done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
             return done
 
-        # A chunk that pruning makes small is slow for its size, so it may begin larger.
-        growth = 1.0 if call.policy is None else 1 / max(1 / MOST_GROWTH, call.policy.share_kept)
-        most_texts, most_tokens = int(call.batch_size * growth), int(CHUNK_TOKENS * growth)
-        places = list(chunks([len(text) for text in texts], most_texts, most_tokens * CHARACTERS))
+        places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
         with progress, self.blocks.session():
             for results in in_order(work, places, self.threads):
                 for place, result in results:

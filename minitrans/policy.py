@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -245,11 +244,6 @@ class PruningPolicy:
     def plan(self) -> dict[int, float]:
         """Layer -> quantile: the stages, or the one pair of ``layer`` and ``quantile``."""
         return dict(self.stages) if self.stages is not None else {self.layer: self.quantile}
-
-    @property
-    def share_kept(self) -> float:
-        """About the share of a long text's tokens that is left at the end; under a threshold the least there can be."""
-        return math.prod(1 - quantile for quantile in self.plan.values())
 
     def scorer(self, layer: int) -> Linear:
         """The map [1, H] of "learned" at a layer of the plan."""

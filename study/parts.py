@@ -29,6 +29,7 @@ from study.settings import (
     ADAPTATION,
     DRAWS,
     EVALUATION,
+    FEWER_DRAWS,
     FEWER_SHOTS,
     LIMITS,
     LONG,
@@ -125,12 +126,12 @@ def main_results() -> None:
     for precision in PRECISIONS:
         model = encoder(precision)
         for name, tasks in (("intents", EVALUATION), ("long", (LONG,))):
-            shots = SHOTS if (precision, name) == ("int8", "intents") else FEWER_SHOTS
+            whole = (precision, name) == ("int8", "intents")
             found = evaluate(
                 model,
                 [task(each) for each in tasks],
-                shots,
-                range(DRAWS),
+                SHOTS if whole else FEWER_SHOTS,
+                range(DRAWS if whole else FEWER_DRAWS),
                 policies(),
                 journal(f"main-{precision}"),
                 progress=PROGRESS,

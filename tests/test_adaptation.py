@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import random_models
 from tiny_tasks import tiny_task
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, __version__, adaptation, adaptation_report
@@ -349,6 +350,39 @@ def test_the_grid_of_a_single_layer(random_folder, clock, monkeypatch):
     assert found.policy is not None
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken", "max", "weightedmean", "mean_sqrt_len_tokens"])
+def test_every_policy_that_is_tried_runs_on_the_model(tmp_path, clock, monkeypatch, pooling):
+    monkeypatch.setattr("minitrans.candidates.QUANTILES", (0.5,))
+    monkeypatch.setattr(adaptation, "PARENTS", 1)
+    spec = random_models.ModelSpec("pooled", pooling=pooling, pooling_style="string", seed=31)
+    encoder = SentenceEncoder(random_models.write_model(tmp_path, spec), threads=1)
+    found = run(encoder, recipes=None, shots=(1,), seeds=(0,))
+    search = Search(encoder, TASKS, (1,), (0,), (), 40, 100, None, False)
+    for each in found.outcomes:
+        search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+    assert encoder.encode("where is my new card please", pruning=found.policy).shape == (32,)
+    assert {each.recipe.score for each in found.outcomes} == {"attention", "learned"}
+
+
+@pytest.mark.parametrize(
+    ("pooling", "recipe"),
+    [
+        ("mean", Recipe(((3, 0.5),), "attention", "drop")),
+        ("mean", Recipe(((1, 0.5), (3, 0.5)), "learned", "drop")),
+        ("cls", Recipe(((1, 0.5),), "attention", "drop")),
+        ("lasttoken", Recipe(((1, 0.5),), "attention", "restore", protect_special=True)),
+        ("max", Recipe(((1, 0.5),), "learned", "restore")),
+    ],
+)
+def test_recipes_that_cannot_run_are_refused_before_the_work(tmp_path, monkeypatch, pooling, recipe):
+    spec = random_models.ModelSpec("pooled", pooling=pooling, pooling_style="string", seed=31)
+    encoder = SentenceEncoder(random_models.write_model(tmp_path, spec), threads=1)
+    monkeypatch.setattr(adaptation, "Search", lambda *_: pytest.fail("began"))
+    message = f"{re.escape(str(recipe))} cannot run on this model, which has 3 layers and {pooling} pooling"
+    with pytest.raises(InputError, match=message):
+        run(encoder, recipes=[recipe])
+
+
 # What is refused
 
 
@@ -412,6 +446,14 @@ def test_the_report(found):
     assert baseline[2:] == [[name, f"{value:.1%}"] for name, value in found.baseline.items()]
     ratios = [float(row[1].rstrip("%")) for row in timed[2:]]
     assert ratios == sorted(ratios)
+
+
+def test_the_front_marks_what_was_chosen(found):
+    chosen = found.pareto()[1]
+    for policy, names in ((found.policy, [f"{chosen.recipe} (chosen)"]), (None, [])):
+        text = adaptation_report.markdown(replace(found, chosen=chosen, policy=policy))
+        assert [row[0] for row in tables(text)[1] if "(chosen)" in row[0]] == names
+    assert {row[-1] for row in tables(adaptation_report.markdown(replace(found, limits=NONE)))[1][2:]} >= {"no"}
 
 
 def test_the_table_for_a_terminal(found):

@@ -344,19 +344,6 @@ def test_maps_of_the_layers():
     assert policy.restore_map(1) is FITTED.restore[1]
 
 
-@pytest.mark.parametrize(
-    ("fields", "share"),
-    [
-        ({"quantile": 0.3}, 0.7),
-        ({"quantile": 0}, 1),
-        ({"quantile": 0.9, "stages": [[0, 0.5], [2, 0.2]]}, 0.4),
-        ({"quantile": 0.4, "threshold": 0.1}, 0.6),
-    ],
-)
-def test_share_kept(fields, share):
-    assert PruningPolicy(**fields).share_kept == pytest.approx(share)
-
-
 @pytest.mark.parametrize("lay_out", [np.asfortranarray, lambda array: np.repeat(array, 2, axis=-1)[..., ::2]])
 def test_arrays_however_they_lie_in_memory(encoder, lay_out):
     policy = fitted_to(encoder, min_tokens=3, **BOTH)
