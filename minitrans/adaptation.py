@@ -227,11 +227,12 @@ def _encoding(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy 
 
 def _cost_model(search: Search, outcomes: Sequence[Outcome]) -> CostModel:
     """Time some policies, on short and on long texts, and fit the prices of their work."""
-    key = search.key | {"kind": "cost model", "threads": search.encoder.threads}
+    timed = _spread([each.recipe for each in outcomes])
+    key = search.key | {"kind": "cost model", "threads": search.encoder.threads, "policies": list(map(str, timed))}
     value = search.journal.get(key)
     if value is None:
         texts = sorted(_sample(search), key=len)
-        policies = [None, *(search.policy(recipe) for recipe in _spread([each.recipe for each in outcomes]))]
+        policies = [None, *(search.policy(recipe) for recipe in timed)]
         work, seconds = [], []
         for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
             took = interleaved({str(i): _encoding(search.encoder, half, each) for i, each in enumerate(policies)}, 3)

@@ -142,6 +142,11 @@ class Moments:
         return int(self.gram[-1, -1])
 
 
+def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:
+    """Whether any text has a length that `measure` takes."""
+    return any(SHORTEST <= len(ids) <= LONGEST for ids in encoder.tokenizer.encode(list(texts)).ids)
+
+
 def measure(
     encoder: SentenceEncoder, texts: Sequence[str], layers: Sequence[int], progress: bool = False
 ) -> dict[int, Moments]:

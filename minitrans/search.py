@@ -23,7 +23,18 @@ from minitrans.calls import Progress
 from minitrans.candidates import Recipe
 from minitrans.costs import WorkCounter
 from minitrans.datasets import Task
-from minitrans.distillation import Moments, Recorder, add_moments, batches, fit, measure, on_threads
+from minitrans.distillation import (
+    LONGEST,
+    SHORTEST,
+    Moments,
+    Recorder,
+    add_moments,
+    batches,
+    can_measure,
+    fit,
+    measure,
+    on_threads,
+)
 from minitrans.encoder import Start, forward
 from minitrans.errors import InputError
 from minitrans.journal import Journal
@@ -125,7 +136,14 @@ class Search:
         self.shots, self.seeds = list(shots), list(seeds)
         self.num_layers = encoder.blocks.num_layers
         self.trials = [Trial(task, self.shots, self.seeds, test_texts) for task in tasks]
-        self.unlabelled = unlabelled_texts(tasks if fit_on is None else fit_on, texts, fit_texts)
+        found = unlabelled_texts(tasks if fit_on is None else fit_on, texts, fit_texts)
+        # A task without any text of a fitting length is tried all the same, with arrays from the others.
+        self.unlabelled = {name: few for name, few in found.items() if can_measure(encoder, prompted(encoder, few))}
+        if not self.unlabelled:
+            raise InputError(
+                f"no training text of {', '.join(found)} has {SHORTEST} to {LONGEST} tokens, wanted some to learn "
+                "scores from; add unlabelled texts of such lengths"
+            )
         self._moments: dict[int, dict[str, Moments]] = {}
         self._base: dict[str, NDArray[np.float64]] = {}
         self.key = {
@@ -133,6 +151,7 @@ class Search:
             "model": encoder.model_sha256,
             "precision": encoder.precision,
             "backend": encoder.backend,
+            "max_seq_length": encoder.max_seq_length,
             "tasks": {task.name: task.digest for task in tasks},
             "shots": self.shots,
             "seeds": self.seeds,

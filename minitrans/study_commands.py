@@ -168,7 +168,10 @@ def adapt(
     limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
     found = adaptation.adapt(
         options.encoder(**model),
-        [load_task(source, text_column, label_column) for source in sources],
+        [
+            load_task(source, text_column, label_column, local_files_only=model["local_files_only"])
+            for source in sources
+        ],
         limits,
         shots=shots,
         seeds=range(seeds),
