@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,6 +79,20 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return (load(name) or {"rows": []})["rows"]
 
 
+def _time(policy: str, precision: str, texts: str) -> float | None:
+    """Share of the time without pruning on the compiled backend, from the part `speed`."""
+    wanted = ("all-MiniLM-L6-v2", "compiled", precision, texts, policy)
+    for row in load("speed") or []:
+        if tuple(row[key] for key in ("model", "backend", "precision", "texts", "policy")) == wanted:
+            return float(row["time_ratio"])
+    return None
+
+
+def _saved(policy: str, precision: str, texts: str) -> float:
+    time = _time(policy, precision, texts)
+    return math.nan if time is None else 1 - time
+
+
 def _main_table(precision: str, shots: tuple[int, ...]) -> str:
     """Mean accuracy per number of shots, the change, and the time on BANKING77."""
     rows = _rows(f"main-intents-{precision}")
@@ -96,7 +111,7 @@ def _main_table(precision: str, shots: tuple[int, ...]) -> str:
                 spread = row["accuracy_change_ci95"]
                 line[f"ci_{row['shots']}"] = None if spread is None else 100 * spread
         if row["task"] == "banking77":
-            line["time"], line["kept"] = row["time_ratio"], row["tokens_kept"]
+            line["time"], line["kept"] = _time(row["pruning"], precision, "banking77"), row["tokens_kept"]
     return render(columns, list(table.values()), "markdown")
 
 
@@ -105,6 +120,7 @@ def _long_table(precision: str) -> str:
     lines = [
         {
             **row,
+            "time": _time(row["pruning"], precision, LONG),
             "points": None if row["accuracy_change"] is None else 100 * row["accuracy_change"],
             "ci": None if row["accuracy_change_ci95"] is None else 100 * row["accuracy_change_ci95"],
         }
@@ -127,14 +143,14 @@ def _bars() -> str:
             if row["task"] == "(mean)" and row["shots"] == 10 and row["accuracy_change"] is not None:
                 found.setdefault(row["pruning"], {})["points"] = -100 * row["accuracy_change"]
             if row["task"] == "banking77" and row["shots"] == 10:
-                found.setdefault(row["pruning"], {})["saved"] = 1 - row["time_ratio"]
+                found.setdefault(row["pruning"], {})["saved"] = _saved(row["pruning"], precision, "banking77")
         for mode, (bar, goal) in BARS.items():
             for name in (mode, f"{mode}-intents"):
                 if name in found:
                     lines.append(_judged(f"{name}, {precision}", found[name], bar, goal))
         for row in _rows(f"main-long-{precision}"):
             if row["shots"] == 10 and row["pruning"] in ("balanced", "fast", "balanced-intents", "fast-intents"):
-                values = {"saved": 1 - row["time_ratio"], "points": -100 * row["accuracy_change"]}
+                values = {"saved": _saved(row["pruning"], precision, LONG), "points": -100 * row["accuracy_change"]}
                 lines.append(_judged(f"{row['pruning']} on {LONG}, {precision}", values, LONG_BAR, LONG_GOAL))
     columns = (
         Column("what", "what"), Column("saved", "time saved", ".1%"), Column("points", "points lost", ".2f"),
