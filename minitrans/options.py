@@ -28,7 +28,7 @@ class Command(click.Command):
 
 
 _MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
-_PRUNING = click.option("--pruning", metavar="FILE", help="A pruning policy as JSON; `default` for the default policy.")
+_PRUNING = click.option("--pruning", metavar="FILE", help="A policy as JSON, or a name: default, balanced, fast.")
 _ENCODER = (
     click.option("--threads", type=int, help="Default: all processors that are available."),
     click.option("--local-files-only", is_flag=True, help="Never open a connection."),

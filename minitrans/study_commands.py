@@ -39,7 +39,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Examples per class, with commas between them.",
 )
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
-@click.option("--pruning", metavar="FILE", multiple=True, help="A policy to compare, or `default`. May be repeated.")
+@click.option("--pruning", metavar="FILE", multiple=True, help="As JSON, or default, balanced, fast. May be repeated.")
 @click.option("-o", "--output", metavar="FILE", help="Write the table to .csv, .md or .txt, or everything to .json.")
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")

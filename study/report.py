@@ -128,7 +128,7 @@ def _long_table(precision: str) -> str:
     ]
     columns = (
         Column("pruning", "pruning"), Column("accuracy", "10-shot", ".1%", "accuracy_ci95"),
-        Column("points", "points", "+.2f", "ci"), Column("time_ratio", "time", ".1%"),
+        Column("points", "points", "+.2f", "ci"), Column("time", "time", ".1%"),
         Column("tokens_kept", "tokens kept", ".1%"),
     )  # fmt: skip
     return render(columns, lines, "markdown")
