@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minitrans.kernels.levels import Level
-from minitrans.kernels.rows import Kernel
+from minitrans.kernels.rows import Kernel, copying
 from minitrans.kernels.simd import FLOAT, I64, Emitter, Lanes, Part, load_word, nothing, store_word, vector_code, word
 from minitrans.kernels.steps import BATCH, PRUNE
 
@@ -14,6 +14,8 @@ def prune(level: Level) -> Kernel:
     There is one task: where a text's rows go depends on how many of the texts before it stayed.
     """
 
+    copy = copying(level)
+
     @vector_code(level, nothing, word, word, word, word, word)
     def score(v: Emitter, row: Lanes, weight: Lanes, bias: Lanes, to: Lanes, width: Lanes) -> None:
         def add(part: Part, total: Lanes) -> list[Lanes]:
@@ -21,14 +23,6 @@ def prune(level: Level) -> Kernel:
 
         product = v.each_vector(width, [v.constant(0.0)], add, [Lanes.__add__])[0]
         v.store(to, v.total(product) + v.load(bias, FLOAT))
-
-    @vector_code(level, nothing, word, word, word)
-    def copy(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:
-        def move(part: Part) -> list[Lanes]:
-            part.store(to, part.load(row))
-            return []
-
-        v.each_vector(width, [], move)
 
     @vector_code(level, nothing, word, word, word)
     def add_row(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:

@@ -112,8 +112,8 @@ def embed(level: Level) -> Kernel:
     return embed
 
 
-def load_rows(level: Level) -> Kernel:
-    """to[t] = batch.hidden[t]: into rows that a product may read beyond the last one of."""
+def copying(level: Level) -> Kernel:
+    """copy(row, to, width), for kernels to call."""
 
     @vector_code(level, nothing, word, word, word)
     def copy(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:
@@ -122,6 +122,13 @@ def load_rows(level: Level) -> Kernel:
             return []
 
         v.each_vector(width, [], move)
+
+    return copy
+
+
+def load_rows(level: Level) -> Kernel:
+    """to[t] = batch.hidden[t]: into rows that a product may read beyond the last one of."""
+    copy = copying(level)
 
     def load_rows(step: int, task: int, member: int) -> None:
         batch = load_word(step, LOAD_ROWS.batch)
