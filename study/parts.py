@@ -156,7 +156,7 @@ def ablation() -> None:
         (0,),
         (),
         2000,
-        1000,
+        600,
         journal("ablation"),
         PROGRESS,
         fit_on=[task(name) for name in ADAPTATION],
@@ -290,7 +290,7 @@ def _moved(policy: PruningPolicy | None, model: SentenceEncoder) -> PruningPolic
 
 
 def _sample(model: SentenceEncoder, name: str) -> int:
-    whole = {"banking77": 2000, LONG: 96}[name]
+    whole = {"banking77": 1200, LONG: 48}[name]
     slow = 1 if model.precision == "int8" else 3
     return whole // (slow * (6 if model.backend == "reference" else 1))
 

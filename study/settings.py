@@ -25,7 +25,7 @@ EVALUATION = ("banking77", "clinc150", "hwu64")
 LONG = "bbc"
 SHOTS, DRAWS = (1, 2, 3, 5, 10), 5
 FEWER_SHOTS, FEWER_DRAWS = (5, 10), 3  # float32, and long inputs
-ROUNDS = 7  # of timing
+ROUNDS = 5  # of timing
 # Points that a search allows: on average, and on the worst task. Its bound is the wider the fewer texts a task has.
 LIMITS = {"balanced": Limits(0.5, 1.5), "fast": Limits(1.5, 3.0)}
 PRECISIONS = ("int8", "float32")
