@@ -22,7 +22,7 @@ PICTURES = ROOT / "docs"
 
 ADAPTATION = ("snips", "hint3_curekart", "hint3_powerplay11", "hint3_sofmattress")
 EVALUATION = ("banking77", "clinc150", "hwu64")
-LONG = "bbc"
+LONG, LONG_POLICY = "bbc", "long"
 SHOTS, DRAWS = (1, 2, 3, 5, 10), 5
 FEWER_SHOTS, FEWER_DRAWS = (5, 10), 3  # float32, and long inputs
 ROUNDS = 5  # of timing
@@ -60,9 +60,10 @@ def encoder(precision: str, backend: str = "auto") -> SentenceEncoder:
     return SentenceEncoder(folder, backend=backend, on_truncation="ignore")
 
 
-def policies() -> dict[str, PruningPolicy]:
-    """The paper's and the shipped ones."""
-    return PAPER | {name: PruningPolicy.named(name) for name in shipped_policies()}
+def policies(with_long: bool = True) -> dict[str, PruningPolicy]:
+    """The paper's and the shipped ones; that for long texts only where it is wanted."""
+    names = [name for name in shipped_policies() if with_long or name != LONG_POLICY]
+    return PAPER | {name: PruningPolicy.named(name) for name in names}
 
 
 def journal(name: str, folder: Path | None = None) -> Journal:
