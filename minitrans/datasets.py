@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from minitrans.config import as_int, check_int
 from minitrans.errors import InputError, InputTypeError
 from minitrans.hub_datasets import KNOWN, fetch, read_parquet
+from minitrans.inputs import label_text
 
 FIELD_LIMIT = 16 * 1024 * 1024  # characters of one CSV field; the csv module's own limit of 128 kB cuts long documents
 FAULTS_NAMED = 5  # of the faulty rows of a file; the others are counted
@@ -69,6 +70,11 @@ class Draw:
     train: Examples
     test: Examples
     left_out: list[str]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes as words, in the order of a classifier's classes."""
+        return [label_text(label) for label in sorted(set(self.train.labels))]
 
 
 @dataclass(frozen=True)

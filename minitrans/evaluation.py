@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
-from minitrans.classifier import FewShotClassifier, label_text
+from minitrans.classifier import FewShotClassifier
 from minitrans.datasets import Draw, Task, draw, leakage
 from minitrans.errors import InputError
 from minitrans.journal import Journal
@@ -274,7 +274,7 @@ def finish(
     finished = {}
     for pair, few in draws.items():
         if rows_of is not None and pair not in values:
-            names = rows_of(_names(few)) if label_names else None
+            names = rows_of(few.class_names) if label_names else None
             classifier = FewShotClassifier(C=C, label_names=label_names)
             classifier.fit_embeddings(rows_of(few.train.texts), few.train.labels, names)
             values[pair] = compute(classifier, few, rows_of)
@@ -339,17 +339,12 @@ def _embedded(
     """Embed every text of the draws, and others, once; the function gives the embeddings `[B, H]` of any of them."""
     place: dict[str, int] = {}
     for each in draws:
-        for text in (*each.train.texts, *each.test.texts, *(_names(each) if label_names else [])):
+        for text in (*each.train.texts, *each.test.texts, *(each.class_names if label_names else [])):
             place.setdefault(text, len(place))
     for text in others:
         place.setdefault(text, len(place))
     vectors = encoder.encode(list(place), pruning=policy, show_progress_bar=False)  # [B', H]
     return lambda texts: vectors[[place[text] for text in texts]]
-
-
-def _names(examples: Draw) -> list[str]:
-    """The names of the classes as words, in the order of the classifier's classes."""
-    return [label_text(label) for label in sorted(set(examples.train.labels))]
 
 
 def _scores(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> dict[str, Any]:

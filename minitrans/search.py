@@ -146,6 +146,7 @@ class Search:
             )
         self._moments: dict[int, dict[str, Moments]] = {}
         self._base: dict[str, NDArray[np.float64]] = {}
+        self._unpruned: NDArray[np.float64] | None = None
         self.key = {
             "minitrans": __version__,
             "model": encoder.model_sha256,
@@ -288,10 +289,11 @@ class Search:
     # What they cost
 
     def unpruned_work(self) -> NDArray[np.float64]:
-        """Of one text, mean over the tasks."""
-        parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
-        work: NDArray[np.float64] = np.mean(parts, axis=0)
-        return work
+        """Of one text, mean over the tasks; every text is run through the model the first time."""
+        if self._unpruned is None:
+            parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
+            self._unpruned = np.mean(parts, axis=0)
+        return self._unpruned
 
     def count(self, texts: Sequence[str], policy: PruningPolicy | None) -> NDArray[np.float64]:
         """The work [kinds] of embedding the texts."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as FastTokenizer
 
-# Half of a surrogate pair alone is no character and has no UTF-8 form; the usual replacement stands in for it.
 YIELD = 8  # texts between two chances for other threads; sleeping for no time takes up to 0.1 ms
+# Half of a surrogate pair alone is no character and has no UTF-8 form; the usual replacement stands in for it.
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 

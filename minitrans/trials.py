@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.classifier import FewShotClassifier, label_text
+from minitrans.classifier import FewShotClassifier
 from minitrans.datasets import Draw, Task, draw
 from minitrans.distillation import batches
 from minitrans.metrics import accuracy
@@ -27,7 +27,7 @@ class Trial:
         self.draws = [[_smaller(draw(task, count, seed), test_texts) for seed in seeds] for count in shots]
         place: dict[str, int] = {}
         for each in (each for row in self.draws for each in row):
-            for text in (*each.train.texts, *each.test.texts, *_names(each)):
+            for text in (*each.train.texts, *each.test.texts, *each.class_names):
                 place.setdefault(text, len(place))
         self.texts, self._place = list(place), place
         self.test_texts = self.draws[0][0].test.texts
@@ -52,7 +52,7 @@ class Trial:
 
         def one(each: Draw, helpers: int = 0) -> float:
             classifier = FewShotClassifier().fit_embeddings(
-                rows(each.train.texts), each.train.labels, rows(_names(each))
+                rows(each.train.texts), each.train.labels, rows(each.class_names)
             )
             predicted = classifier.predict_embeddings(rows(each.test.texts))
             return accuracy(each.test.labels, [str(label) for label in predicted])
@@ -61,10 +61,6 @@ class Trial:
         with single_threaded_blas():  # small matrices: several fits at once are faster than several threads in each
             found = list(in_order(one, draws, available_cpus()))
         return np.array(found).reshape(len(self.draws), -1)
-
-
-def _names(each: Draw) -> list[str]:
-    return [label_text(label) for label in sorted(set(each.train.labels))]
 
 
 def _smaller(each: Draw, most: int) -> Draw:

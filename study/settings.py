@@ -66,11 +66,11 @@ def policies(with_long: bool = True) -> dict[str, PruningPolicy]:
     return PAPER | {name: PruningPolicy.named(name) for name in names}
 
 
-def journal(name: str, folder: Path | None = None) -> Journal:
+def journal(name: str) -> Journal:
     """Cells that are finished, so that an interrupted part goes on."""
     place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
     place.mkdir(parents=True, exist_ok=True)
-    return Journal((folder or place) / f"{name}.jsonl")
+    return Journal(place / f"{name}.jsonl")
 
 
 def save(name: str, values: Any) -> None:

@@ -52,7 +52,7 @@ class CompiledBlocks:
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
         self._chunk = _Chunk()
-        self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the identity of the weight
+        self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory addresses and a library of this machine: elsewhere the weights are laid out anew.
@@ -162,7 +162,7 @@ class CompiledBlocks:
 
     def _packed(self, weight: Float32) -> PackedLinear:
         known = self._projections.get(id(weight))
-        if known is None or known[0] is not weight:
+        if known is None:
             if len(self._projections) >= PROJECTIONS:
                 self._projections.clear()
             bias = np.zeros(len(weight), np.float32)

@@ -24,7 +24,7 @@ from minitrans.kernels.steps import (
     STEP_WORDS,
 )
 from minitrans.parameters import Float32, LayerNorm
-from minitrans.pruning import Ranking
+from minitrans.pruning import Ranking, positions
 
 PER_ROWS = -1  # tasks: see kernels/steps.py
 _BATCH = struct.Struct(f"{len(BATCH)}q")
@@ -91,7 +91,7 @@ class Workspace:
         self._offsets = offsets.copy()  # what was checked is what the kernels read
         self.offsets = offsets.tobytes()
         self.longest = int(lengths.max(initial=0))
-        self._positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)  # [T]
+        self._positions = positions(offsets)  # [T]
         self._texts = len(lengths), address(self._offsets), address(self._positions)
 
     def describe(self, rows: int, ids: int, hidden: int, out: int, log_sizes: int, score: int) -> None:
