@@ -1,4 +1,4 @@
-"""The activation functions of BERT models, in float32."""
+"""The activation functions of BERT models, and the softmax of attention, in float32."""
 
 from __future__ import annotations
 
@@ -41,6 +41,14 @@ def gelu_new(x: Float32) -> Float32:
 def relu(x: Float32) -> Float32:
     """max(x, 0)"""
     return np.maximum(x, np.float32(0))
+
+
+def softmax(logits: Float32) -> Float32:
+    """exp(x) / sum(exp(x)) over the last axis, in place: [.., n] -> [.., n]"""
+    logits -= logits.max(axis=-1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=-1, keepdims=True)
+    return logits
 
 
 ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_new, "relu": relu}

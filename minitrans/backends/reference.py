@@ -9,6 +9,7 @@ up to 512 products of a uint8 and an int8 exactly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -16,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.activations import ACTIVATIONS
+from minitrans.backends.activations import ACTIVATIONS, softmax
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.packing import segments
 from minitrans.parameters import AnyEmbedding, AnyLinear, Embedding, Float32, Int8Linear, LayerNorm, Parameters
@@ -106,14 +107,6 @@ def layer_norm(x: Float32, norm: LayerNorm, eps: float) -> Float32:
     return centered * norm.weight + norm.bias
 
 
-def softmax(logits: Float32) -> Float32:
-    """exp(x) / sum(exp(x)) over the last axis, in place: [.., n] -> [.., n]"""
-    logits -= logits.max(axis=-1, keepdims=True)
-    np.exp(logits, out=logits)
-    logits /= logits.sum(axis=-1, keepdims=True)
-    return logits
-
-
 class ReferenceBlocks:
     """The three blocks in NumPy (contract: backends/__init__.py)."""
 
@@ -158,10 +151,24 @@ class ReferenceBlocks:
         self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
     ) -> tuple[Float32, Float32 | None]:
         """softmax(query key^T / sqrt(D)) value per head and text; then output map, residual, layer norm."""
+        context = np.empty_like(hidden)  # [T, H]
+        scores = np.empty(len(hidden), np.float32) if want in ("attention", "attention_value") else None  # [T]
+        for text, attention, value in self.attend(hidden, offsets, sizes, layer):
+            context[text] = (attention @ value).transpose(1, 0, 2).reshape(-1, hidden.shape[1])  # [n, H]
+            if scores is not None:
+                received = attention.mean(axis=1)  # [A, n] what each key gets, averaged over the queries
+                if want == "attention_value":
+                    received = received * np.linalg.norm(value, axis=-1)  # [A, n]
+                scores[text] = received.mean(axis=0)  # [n]
+        output = self._attention_output[layer](context, offsets)  # [T, H]
+        return layer_norm(output + hidden, self._attention_norm[layer], self.config.layer_norm_eps), scores
+
+    def attend(
+        self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int
+    ) -> Iterator[tuple[slice, Float32, Float32]]:
+        """Per text that is not empty: its rows, the attention [A, n, n] (rows are queries), the values [A, n, D]."""
         A, D = self.config.num_attention_heads, self.config.head_size
         qkv = self._qkv[layer](hidden, offsets).reshape(-1, 3, A, D)  # [T, 3, A, D]
-        context = np.empty((len(hidden), A, D), np.float32)  # [T, A, D]
-        scores = np.empty(len(hidden), np.float32) if want in ("attention", "attention_value") else None  # [T]
         for text in segments(offsets):
             if text.start == text.stop:
                 continue
@@ -170,15 +177,7 @@ class ReferenceBlocks:
             logits *= np.float32(1 / np.sqrt(D))
             if sizes is not None:
                 logits += np.log(sizes[text])
-            attention = softmax(logits)  # [A, n, n], rows are queries
-            context[text] = (attention @ value).transpose(1, 0, 2)  # [n, A, D]
-            if scores is not None:
-                received = attention.mean(axis=1)  # [A, n] what each key gets, averaged over the queries
-                if want == "attention_value":
-                    received = received * np.linalg.norm(value, axis=-1)  # [A, n]
-                scores[text] = received.mean(axis=0)  # [n]
-        output = self._attention_output[layer](context.reshape(hidden.shape), offsets)  # [T, H]
-        return layer_norm(output + hidden, self._attention_norm[layer], self.config.layer_norm_eps), scores
+            yield text, softmax(logits), value
 
     def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
         """output(activation(intermediate(x))) + x, then layer norm."""
