@@ -49,6 +49,7 @@ class FewShotClassifier:
         converged_: whether the last fit came within the solver's tolerance.
         encoder_: the encoder in use; None until one is needed, after `fit_embeddings` without one.
         embeddings_, labels_: `[N, H]` float32 and `[N]`: the examples so far, which `partial_fit` adds to.
+        texts_: their N texts, or None where not all are known.
         name_embeddings_: `[K, H]` float32 of the labels' names, or None.
         rejection_: the threshold below which `predict` abstains, a `Rejection`; None until `calibrate_rejection`.
 
@@ -63,6 +64,7 @@ class FewShotClassifier:
     intercept_: Float32
     encoder_: Encoder | None
     name_embeddings_: Float32 | None
+    texts_: list[str] | None
     rejection_: Rejection | None = None
     _known: KnownClasses | None = None  # made when needed, from what was learned
 
@@ -86,10 +88,10 @@ class FewShotClassifier:
         texts = text_list(texts)
         labels = label_array(labels, len(texts))
         encoder = _default_encoder() if self.encoder is None else self.encoder
-        return self._learn(encoder, encoded(encoder, texts), labels, None)
+        return self._learn(encoder, encoded(encoder, texts), labels, None, texts)
 
     def partial_fit(self: Self, texts: Iterable[str], labels: Iterable[Label]) -> Self:
-        """Add examples, and classes, to what was learned; the result is that of a fit on all of them.
+        """Add `texts` with `labels`, and classes, to what was learned; the result is that of a fit on all of them.
 
         Only the new texts are encoded, and the solver starts from the present weights. Without an earlier fit this is
         `fit`. It raises as `fit` does, and where labels are of another kind than before or one of them is what stands
@@ -103,7 +105,8 @@ class FewShotClassifier:
         self._check_kind(labels)
         encoder = self._used_encoder()
         embeddings = np.vstack([self.embeddings_, self._check_width(encoded(encoder, texts))])  # [N, H]
-        return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), None, keep=True)
+        all_texts = None if self.texts_ is None else [*self.texts_, *texts]
+        return self._learn(encoder, embeddings, np.concatenate([self.labels_, labels]), None, all_texts, keep=True)
 
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
@@ -121,7 +124,7 @@ class FewShotClassifier:
         rows = float_rows(embeddings, "embeddings")
         labels = label_array(labels, len(rows))
         names = None if name_embeddings is None else float_rows(name_embeddings, "name_embeddings")
-        return self._learn(self.encoder, rows, labels, names)
+        return self._learn(self.encoder, rows, labels, names, None)
 
     @overload
     def predict(self, texts: str) -> Label: ...  # type: ignore[overload-overlap]
@@ -222,7 +225,10 @@ class FewShotClassifier:
         folds: int = 5,
         seed: int = 0,
     ) -> Self:
-        """`calibrate_rejection` for texts that are encoded already, `[M, H]` each. Raises as it does."""
+        """`calibrate_rejection` for texts that are encoded already: `embeddings` and `out_of_scope` are `[M, H]`.
+
+        `labels`, `score`, `keep`, `abstention`, `folds` and `seed` are as there. Raises as it does.
+        """
         self._check_fitted()
         abstention = abstention_label(abstention, self.classes_)
         if score in ("probability", "energy") and len(self.classes_) == 1:
@@ -257,23 +263,23 @@ class FewShotClassifier:
         return float(scores[0]) if isinstance(texts, str) else scores
 
     def score_in_scope_embeddings(self, embeddings: ArrayLike, score: str | None = None) -> Float64:
-        """`score_in_scope` for embeddings `[B, H]`: `[B]`."""
+        """`score_in_scope` for `embeddings [B, H]`, by the same `score`: `[B]`."""
         self._check_fitted()
         if score is None:
             score = DEFAULT_SCORE if self.rejection_ is None else self.rejection_.score
         return self._known_classes().score(score, self._check_width(float_rows(embeddings, "embeddings")))
 
     def rank(self, texts: Iterable[str], top: int = 3) -> list[list[tuple[Label, float]]]:
-        """The `top` most probable labels of each text with their probabilities, best first.
+        """The `top` most probable labels of each of the `texts` with their probabilities, best first.
 
         Raises as `predict` does; InputTypeError for a bare str, InputError for a top below one.
         """
         return self._ranked(self._embed(text_list(texts)), top)
 
     def answer(self, texts: Iterable[str], top: int = 3, *, reject: bool = True) -> list[Answer]:
-        """What `predict` and `rank` say of each text, and with which score. Without `reject` none is rejected.
+        """What `predict` and `rank` say of each of the `texts`, and with which score.
 
-        Raises as `rank` does.
+        `top` is that of `rank`. Without `reject` no text is rejected. Raises as `rank` does.
         """
         rows = self._embed(text_list(texts))  # [B, H]
         ranked = self._ranked(rows, top)
@@ -283,7 +289,7 @@ class FewShotClassifier:
         return [self.rejection_.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
-        """The share of texts for which `predict` gives the label; a rejected text's is `rejection_.abstention`.
+        """The share of `texts` whose label in `labels` is what `predict` gives: `rejection_.abstention` if rejected.
 
         NotFittedError before `fit`; else raises as `fit`.
         """
@@ -293,11 +299,11 @@ class FewShotClassifier:
         self._check_kind(labels)
         return float(np.mean(self.predict(texts) == labels))
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, keep_texts: bool = True) -> None:
         """Write `classifier.json`, `classifier.safetensors` and, for a fitted policy, `pruning.safetensors`.
 
         All of it is written, or nothing. The encoder itself is not saved, only which one it was and how it prunes. An
-        existing classifier folder is replaced.
+        existing classifier folder is replaced. Without `keep_texts` the examples are saved as embeddings only.
 
         Raises:
             NotFittedError: before `fit`.
@@ -315,6 +321,8 @@ class FewShotClassifier:
             "converged": self.converged_,
             "encoder": identity | {"pruning": None if policy is None else policy.to_dict()},
         }
+        if keep_texts and self.texts_ is not None:
+            description["texts"] = self.texts_
         if self.rejection_ is not None:
             description["rejection"] = asdict(self.rejection_)
         codes = np.searchsorted(self.classes_, self.labels_).astype(np.int64)  # [N]
@@ -329,9 +337,10 @@ class FewShotClassifier:
         *,
         local_files_only: bool = False,
     ) -> Self:
-        """Read what `save` wrote; without an encoder, a `SentenceEncoder` of the saved name, precision and pruning.
+        """Read the `folder` that `save` wrote.
 
-        With `local_files_only` that encoder is never downloaded. Its weights must have the saved sha256.
+        Without an `encoder`, it gets a `SentenceEncoder` of the saved name, precision and pruning, which is never
+        downloaded with `local_files_only`. Its weights must have the saved sha256.
 
         Raises:
             ClassifierError: the folder is incomplete, broken or inconsistent, or the encoder's weights are not those
@@ -350,7 +359,7 @@ class FewShotClassifier:
         classifier.encoder_, classifier.classes_ = encoder, classes
         classifier.coef_, classifier.intercept_ = tensors["coef"], tensors["intercept"]
         classifier.embeddings_, classifier.labels_ = tensors["embeddings"], classes[tensors["codes"]]
-        classifier.name_embeddings_ = tensors.get("names")
+        classifier.texts_, classifier.name_embeddings_ = values.get("texts"), tensors.get("names")
         classifier.n_features_in_, classifier.converged_ = classifier.coef_.shape[1], values["converged"]
         classifier.rejection_ = None if values.get("rejection") is None else Rejection(**values["rejection"])
         return classifier
@@ -386,7 +395,13 @@ class FewShotClassifier:
         return Tags("classifier", TargetTags(required=True), classifier_tags=ClassifierTags(), input_tags=texts)
 
     def _learn(
-        self: Self, encoder: Encoder | None, rows: Float32, labels: Labels, names: Float32 | None, keep: bool = False
+        self: Self,
+        encoder: Encoder | None,
+        rows: Float32,
+        labels: Labels,
+        names: Float32 | None,
+        texts: list[str] | None,
+        keep: bool = False,
     ) -> Self:
         """Fit on embeddings `rows [N, H]`; keep starts from the present weights. All attributes change, or none."""
         classes, y = np.unique(labels, return_inverse=True)  # [K], [N]
@@ -416,7 +431,7 @@ class FewShotClassifier:
         self.encoder_, self.classes_ = encoder, classes
         self.coef_, self.intercept_ = result.coef.astype(np.float32), result.intercept.astype(np.float32)
         self.n_features_in_, self.converged_ = H, result.converged
-        self.embeddings_, self.labels_, self.name_embeddings_ = rows, labels, names
+        self.embeddings_, self.labels_, self.texts_, self.name_embeddings_ = rows, labels, texts, names
         self.rejection_, self._known = rejection, None
         return self
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from minitrans import __version__, options
+from minitrans.audit_commands import audit
 from minitrans.errors import InputError, MinitransError
+from minitrans.explain_command import explain
 from minitrans.study_commands import adapt, evaluate
 
 if TYPE_CHECKING:
@@ -37,7 +39,9 @@ def cli(context: click.Context) -> None:
 
 
 cli.add_command(adapt)
+cli.add_command(audit)
 cli.add_command(evaluate)
+cli.add_command(explain)
 
 
 @cli.command(
@@ -101,6 +105,7 @@ def embed(
     help="What a text is rejected by. Default: auto.",
 )
 @click.option("--abstention", metavar="LABEL", help="What a rejected text gets. Default: oos.")
+@click.option("--keep-texts/--no-keep-texts", default=True, help="Save the examples' texts too, for `explain`.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON.")
 @options.model_options
 def fit(
@@ -116,6 +121,7 @@ def fit(
     keep: float | None,
     score: str | None,
     abstention: str | None,
+    keep_texts: bool,
     **model: Any,
 ) -> None:
     """Fit a few-shot classifier and save it in FOLDER.
@@ -140,7 +146,7 @@ def fit(
         classifier.calibrate_rejection(
             out_of_scope=outside, keep=keep, score="auto" if score is None else score, abstention=abstention
         )
-    classifier.save(folder)
+    classifier.save(folder, keep_texts=keep_texts)
     classes = [str(label) for label in classifier.classes_]
     click.echo(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples", err=True)
     rejection = classifier.rejection_
@@ -290,7 +296,7 @@ def _demo_lines(report: DemoReport) -> Iterable[str]:
             f"  {row.tokens_kept:11.1%}"
         )
     yield ""
-    yield "Some test utterances, pruned; the tokens that were dropped are " + _mark("marked", False) + ":"
+    yield "Some test utterances, pruned; the tokens that were dropped are " + options.mark_dropped("marked") + ":"
     for sample in report.samples:
         yield ""
         yield "  " + " ".join(_words(sample))
@@ -304,13 +310,8 @@ def _demo_lines(report: DemoReport) -> Iterable[str]:
 
 
 def _words(sample: DemoSample) -> Iterable[str]:
-    return (_mark(token, kept) for token, kept in zip(sample.tokens, sample.kept, strict=True))
-
-
-def _mark(token: str, kept: bool) -> str:
-    if kept:
-        return token
-    return click.style(token, strikethrough=True, dim=True) if sys.stdout.isatty() else f"[-{token}-]"
+    pairs = zip(sample.tokens, sample.kept, strict=True)
+    return (token if kept else options.mark_dropped(token) for token, kept in pairs)
 
 
 def _show_warning(message: Warning | str, *_: Any, file: TextIO | None = None, line: str | None = None) -> None:

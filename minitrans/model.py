@@ -27,7 +27,7 @@ from minitrans.calls import (
 from minitrans.config import check_choice, check_int
 from minitrans.encoder import Encoded, forward
 from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
-from minitrans.packing import chunks, pack, segments
+from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized, pool
@@ -269,7 +269,7 @@ class SentenceEncoder:
         prefix = self._prompt(prompt, prompt_name)
         call = Call(
             check_int("batch_size", batch_size),
-            self._policy(pruning),
+            self.policy_for(pruning),
             check_precision(precision),
             normalize_embeddings,
             self._dimension(truncate_dim),
@@ -301,8 +301,8 @@ class SentenceEncoder:
     def pruned_tokens(
         self, sentences: str | Iterable[str], *, pruning: PruningPolicy | str | None = "inherit"
     ) -> list[PrunedText]:
-        """The tokens of each text, and which of them pruning keeps; arguments and errors as for ``encode``."""
-        call = Call(32, self._policy(pruning), "float32", False, self._dimension(None))
+        """The tokens of each of ``sentences``, and which of them ``pruning`` keeps; errors as for ``encode``."""
+        call = Call(32, self.policy_for(pruning), "float32", False, self._dimension(None))
         texts = as_texts(sentences)
         results: list[PrunedText] = []
         progress = Progress(len(texts), False)
@@ -312,6 +312,21 @@ class SentenceEncoder:
                 tokens = self.tokenizer.tokens(encoded.batch.ids[text].tolist())
                 results.append(PrunedText(tokens, left[text].tolist()))
         return results
+
+    def tokenize(self, sentences: str | Iterable[str], *, prompt_name: str | None = None) -> PackedBatch:
+        """The texts as the layers get them: behind their prompt, cut at ``max_seq_length``, packed without padding.
+
+        What `minitrans.encoder.forward` takes. ``sentences``, ``prompt_name`` and errors as for ``encode``.
+        """
+        prompt, texts = self._prompt(None, prompt_name), as_texts(sentences)
+        tokenized = self.tokenizer.encode([prompt + text for text in texts])
+        self._warn(len(self._too_long(tokenized.lengths, 0)), len(texts))
+        return pack(tokenized.ids, self.tokenizer.prefix, self.tokenizer.suffix)
+
+    def policy_for(self, pruning: PruningPolicy | str | None) -> PruningPolicy | None:
+        """The policy that a call with this ``pruning`` uses, as ``encode`` takes it. PolicyError if it does not fit."""
+        inherit = isinstance(pruning, str) and pruning == "inherit"
+        return self.pruning if inherit else self._check_policy(pruning)
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
         """Similarity of every embedding in a [B, H] with every one in b [B', H]: [B, B']."""
@@ -369,13 +384,7 @@ class SentenceEncoder:
                 for place, result in results:
                     yield place, result
                     progress.update(place.stop - place.start)
-        if truncated and self.on_truncation == "warn":
-            warnings.warn(
-                f"{len(truncated)} of {len(texts)} texts are longer than max_seq_length={self.max_seq_length} tokens "
-                'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
-                TruncationWarning,
-                stacklevel=3,
-            )
+        self._warn(len(truncated), len(texts))
 
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
         vectors = pool_encoded(encoded, self.pooling)  # [B, H]
@@ -394,9 +403,14 @@ class SentenceEncoder:
             )
         return too_long
 
-    def _policy(self, pruning: object) -> PruningPolicy | None:
-        inherit = isinstance(pruning, str) and pruning == "inherit"
-        return self.pruning if inherit else self._check_policy(pruning)
+    def _warn(self, truncated: int, texts: int) -> None:
+        if truncated and self.on_truncation == "warn":
+            warnings.warn(
+                f"{truncated} of {texts} texts are longer than max_seq_length={self.max_seq_length} tokens "
+                'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
+                TruncationWarning,
+                stacklevel=4,
+            )
 
     def _check_policy(self, policy: object) -> PruningPolicy | None:
         if policy is None:

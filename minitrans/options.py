@@ -103,6 +103,20 @@ def print_all(lines: Iterable[str]) -> None:
         click.echo(line)
 
 
+def mark_dropped(token: str) -> str:
+    """A token that was dropped: struck out on a terminal, else in brackets."""
+    return click.style(token, strikethrough=True, dim=True) if sys.stdout.isatty() else f"[-{token}-]"
+
+
+def can_print(text: str) -> bool:
+    """Whether standard output has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _with(function: Any, *options: Any) -> Any:
     for option in reversed(options):
         function = option(function)

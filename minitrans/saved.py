@@ -75,7 +75,12 @@ def read_folder(folder: Path) -> tuple[Path, dict[str, Any], dict[str, NDArray[A
     """
     file = file_of(folder, JSON_FILE)
     values = read_description(file)
-    return file, values, read_tensors(file_of(folder, TENSOR_FILE), len(values["classes"]))
+    tensors = read_tensors(file_of(folder, TENSOR_FILE), len(values["classes"]))
+    if (texts := values.get("texts")) is not None:
+        N = len(tensors["codes"])
+        fine = type(texts) is list and all(type(text) is str for text in texts) and len(texts) == N
+        _wanted(fine, file, f"texts is {reprlib.repr(texts)}", f"{N} texts, as many as there are examples, or null")
+    return file, values, tensors
 
 
 def storable(label: object) -> bool:

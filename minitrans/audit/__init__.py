@@ -1,0 +1,1 @@
+"""Following a text through the encoder, and checking every number of a model."""

@@ -1,0 +1,423 @@
+// Draws the report from its data. Text reaches the page through textContent alone, never as markup.
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const css = (share) => `${(100 * share).toFixed(2)}%`;
+const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(4));
+const byId = (id) => document.getElementById(id);
+
+function el(name, attributes = {}, ...children) {
+  const svg = ["svg", "path", "line", "circle", "text", "rect", "title", "defs", "marker", "polygon"].includes(name);
+  const node = svg ? document.createElementNS(SVG, name) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (key.startsWith("--")) node.style.setProperty(key, value);
+    else if (key === "left" || key === "width-share") node.style[key === "left" ? "left" : "width"] = value;
+    else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.flat().filter((child) => child !== null));
+  return node;
+}
+const section = (id, title, ...children) =>
+  el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), ...children);
+const note = (text) => el("p", { class: "soft" }, text);
+
+// Called at once and whenever the width of a node changes.
+function onResize(node, draw) {
+  let width = 0;
+  new ResizeObserver(() => {
+    if (node.clientWidth !== width && (width = node.clientWidth)) draw(width);
+  }).observe(node);
+}
+const schemes = matchMedia("(prefers-color-scheme: dark)");
+let onScheme = [];
+schemes.addEventListener("change", () => onScheme.forEach((draw) => draw()));
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+// The sentence, token by token
+
+function fate(text, token) {
+  if (token.dropped_at === null) return token.size > 1 ? `kept; stands for ${token.size} tokens` : "kept";
+  if (token.merged_into !== null) return `merged into “${text.tokens[token.merged_into].token}” at layer ${token.dropped_at}`;
+  return `dropped at layer ${token.dropped_at}` + (DATA.policy?.reduce === "restore" ? ", restored for the pooling" : "");
+}
+
+function sentence(text) {
+  const chips = text.tokens.map((token) => {
+    const label = token.dropped_at === null ? (token.size > 1 ? `×${token.size}` : "") : `L${token.dropped_at}`;
+    return el("li", { class: token.dropped_at === null ? "kept" : "dropped", title: fate(text, token) },
+      el("span", { dir: "auto" }, token.token), el("span", { class: "hidden" }, ` ${fate(text, token)}`),
+      el("small", { "aria-hidden": "true" }, label));
+  });
+  const merges = text.tokens.some((token) => token.merged_into !== null);
+  const flow = el("ol", { class: merges ? "flow linked" : "flow", translate: "no", "aria-label": "Tokens in their order" }, chips);
+  if (merges) onResize(flow, () => drawLinks(text, flow, chips));
+  const parts = [el("blockquote", { dir: "auto" }, text.text || "(the empty text)"), flow];
+  if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: these are its first ${text.tokens.length} tokens.`));
+  return section("sentence", "The text, as the encoder sees it",
+    note("Solid tokens reach the end; struck ones were taken out at the layer written below them (L2 is layer 2; layers count "
+      + "from 0). “##” continues a word; [CLS] and [SEP] are put around every text."
+      + (DATA.policy?.reduce === "merge" ? " An arrow leads from a merged token to the one that took it in." : "")),
+    ...parts, tiles(text));
+}
+
+function drawLinks(text, flow, chips) {
+  flow.querySelector("svg")?.remove();
+  const head = el("marker", { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
+    el("path", { d: "M0 0 L8 4 L0 8 z" }));
+  const links = text.tokens.flatMap((token, i) => {
+    if (token.merged_into === null) return [];
+    const [from, to] = [chips[i], chips[token.merged_into]];
+    const [x, y] = [from.offsetLeft + from.offsetWidth / 2, from.offsetTop];
+    const [u, v] = [to.offsetLeft + to.offsetWidth / 2, to.offsetTop];
+    const lift = y - 10 - Math.min(16, Math.abs(u - x) / 8);
+    // On one line an arc from above; to a line above, up to its lower edge; to one below, down from the lower edge.
+    const [start, end] = v === y ? [y, v - 1] : v < y ? [y, v + to.offsetHeight + 1] : [y + from.offsetHeight, v - 1];
+    const [bend, turn] = v === y ? [lift, lift] : [(start + end) / 2, (start + end) / 2];
+    return [el("path", { class: "link", "data-from": i, "data-to": token.merged_into, "marker-end": "url(#head)",
+      d: `M${x} ${start} C${x} ${bend} ${u} ${turn} ${u} ${end}` })];
+  });
+  flow.append(el("svg", { "aria-hidden": "true" }, el("defs", {}, head), ...links));
+}
+
+function tiles(text) {
+  const tile = (term, value, small) => el("div", {}, el("dt", {}, term), el("dd", {}, value, el("small", {}, small)));
+  const saved = (share) => (share >= 0 ? `${percent(share)} less` : `${percent(-share)} more`);
+  const million = (count) => (count / 1e6).toFixed(1);
+  const list = [
+    tile("Tokens", `${text.tokens.length} → ${text.kept.length}`, `rows after each layer: ${text.rows.join(" ")}`),
+    tile("Work", saved(text.work_saved), `${million(text.unpruned_multiply_adds)} → ${million(text.multiply_adds)} million multiply-adds`),
+  ];
+  text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, saved(1 - timing.pruned_ms / timing.unpruned_ms),
+    `${timing.unpruned_ms.toFixed(2)} → ${timing.pruned_ms.toFixed(2)} ms, medians of ${timing.rounds} runs`)));
+  list.push(tile("Embedding", `turned by ${angle(text).toFixed(1)}°`, `cosine ${text.cosine.toFixed(4)} to the one without pruning`));
+  if (text.prediction) {
+    const [before, after] = [text.unpruned_prediction, text.prediction];
+    const changed = before.label !== after.label;
+    list.push(tile("Prediction", String(after.label), changed ? `without pruning: ${before.label}` : "the same without pruning"));
+  }
+  return el("dl", { class: "tiles" }, list);
+}
+const angle = (text) => (Math.acos(Math.min(1, Math.max(-1, text.cosine))) * 180) / Math.PI;
+
+// Importance against the quantile
+
+function sources(text) {
+  const all = text.tokens.map((_, i) => i);
+  const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}: what this policy ranks by`, layer: stage.layer,
+    quantile: stage.quantile, places: stage.entered, scores: stage.scores, threshold: DATA.policy.threshold }));
+  const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: averaged attention, nothing pruned before`, layer,
+    quantile: DATA.policy?.quantile ?? 0.3, places: all, scores: text.tokens.map((token) => token.unpruned[layer]), threshold: null }));
+  return [...own, ...attention];
+}
+
+function explorer(text) {
+  const choices = sources(text);
+  const policy = DATA.policy ?? { min_tokens: 8, protect_special: false };
+  const pick = el("select", { id: "source", onchange: () => choose(true) }, choices.map((each, i) => el("option", { value: i }, each.name)));
+  const slider = el("input", { type: "range", id: "quantile", min: 0, max: 0.99, step: 0.01, oninput: () => choose(false) });
+  const least = el("input", { type: "number", id: "least", min: 1, max: 512, step: 1, value: policy.min_tokens, oninput: () => choose(false) });
+  const value = el("output", { for: "quantile" });
+  const decision = el("p", { class: "decision", id: "decision", "aria-live": "polite" });
+  const bars = el("ol", { class: "bars", "aria-label": "Score of every token" });
+  const curve = el("div");
+  let state = null;
+  function choose(reset) {
+    const source = choices[pick.value];
+    if (reset) slider.value = source.quantile;
+    const quantile = Number(slider.value);
+    const minTokens = Math.max(1, Math.floor(Number(least.value)) || 1);
+    const guard = policy.protect_special ? DATA.special : { prefix: 0, suffix: 0 };
+    const result = select(source.scores, quantile, minTokens, { ...guard, threshold: source.threshold });
+    const kept = source.places.filter((_, i) => result.stays[i]);
+    const gone = source.places.filter((_, i) => !result.stays[i]);
+    value.textContent = quantile.toFixed(2);
+    decision.textContent = `q = ${quantile.toFixed(2)}: ${kept.length} of ${source.places.length} tokens stay`
+      + (gone.length ? `; gone: ${gone.map((place) => text.tokens[place].token).join(" ")}`
+        : source.places.length <= minTokens ? `; texts of up to s = ${minTokens} tokens are left alone` : "");
+    decision.dataset.kept = JSON.stringify(kept);
+    decision.dataset.threshold = JSON.stringify(result.threshold);
+    state = { text, source, quantile, result };
+    drawBars(bars, state);
+    if (curve.clientWidth) drawCurve(curve, state);
+  }
+  choose(true);
+  onResize(curve, () => drawCurve(curve, state));
+  return section("explorer", "Which tokens stay? Move the quantile",
+    note("The quantile q is the share of its tokens that a text gives up; those of the lowest scores go, but never below s tokens. "
+      + "The page decides anew as you move it. What another quantile would do to the layers behind is not computed here."),
+    el("div", { class: "controls" }, el("label", { class: "wide" }, "Scores", pick),
+      el("label", { class: "wide", for: "quantile" }, el("span", {}, "Quantile q: ", value), slider), el("label", {}, "Minimum length s", least)),
+    decision,
+    el("div", { class: "sides" },
+      el("figure", {}, el("h3", {}, "Score of every token"), bars,
+        el("figcaption", {}, "Bars begin at 0 or at the lowest score; those that end in a point go on beyond the picture. Dashed line: the threshold.")),
+      el("figure", {}, el("h3", {}, "Importance against the quantile"), curve,
+        el("figcaption", {}, "The scores in ascending order: left of the dashed line they go (hollow), right of it they stay."))));
+}
+
+function span(text, source) {
+  const ordinary = source.scores.filter((_, i) => !text.tokens[source.places[i]].special);
+  const low = Math.min(0, ...source.scores);
+  return { low, high: Math.max(...(ordinary.length ? ordinary : source.scores), low + 1e-9) };
+}
+
+function drawBars(list, { text, source, result }) {
+  const { low, high } = span(text, source);
+  const share = (score) => Math.min(1, Math.max(0, (score - low) / (high - low)));
+  const at = result.threshold === null ? null : el("b", { left: css(share(result.threshold)), "aria-hidden": "true" });
+  list.replaceChildren(...source.places.map((place, i) => {
+    const [token, score, stays] = [text.tokens[place], source.scores[i], result.stays[i]];
+    return el("li", { class: stays ? "" : "dropped", "data-place": place },
+      el("span", { class: stays ? "name" : "name dropped", title: token.token, translate: "no" }, token.token),
+      el("span", { class: "track" }, el("i", { class: score > high ? "over" : "", "width-share": css(share(score)) }), at?.cloneNode() ?? null),
+      el("span", { class: "number" }, number(score), el("span", { class: "hidden" }, stays ? " stays" : " goes")));
+  }));
+}
+
+function drawCurve(box, { text, source, quantile, result }) {
+  const [width, height, left, bottom, top] = [box.clientWidth, 260, 46, 36, 12];
+  const { low, high } = span(text, source);
+  const order = source.scores.map((_, i) => i).sort((i, j) => source.scores[i] - source.scores[j] || j - i);
+  const x = (share) => left + share * (width - left - 12);
+  const y = (score) => top + (1 - Math.min(1, (score - low) / (high - low))) * (height - bottom - top);
+  const n = order.length;
+  const points = order.map((i, rank) => [x((rank + 0.5) / n), y(source.scores[i]), i]);
+  const gone = result.stays.filter((stays) => !stays).length;
+  const cut = x(gone / n);
+  const tick = (value) => el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(Math.abs(high) < 1 ? 2 : 1));
+  box.replaceChildren(el("svg", { width, height, role: "img", "aria-label":
+      `Scores in ascending order; at q = ${quantile.toFixed(2)} the lowest ${gone} of ${n} go` },
+    el("rect", { class: "loss", x: left, y: top, width: Math.max(0, cut - left), height: height - bottom - top }),
+    el("line", { class: "axis", x1: left, x2: width - 12, y1: height - bottom, y2: height - bottom }),
+    el("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }),
+    tick(high), tick(low), low < 0 && high > 0 ? tick(0) : null,
+    [0, 0.25, 0.5, 0.75, 1].map((share) => el("text", { x: x(share), y: height - bottom + 16, "text-anchor": "middle" }, String(share))),
+    el("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "share of the tokens"),
+    el("path", { class: "curve", d: points.map(([u, v], i) => `${i ? "L" : "M"}${u} ${v}`).join(" ") }),
+    points.map(([u, v, i]) => el("circle", { class: result.stays[i] ? "stay" : "go", cx: u, cy: v, r: n > 60 ? 2.5 : 4.5 },
+      el("title", {}, `${text.tokens[source.places[i]].token} ${number(source.scores[i])}`))),
+    el("line", { class: "cut", x1: cut, x2: cut, y1: top, y2: height - bottom })));
+}
+
+// Layer by layer
+
+function journey(text) {
+  const layers = DATA.model.layers_list;
+  const ordinary = text.tokens.filter((token) => !token.special).flatMap((token) => token.importance.filter((value) => value !== null));
+  const most = Math.max(...ordinary, 1e-9);
+  const stageAt = Object.fromEntries(text.stages.map((stage) => [stage.layer, stage]));
+  const rows = text.tokens.map((token) => el("tr", {}, el("th", { scope: "row", class: token.dropped_at === null ? "name" : "name dropped", translate: "no", title: token.token }, token.token),
+    layers.map((layer) => {
+      const value = token.importance[layer];
+      if (value === null) return el("td", { class: "gone" }, "–", el("span", { class: "hidden" }, "gone"));
+      return el("td", { class: "heat", "--heat": css(0.6 * Math.min(1, value / most)) }, percent(value, 1));
+    }), el("td", { class: "left wrap" }, fate(text, token))));
+  const head = layers.map((layer) => el("th", { scope: "col" }, `layer ${layer}${stageAt[layer] ? " ✂" : ""}`, el("span", { class: "hidden" }, stageAt[layer] ? " prunes" : "")));
+  return section("journey", "Layer by layer: how much attention each token receives",
+    note("Averaged over all heads and over the tokens that look: a column adds up to 100 %. At a layer with ✂ tokens are taken out "
+      + "behind its attention; from the next layer on they are gone."),
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
+      el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "left" }, "token"), head, el("th", { scope: "col", class: "left" }, "what became of it"))), el("tbody", {}, rows))));
+}
+
+// Attention
+
+function maps(layer) {
+  const bytes = Uint8Array.from(atob(layer.data), (character) => character.charCodeAt(0));
+  const view = new DataView(bytes.buffer);
+  const n = layer.entered.length;
+  return (map, from, to) => view.getUint16(2 * ((map * n + from) * n + to), true) / 65535;
+}
+
+function attention(text) {
+  const pick = el("select", { id: "layer", onchange: show }, text.attention.map((layer, i) => el("option", { value: i, selected: i === (text.stages[0]?.layer ?? 0) }, `layer ${i}`)));
+  const heads = el("select", { id: "head", onchange: show }, [...Array(text.maps).keys()].map((map) => el("option", { value: map }, map ? `head ${map - 1}` : "average of the heads")));
+  const query = el("select", { id: "query", onchange: () => { row = Number(query.value); column = -1; show(); } });
+  const canvas = el("canvas", { tabindex: 0, role: "img", onkeydown: move, onpointermove: point, onclick: point });
+  const readout = el("div", { class: "readout", id: "readout", "aria-live": "polite" });
+  const box = el("div", {}, canvas);
+  let [row, column, cell, margin, drawn] = [0, -1, 10, 0, -1];
+  function move(event) {
+    const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const last = text.attention[pick.value].entered.length - 1;
+    row = Math.min(last, Math.max(0, row + step[0]));
+    column = Math.min(last, Math.max(0, column + step[1]));
+    show();
+  }
+  function point(event) {
+    const inside = canvas.getBoundingClientRect();
+    const [i, j] = [Math.floor((event.clientY - inside.top - margin) / cell), Math.floor((event.clientX - inside.left - margin) / cell)];
+    const n = text.attention[pick.value].entered.length;
+    if (i < 0 || j < 0 || i >= n || j >= n || (i === row && j === column)) return;
+    [row, column] = [i, j];
+    show();
+  }
+  function show() {
+    const layer = text.attention[pick.value];
+    const n = layer.entered.length;
+    row = Math.min(row, n - 1);
+    column = Math.min(column, n - 1);
+    if (drawn !== pick.value) {
+      query.replaceChildren(...layer.entered.map((place, i) => el("option", { value: i }, text.tokens[place].token)));
+      drawn = pick.value;
+    }
+    query.value = row;
+    const at = maps(layer);
+    const name = (i) => text.tokens[layer.entered[i]].token;
+    const best = [...Array(n).keys()].sort((i, j) => at(heads.value, row, j) - at(heads.value, row, i)).slice(0, 5);
+    const line = (i) => el("li", {}, el("span", { class: "name", translate: "no" }, name(i)),
+      el("span", { class: "track", "aria-hidden": "true" }, el("i", { "width-share": css(at(heads.value, row, i)) })), el("span", { class: "number" }, percent(at(heads.value, row, i), 1)));
+    readout.replaceChildren(el("p", {}, `“${name(row)}” looks most at`), el("ol", { class: "bars" }, best.map(line)),
+      el("p", { class: "soft" }, column < 0 ? "" : `and at “${name(column)}”, the cell that is marked, ${percent(at(heads.value, row, column), 1)}`));
+    canvas.setAttribute("aria-label", `Attention of layer ${pick.value}, ${n} by ${n} tokens. Rows look, columns are looked at. Move with the arrow keys.`);
+    draw(layer, at, n, name);
+  }
+  function draw(layer, at, n, name) {
+    if (!box.clientWidth) return;
+    margin = n <= 40 ? Math.min(96, box.clientWidth * 0.25) : 0;
+    cell = Math.max(1, Math.min(30, (box.clientWidth - margin) / n));
+    const [side, ratio] = [Math.ceil(margin + cell * n), devicePixelRatio || 1];
+    canvas.width = canvas.height = side * ratio;
+    canvas.style.width = canvas.style.height = `${side}px`;
+    const pen = canvas.getContext("2d");
+    pen.scale(ratio, ratio);
+    pen.font = `${Math.max(8, Math.min(12, cell))}px ui-monospace, Menlo, Consolas, monospace`;
+    const [ink, accent, focus] = [colour("--ink"), colour("--accent"), colour("--focus")];
+    let most = 0;
+    for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) most = Math.max(most, at(heads.value, i, j));
+    for (let i = 0; i < n; i++) {
+      for (let j = 0; j < n; j++) {
+        pen.globalAlpha = Math.sqrt(at(heads.value, i, j) / (most || 1));
+        pen.fillStyle = accent;
+        pen.fillRect(margin + j * cell, margin + i * cell, cell > 4 ? cell - 1 : cell, cell > 4 ? cell - 1 : cell);
+      }
+      pen.globalAlpha = 1;
+      pen.fillStyle = ink;
+      if (!margin) continue;
+      const label = name(i).slice(0, Math.floor(margin / (cell > 11 ? 7.4 : 6)));
+      pen.textAlign = "right";
+      pen.textBaseline = "middle";
+      pen.fillText(label, margin - 4, margin + (i + 0.5) * cell);
+      pen.save();
+      pen.translate(margin + (i + 0.5) * cell, margin - 4);
+      pen.rotate(-Math.PI / 2);
+      pen.textAlign = "left";
+      pen.fillText(label, 0, 0);
+      pen.restore();
+    }
+    pen.globalAlpha = 1;
+    pen.strokeStyle = focus;
+    pen.lineWidth = 2;
+    pen.strokeRect(margin + (column < 0 ? 0 : column * cell), margin + row * cell, column < 0 ? n * cell : cell, cell);
+  }
+  onResize(box, show);
+  onScheme.push(show);
+  return section("attention", "What every token looks at",
+    note("Each row is a token that looks; the stronger the colour, the more it looks at the token of that column (the square root of the share, "
+      + "so that small shares can be seen). Point at a cell, or move with the arrow keys."
+      + (text.maps > 1 ? "" : " For a text of this length the page holds the average of the heads only.")),
+    el("div", { class: "controls" }, el("label", {}, "Layer", pick), el("label", {}, "Head", heads), el("label", {}, "Token that looks", query)),
+    el("div", { class: "sides" }, box, readout));
+}
+
+// The embedding, and what is predicted from it
+
+function strip(values, most) {
+  const canvas = el("canvas", { "aria-hidden": "true" });
+  const box = el("div", {}, canvas);
+  function draw() {
+    if (!box.clientWidth) return;
+    const [width, height] = [box.clientWidth, 34];
+    [canvas.width, canvas.height] = [width, height];
+    const pen = canvas.getContext("2d");
+    values.forEach((value, i) => {
+      pen.fillStyle = colour(value < 0 ? "--drop" : "--accent");
+      const tall = Math.min(1, Math.abs(value) / most) * (height / 2);
+      pen.fillRect((i * width) / values.length, value < 0 ? height / 2 : height / 2 - tall, Math.max(0.6, width / values.length), tall);
+    });
+  }
+  onResize(box, draw);
+  onScheme.push(draw);
+  return box;
+}
+
+function embedding(text) {
+  const turn = (angle(text) * Math.PI) / 180;
+  const [x, y, long] = [16, 118, 190];
+  const arrow = el("svg", { width: 240, height: 134, role: "img", "aria-label": `The embedding turned by ${angle(text).toFixed(1)} degrees` },
+    el("line", { class: "before", x1: x, y1: y, x2: x + long, y2: y }),
+    el("line", { class: "after", x1: x, y1: y, x2: x + long * Math.cos(turn), y2: y - long * Math.sin(turn) }),
+    el("text", { x: 60, y: y + 14 }, "without pruning"),
+    el("text", { x: x + long * Math.cos(turn) * 0.55, y: Math.min(y - 10, y - long * Math.sin(turn) - 8), "text-anchor": "middle" }, `with pruning, ${angle(text).toFixed(1)}°`));
+  const change = text.embedding.map((value, i) => value - text.unpruned_embedding[i]);
+  const most = Math.max(...text.embedding.map(Math.abs), ...text.unpruned_embedding.map(Math.abs));
+  return section("embedding", "What it does to the embedding",
+    note(`The embedding is a direction in ${text.embedding.length} dimensions, drawn as one bar each. Pruning turned it by ${angle(text).toFixed(1)}° `
+      + `(cosine ${text.cosine.toFixed(4)}). Texts are compared by such cosines, so a turn matters where it is not small beside the angle between texts.`),
+    el("div", { class: "sides" }, el("figure", {}, arrow),
+      el("figure", {}, el("figcaption", {}, "without pruning"), strip(text.unpruned_embedding, most),
+        el("figcaption", {}, "with pruning"), strip(text.embedding, most), el("figcaption", {}, "the change, on the same scale"), strip(change, most))),
+    neighbours(text));
+}
+
+function neighbours(text) {
+  if (DATA.texts.length < 2) return null;
+  const me = DATA.texts.indexOf(text);
+  const rows = DATA.texts.flatMap((other, i) => i === me ? [] : [el("tr", {}, el("th", { scope: "row", class: "left" }, short(other.text)),
+    el("td", {}, DATA.similarity.unpruned[me][i].toFixed(3)), el("td", {}, DATA.similarity.pruned[me][i].toFixed(3)))]);
+  return el("div", {}, el("h3", {}, "Cosine to the other texts of this report"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cosines to the other texts" },
+    el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "left" }, "text"), el("th", { scope: "col" }, "without"), el("th", { scope: "col" }, "with pruning"))), el("tbody", {}, rows))));
+}
+const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text || "(the empty text)");
+
+function prediction(text) {
+  if (!text.prediction) return null;
+  const side = (title, said) => el("div", {}, el("h3", {}, title),
+    el("p", {}, said.rejected ? `${said.label}: rejected, it belongs to no class; it would have been` : ""),
+    el("ol", { class: "answers" }, said.probabilities.map(([label, share]) => el("li", {}, String(label),
+      el("div", { class: "share" }, el("span", { class: "track" }, el("i", { "width-share": css(share) })), percent(share, 1))))),
+    el("h3", {}, "Nearest training examples"),
+    el("ol", { class: "neighbours" }, said.nearest.map((near) =>
+      el("li", {}, near.text === null ? "(saved without its text)" : near.text, el("span", { class: "soft" }, ` – ${near.label}, cosine ${near.cosine.toFixed(3)}`)))));
+  return section("prediction", "What is predicted from it",
+    el("div", { class: "sides" }, side("Without pruning", text.unpruned_prediction), side("With pruning", text.prediction)));
+}
+
+function glossary() {
+  const words = {
+    "Layer": "One of the encoder's equal steps: every token looks at the others (attention), then is transformed by itself (feed-forward). Layers count from 0.",
+    "Importance": "1 / (heads · n) · the sum over heads and over the n tokens that look of the attention which a token receives. A learned policy ranks by a fitted linear function of the token's hidden state instead.",
+    "Quantile q, minimum length s": "A text of n tokens keeps max(s, n − ⌊q · n⌋) of them, the most important ones; of equals the earlier. Texts of up to s tokens are left alone.",
+    "Work and time": "Work counts the multiply-adds of the layers' products and of attention. A text alone takes most of its time for fetching the weights "
+      + "from memory, which pruning does not change; among many texts that time is shared, and saved work becomes saved time.",
+  };
+  return section("glossary", "Words", el("dl", { class: "words" }, Object.entries(words).flatMap(([word, means]) => [el("dt", {}, word), el("dd", {}, means)])));
+}
+
+function policyInWords(policy) {
+  if (!policy) return "Nothing is pruned.";
+  const stages = (policy.stages ?? [[policy.layer, policy.quantile]]).map(([layer, quantile]) => `${percent(quantile)} of the tokens at layer ${layer}`);
+  const scores = { attention: "of the least averaged attention", attention_value: "of the least attention, weighted by value", learned: "of the lowest learned score",
+    random: "drawn at random", first: "from the end" };
+  const rest = { drop: "they are gone", merge: "each is averaged into the most similar token that stays",
+    restore: "what they are expected to have become still enters the pooling" };
+  return `Pruning gives up ${stages.join(", then ")}, those ${scores[policy.score]}, but never goes below ${policy.min_tokens} tokens`
+    + (policy.threshold === null ? "" : `; tokens that score ${policy.threshold} or more stay besides`)
+    + (policy.protect_special ? "; [CLS] and [SEP] always stay" : "") + `; ${rest[policy.reduce]} (${DATA.policy_text}).`;
+}
+
+function open(index) {
+  onScheme = [];
+  const text = DATA.texts[index];
+  byId("main").replaceChildren(...[sentence, explorer, journey, attention, embedding, prediction].map((part) => part(text)).filter(Boolean), glossary());
+  byId("texts").querySelectorAll("button").forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
+}
+
+byId("about").textContent = `${DATA.model.name}, ${DATA.model.precision}, ${DATA.model.backend} backend: ${DATA.model.layers_list.length} layers of ${DATA.model.heads} heads. `
+  + policyInWords(DATA.policy);
+byId("made").textContent = `Written by minitrans ${DATA.version} explain. This page holds all of its data and loads nothing.`;
+if (DATA.texts.length > 1) byId("texts").append(el("ol", {}, DATA.texts.map((text, i) => el("li", {}, el("button", { type: "button", onclick: () => open(i) }, short(text.text))))));
+open(0);

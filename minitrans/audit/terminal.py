@@ -1,0 +1,128 @@
+"""An explanation as lines for a terminal: scores as bars, with the threshold through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import click
+
+from minitrans.audit.explanation import Explanation, Prediction, Stage
+
+Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
+
+BAR = 40  # columns
+MOST_TOKEN = 24  # columns of a token
+_FORMS = {True: ("█", "┊", "»", "→"), False: ("#", ":", ">", "->")}  # by whether the terminal can show the first
+
+
+def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterator[str]:
+    """The report of one text.
+
+    Args:
+        explanation: of it.
+        mark: makes a dropped token stand out.
+        pictures: whether block characters and arrows can be shown; else ASCII.
+    """
+    arrow = _FORMS[pictures][3]
+    yield explanation.text
+    if explanation.truncated:
+        yield f"(cut after {len(explanation.tokens)} tokens, the most that this model takes)"
+    for stage in explanation.stages:
+        yield ""
+        yield from _stage_lines(explanation, stage, mark, pictures)
+    if not explanation.stages:
+        yield ""
+        yield " ".join(token.token for token in explanation.tokens)
+    yield ""
+    yield "  " + " ".join(_final(explanation, mark))
+    yield ""
+    total, kept = len(explanation.tokens), len(explanation.kept)
+    yield f"tokens      {kept} of {total} reach the end; rows after each layer: {_numbers(explanation.rows)}"
+    yield (
+        f"work        {_change(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
+        f"{explanation.multiply_adds / 1e6:.1f} million multiply-adds"
+    )
+    for timing in explanation.timings:
+        yield (
+            f"{'time' if timing.texts == 1 else '':<11} {_change(timing.saved)}: {timing.unpruned_ms:.2f} {arrow} "
+            f"{timing.pruned_ms:.2f} ms {'alone' if timing.texts == 1 else f'as one of {timing.texts} texts'}"
+        )
+    angle = math.degrees(math.acos(min(1.0, max(-1.0, explanation.cosine))))
+    yield f"embedding   turned by {angle:.1f} degrees: cosine {explanation.cosine:.4f} to the one without pruning"
+    if explanation.prediction is not None and explanation.unpruned_prediction is not None:
+        yield from _prediction_lines(explanation.unpruned_prediction, explanation.prediction)
+
+
+def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: bool) -> Iterator[str]:
+    gone = len(stage.entered) - len(stage.kept)
+    decision = f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
+    if stage.threshold is None:
+        yield f"layer {stage.layer}, quantile {stage.quantile:g}: {decision}, none is dropped"
+    else:
+        yield f"layer {stage.layer}, quantile {stage.quantile:g}: {decision}, threshold {stage.threshold:.4f}"
+    width = min(MOST_TOKEN, max(len(explanation.tokens[place].token) for place in stage.entered)) + 4
+    drawn = _bars(explanation, stage, pictures)
+    for place, score, bar in zip(stage.entered, stage.scores, drawn, strict=True):
+        token = explanation.tokens[place]
+        name = token.token if len(token.token) <= MOST_TOKEN else token.token[: MOST_TOKEN - 1] + "~"
+        if place in stage.kept:
+            yield f"  {name.ljust(width)} {score:8.4f} {bar}".rstrip()
+            continue
+        fate = "dropped"
+        if token.merged_into is not None and token.dropped_at == stage.layer:
+            fate = f"merged into {explanation.tokens[token.merged_into].token}"
+        marked = mark(name)
+        padding = " " * (width - len(click.unstyle(marked)))
+        yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
+    if gone and stage.threshold is not None:
+        yield f"  {' ' * width}          threshold at {_FORMS[pictures][1]}"
+
+
+def _bars(explanation: Explanation, stage: Stage, pictures: bool) -> list[str]:
+    """A bar per score, from 0 or the lowest; special tokens may run out of the picture."""
+    full, tick, over, _ = _FORMS[pictures]
+    scores = stage.scores
+    ordinary = [
+        score
+        for place, score in zip(stage.entered, scores, strict=True)
+        if not explanation.tokens[place].special and math.isfinite(score)
+    ]
+    low, high = min(0.0, *ordinary, *scores), max([*ordinary, stage.threshold or 0.0])
+    span = (high - low) or 1.0
+    at = None if stage.threshold is None else _column(stage.threshold, low, span)
+    bars = []
+    for score in scores:
+        length = _column(score, low, span)
+        bar = full * length + " " * (BAR - length)
+        if at is not None and at >= length:
+            bar = bar[:at] + tick + bar[at + 1 :]
+        bars.append((bar[:BAR].rstrip() if score <= high else full * BAR + over).rstrip())
+    return bars
+
+
+def _column(score: float, low: float, span: float) -> int:
+    return min(BAR, max(0, round((score - low) / span * BAR))) if math.isfinite(score) else 0
+
+
+def _final(explanation: Explanation, mark: Mark) -> Iterator[str]:
+    for token in explanation.tokens:
+        yield token.token if token.dropped_at is None else mark(token.token)
+
+
+def _prediction_lines(before: Prediction, after: Prediction) -> Iterator[str]:
+    for name, each in (("unpruned", before), ("pruned", after)):
+        best, share = each.probabilities[0]
+        said = f"{each.label} (rejected; would be {best})" if each.rejected else f"{each.label}"
+        yield f"{name.ljust(11)} {said}, {share:.0%}; nearest examples:"
+        for near in each.nearest:
+            yield f"            {near.cosine:.3f}  {near.label}" + ("" if near.text is None else f': "{near.text}"')
+
+
+def _change(saved: float) -> str:
+    return f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))

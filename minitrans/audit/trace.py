@@ -1,0 +1,166 @@
+"""An observer of the layer loop that keeps what every token attends to, what it scores, and what becomes of it.
+
+`encoder.forward` takes it as any other observer, and knows nothing of it. Kernels do not hand out what each head
+attends to, so the trace computes it anew with the reference backend, from the very hidden states that entered the
+layer: it is the specification of what the kernels compute. Scores, kept rows, targets and sizes are the run's own.
+
+Dimension letters: see parameters.py; n rows of one text, T rows that enter a layer, T' that leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.backends.reference import ReferenceBlocks
+from minitrans.encoder import Encoded, forward
+from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.packing import PackedBatch, segments
+from minitrans.parameters import Float32
+from minitrans.policy import PruningPolicy
+from minitrans.pruning import Selection
+from minitrans.quantization import with_precision
+from minitrans.weights import load_parameters
+
+
+@dataclass(frozen=True)
+class TracedStage:
+    """One pruning stage: which of the T rows that entered the layer stayed, and why."""
+
+    scores: Float32  # [T] by which the rows were ranked, as the backend computed them
+    kept: NDArray[np.int64]  # [T'] rows that stayed, ascending
+    threshold: Float32  # [B] the lowest score that stayed on its merit; NaN where the text lost nothing
+    target: (
+        NDArray[np.int64] | None
+    )  # [T] which of the T' rows each was merged into (a kept one: itself); None: dropped
+
+    @property
+    def dropped(self) -> NDArray[np.int64]:
+        """[T - T'] the other rows."""
+        return np.setdiff1d(np.arange(len(self.scores)), self.kept, assume_unique=True)
+
+
+@dataclass(frozen=True)
+class TracedLayer:
+    """What one layer did to a batch; layer -1 stands for the embeddings."""
+
+    layer: int
+    entered: NDArray[np.int64]  # [T] tokens of the batch that entered
+    rows: NDArray[np.int64]  # [T'] tokens of the batch that left
+    offsets: NDArray[np.int64]  # [B + 1] of the T' rows
+    hidden: Float32  # [T', H] on leaving
+    sizes: Float32  # [T'] tokens that each row stands for
+    attention: tuple[Float32, ...]  # per text [A, n, n], rows are queries; nothing for the embeddings
+    importance: Float32  # [T] attention that each row receives, averaged over heads and queries; nothing likewise
+    stage: TracedStage | None
+
+
+class Trace:
+    """An observer for `encoder.forward`; for one run.
+
+    Args:
+        reference: the weights of the encoder in the reference backend (`reference_blocks`).
+        policy: that of the run: it says which rows were protected.
+
+    Attributes:
+        layers: what it saw, the embeddings first.
+    """
+
+    def __init__(self, reference: ReferenceBlocks, policy: PruningPolicy | None = None) -> None:
+        self.layers: list[TracedLayer] = []
+        self._reference, self._policy = reference, policy
+        self._before: Encoded | None = None
+
+    def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
+        """Keep the state after a layer. The arrays are copies."""
+        before, self._before = self._before, state
+        sizes = np.ones(len(state.rows), np.float32) if state.sizes is None else state.sizes.copy()
+        attention: tuple[Float32, ...] = ()
+        importance = np.empty(0, np.float32)
+        if before is not None:
+            attention = tuple(self._attend(before, layer))
+            importance = np.concatenate([each.mean(axis=(0, 1)) for each in attention], dtype=np.float32)
+        self.layers.append(
+            TracedLayer(
+                layer,
+                state.rows if before is None else before.rows,
+                state.rows,
+                state.offsets,
+                state.hidden.copy(),
+                sizes,
+                attention,
+                importance,
+                None if before is None or selection is None else self._stage(before, selection),
+            )
+        )
+
+    def _attend(self, before: Encoded, layer: int) -> Iterator[Float32]:
+        found = {
+            rows.start: attention
+            for rows, attention, _ in self._reference.attend(before.hidden, before.offsets, before.sizes, layer)
+        }
+        heads = self._reference.config.num_attention_heads
+        for text in segments(before.offsets):
+            yield np.empty((heads, 0, 0), np.float32) if text.start == text.stop else found[text.start]
+
+    def _stage(self, before: Encoded, selection: Selection) -> TracedStage:
+        protects = self._policy is not None and self._policy.protect_special
+        prefix, suffix = (before.batch.prefix, before.batch.suffix) if protects else (0, 0)
+        threshold = np.full(len(before.offsets) - 1, np.nan, np.float32)  # [B]
+        for b, (text, left) in enumerate(zip(segments(before.offsets), segments(selection.offsets), strict=True)):
+            kept = selection.kept[left]
+            earned = kept[(kept >= text.start + prefix) & (kept < text.stop - suffix)]
+            if len(kept) < text.stop - text.start and len(earned):
+                threshold[b] = selection.scores[earned].min()
+        return TracedStage(selection.scores.copy(), selection.kept, threshold, selection.target)
+
+
+@dataclass(frozen=True)
+class TracedText:
+    """A run of one text, with all that was seen on the way."""
+
+    batch: PackedBatch  # of one text, cut at max_seq_length
+    layers: list[TracedLayer]
+    embedding: Float32  # [H * modes] as `encode` gives it before truncate_dim and normalize_embeddings
+
+
+def reference_blocks(encoder: SentenceEncoder) -> ReferenceBlocks:
+    """The weights of an encoder in the reference backend: its own, or the model folder's in the same precision."""
+    if isinstance(encoder.blocks, ReferenceBlocks):
+        return encoder.blocks
+    return ReferenceBlocks(with_precision(load_parameters(encoder.folder), encoder.precision))
+
+
+def trace(
+    encoder: SentenceEncoder,
+    sentences: str | Iterable[str],
+    *,
+    pruning: PruningPolicy | str | None = "inherit",
+    reference: ReferenceBlocks | None = None,
+) -> list[TracedText]:
+    """Run texts through the encoder, each by itself, and keep everything. It takes A * n * n numbers a layer.
+
+    Args:
+        encoder: of any backend and precision.
+        sentences: one text or several.
+        pruning: as for ``encode``.
+        reference: of `reference_blocks`, where it is at hand.
+
+    Raises as ``encode`` does.
+    """
+    policy = encoder.policy_for(pruning)
+    whole = encoder.tokenize(sentences)
+    reference = reference_blocks(encoder) if reference is None else reference
+    traced = []
+    with encoder.blocks.session(), np.errstate(all="ignore"):
+        for text in segments(whole.offsets):
+            ids = whole.ids[text]  # [n]
+            batch = PackedBatch(ids, np.array([0, len(ids)]), whole.prefix, whole.suffix)
+            seen = Trace(reference, policy)
+            with encoder.blocks.chunk(len(ids), 0):
+                encoded = forward(encoder.blocks, batch, policy, observer=seen)
+            traced.append(TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0]))
+    return traced

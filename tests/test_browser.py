@@ -1,0 +1,257 @@
+"""The page in a real browser: Chromium without a screen, driven by Playwright.
+
+Skipped where either is missing: `pip install -e ".[browser]"`, and Chromium from the system's packages (or named in
+MINITRANS_CHROMIUM).
+"""
+
+import json
+import os
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fitted_policies import fitted_to
+
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
+from minitrans.audit.explanation import explain
+from minitrans.audit.report import write_page
+from minitrans.pruning import Ranking, kept_count, select
+
+playwright = pytest.importorskip("playwright.sync_api", reason='playwright is missing: pip install -e ".[browser]"')
+
+pytestmark = pytest.mark.browser
+
+# Chromium reports, looks for updates and opens sockets of its own; this keeps what is seen to what the page does.
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
+HOSTILE = "</script><script>window.broken=1</script><img src=x onerror=window.broken=2>"
+TEXTS = ["Where is the parcel that I ordered on Monday morning?", HOSTILE, "", "word " * 90]
+TRAIN = [f"hello {HOSTILE}", "where is my parcel"], ["<i>hi</i>", "track"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = (os.environ.get("MINITRANS_CHROMIUM"), "chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next((path for path in map(shutil.which, filter(None, names)) if path), None)
+    if found is None:
+        pytest.skip("no Chromium here: install it from the system's packages, or name it in MINITRANS_CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=found, args=QUIET)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SentenceEncoder()
+
+
+POLICIES = {
+    "paper": lambda encoder: PruningPolicy(),
+    "protected": lambda encoder: PruningPolicy(quantile=0.6, min_tokens=3, protect_special=True),
+    "merge": lambda encoder: PruningPolicy(min_tokens=5, stages=((1, 0.25), (3, 0.3)), reduce="merge"),
+    "learned": lambda encoder: fitted_to(
+        encoder, quantile=0.6, min_tokens=4, score="learned", reduce="restore", threshold=0.5
+    ),
+}
+
+
+class Shown:
+    """A page that is open, and all that it asked for and complained of."""
+
+    def __init__(self, browser, path, **options):
+        self.complaints, self.requests = [], []
+        self.page = browser.new_page(**options)
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.path = path
+
+    def close(self):
+        """At the end nothing was asked for but the file, and nothing went wrong."""
+        broken = self.page.evaluate("window.broken")
+        self.page.close()
+        assert self.complaints == []
+        assert self.requests == [self.path.as_uri()]
+        assert broken is None
+
+    def move(self, quantile, least=None):
+        """Put the slider somewhere, as a user does: its value changes, and it says so."""
+        if least is not None:
+            self.page.fill("#least", str(least))
+        self.page.fill("#quantile", f"{quantile:.2f}")
+        shown = self.page.locator("#decision")
+        return json.loads(shown.get_attribute("data-kept")), json.loads(shown.get_attribute("data-threshold"))
+
+
+@pytest.fixture(scope="module", params=POLICIES)
+def written(request, encoder, tmp_path_factory):
+    policy = POLICIES[request.param](encoder)
+    classifier = FewShotClassifier(encoder).fit(*TRAIN)
+    found = explain(encoder, TEXTS, pruning=policy, classifier=classifier, timed=False)
+    path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
+    return write_page(path, encoder, policy, found), policy, found
+
+
+@pytest.fixture
+def shown(browser, written):
+    opened = Shown(browser, written[0])
+    yield opened
+    opened.close()
+
+
+def by_python(policy, scores, quantile, least, threshold):
+    """What pruning.py keeps of one text."""
+    guard = int(policy.protect_special)
+    count = kept_count(np.array([len(scores)]), quantile, max(least, 2 * guard))
+    ranking = Ranking(
+        np.array(scores, np.float32), None, count, np.inf if threshold is None else threshold, guard, guard
+    )
+    offsets = np.array([0, len(scores)])
+    return select(np.zeros((len(scores), 1), np.float32), offsets, ranking)[1].kept.tolist()
+
+
+def test_the_page_opens_and_shows_what_python_found(shown, written):
+    _, policy, found = written
+    for index, each in enumerate(found):
+        shown.page.locator("nav button").nth(index).click()
+        chips = shown.page.locator(".flow > li")
+        assert chips.count() == len(each.tokens)
+        assert [chip == "kept" for chip in chips.evaluate_all("all => all.map((li) => li.className)")] == [
+            token.dropped_at is None for token in each.tokens
+        ]
+        names = chips.evaluate_all("all => all.map((li) => li.firstChild.textContent)")
+        assert names == [token.token for token in each.tokens]
+        assert shown.page.locator("blockquote").inner_text().strip() == (each.text.strip() or "(the empty text)")
+        assert shown.page.locator("#journey tbody tr").count() == len(each.tokens)
+        stage = each.stages[0]
+        kept = json.loads(shown.page.locator("#decision").get_attribute("data-kept"))
+        assert kept == stage.kept
+        merged = [
+            [str(i), str(token.merged_into)] for i, token in enumerate(each.tokens) if token.merged_into is not None
+        ]
+        links = shown.page.locator("path.link")
+        shown.page.wait_for_function(f"document.querySelectorAll('path.link').length === {len(merged)}")
+        assert links.evaluate_all("all => all.map((path) => [path.dataset.from, path.dataset.to])") == merged
+        assert bool(merged) == (policy.reduce == "merge" and len(each.kept) < len(each.tokens))
+
+
+def test_the_slider_decides_as_python_does(shown, written):
+    _, policy, found = written
+    each = found[0]
+    sources = shown.page.locator("#source option").count()
+    assert sources == len(each.stages) + 6
+    for source in range(sources):
+        shown.page.select_option("#source", str(source))
+        if source < len(each.stages):
+            stage = each.stages[source]
+            entered, scores, threshold = stage.entered, stage.scores, policy.threshold
+        else:
+            layer = source - len(each.stages)
+            entered, scores, threshold = range(len(each.tokens)), [t.unpruned[layer] for t in each.tokens], None
+        for quantile in (0, 0.07, 0.29, 0.5, 0.77, 0.99):
+            for least in (1, 8):
+                kept, cut = shown.move(quantile, least)
+                wanted = by_python(policy, scores, quantile, least, threshold)
+                assert kept == [entered[row] for row in wanted], (source, quantile, least)
+                guarded = 2 * policy.protect_special  # they do not stay on their merit
+                assert (cut is None) == (len(wanted) in (len(scores), guarded))
+        bars = shown.page.locator("#explorer .bars li.dropped")
+        gone = sorted(set(range(len(each.tokens))) & set(entered) - set(kept))
+        assert bars.evaluate_all("all => all.map((li) => Number(li.dataset.place))") == gone
+
+
+def test_the_selection_of_the_page_is_the_selection_of_python(browser, written):
+    """On scores with ties and of either sign, for every quantile that the slider has."""
+    path, policy, _ = written
+    opened = Shown(browser, path)
+    random = np.random.default_rng(0)
+    guard = {"prefix": 1, "suffix": 1} if policy.protect_special else {"prefix": 0, "suffix": 0}
+    for n in (2, 3, 7, 10, 29, 100):
+        scores = (random.integers(-4, 5, n) / 4).astype(np.float32).tolist()
+        for threshold in (None, 0.3):
+            wanted = [by_python(policy, scores, step / 100, 2, threshold) for step in range(100)]
+            seen = opened.page.evaluate(
+                """([scores, options]) => [...Array(100).keys()]
+                .map((step) => select(scores, step / 100, 2, options).stays)""",
+                [scores, guard | {"threshold": threshold}],
+            )
+            assert [np.flatnonzero(row).tolist() for row in seen] == wanted
+    opened.close()
+
+
+def test_by_keyboard_alone(shown):
+    page = shown.page
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == "quantile":
+            break
+    before = page.locator("#decision").inner_text()
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#decision").inner_text() != before
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "CANVAS":
+            break
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    second = page.locator(".flow > li > span:first-child").nth(1).inner_text()
+    assert f"“{second}” looks most at" in page.locator("#readout").inner_text()
+    assert "the cell that is marked" in page.locator("#readout").inner_text()
+
+
+def test_everything_has_a_name(shown):
+    """For a screen reader: one main part, headings in order, a label for every control, a text for every picture."""
+    page = shown.page
+    assert page.locator("main").count() == page.locator("h1").count() == 1
+    levels = page.locator("h1, h2, h3").evaluate_all("all => all.map((h) => Number(h.tagName[1]))")
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    unnamed = "all => all.filter((e) => !(e.labels?.length || e.getAttribute('aria-label'))).length"
+    assert page.locator("select, input").evaluate_all(unnamed) == 0
+    assert page.get_by_label("Quantile q").get_attribute("type") == "range"
+    pictures = page.locator("svg, canvas").evaluate_all(
+        "all => all.filter((e) => !e.getAttribute('aria-label') && !e.closest('[aria-hidden=true]')).length"
+    )
+    assert pictures == 0
+    assert page.locator("[aria-live]").count() == 2
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (360, "dark"), (1100, "dark"), (1100, "light")])
+def test_it_fits_and_can_be_read(browser, written, width, scheme):
+    opened = Shown(browser, written[0], viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = opened.page
+    for index in range(len(TEXTS)):
+        page.locator("nav button").nth(index).click()
+        over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert over == 0
+    luminance = """(names) => names.map((name) => {
+        const hex = getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+        const parts = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16) / 255)
+            .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+    })"""
+    names = ["page", "card", "ink", "soft", "accent", "drop", "drop-soft", "accent-soft"]
+    light = dict(zip(names, page.evaluate(luminance, names), strict=True))
+    assert (light["page"] < 0.5) == (scheme == "dark")
+    for pair in ("ink page", "ink card", "soft page", "soft card", "drop card", "drop drop-soft", "ink accent-soft"):
+        low, high = sorted(light[name] for name in pair.split())
+        assert (high + 0.05) / (low + 0.05) >= 4.5, pair  # WCAG 2.2, contrast of text
+    opened.close()
+
+
+def test_the_command_writes_a_page_that_opens(browser, tmp_path, monkeypatch, capsys):
+    from minitrans.cli import cli
+
+    path = tmp_path / "page.html"
+    cli.main(["explain", "where is my parcel, please?", "--html", str(path)], standalone_mode=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "open it in a browser" in err
+    opened = Shown(browser, path)
+    assert opened.page.locator(".tiles div").count() == 5
+    opened.close()
