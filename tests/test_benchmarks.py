@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # benchmarks is no part of the package
 
-from benchmarks import agreement, models, peers, processes, report, texts, timing, workloads
+from benchmarks import agreement, models, observer, peers, processes, report, texts, timing, workloads
 from benchmarks.__main__ import WORKLOADS, main
 from benchmarks.bars import BARS, judge
 from benchmarks.contenders import Contender, encode_sorted, padded
@@ -441,3 +441,15 @@ def test_the_command_says_what_is_missing(monkeypatch, tmp_path):
     done = CliRunner().invoke(main, ["--quick"])
     assert done.exit_code == 1
     assert "run `minitrans pull all-MiniLM-L6-v2`" in done.output
+
+
+# The observer
+
+
+def test_the_ways_to_run_the_loop_are_compared_before_they_are_timed(plain, monkeypatch):
+    encoder = SentenceEncoder(plain)
+    found = observer.measure(encoder, encoder.tokenize(["one text", "another"]), 3)
+    assert [len(rounds) for rounds in found.values()] == [3] * 4
+    monkeypatch.setattr(observer, "bare", lambda blocks, batch: np.zeros((1, 1), np.float32))
+    with pytest.raises(BenchmarkError, match="no observer gives other numbers"):
+        observer.measure(encoder, encoder.tokenize(["one text"]), 3)

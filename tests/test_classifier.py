@@ -579,7 +579,22 @@ def test_what_the_json_says(folder):
         "label_names": True,
         "converged": True,
         "encoder": {"name_or_path": "hash", "model_sha256": "ab" * 32, "precision": "float32", "pruning": None},
+        "texts": TEXTS,
     }
+
+
+def test_texts_are_kept_as_long_as_all_are_known(encoder, tmp_path):
+    classifier = FewShotClassifier(encoder).fit(TEXTS[:7], LABELS[:7])
+    assert classifier.texts_ == TEXTS[:7]
+    assert classifier.partial_fit(TEXTS[7:], LABELS[7:]).texts_ == TEXTS
+    classifier.save(tmp_path / "with")
+    assert FewShotClassifier.load(tmp_path / "with", encoder).texts_ == TEXTS
+    classifier.save(tmp_path / "without", keep_texts=False)
+    again = FewShotClassifier.load(tmp_path / "without", encoder)
+    same_model(again, classifier)
+    assert again.texts_ is None
+    assert again.partial_fit(["one more"], LABELS[:1]).texts_ is None
+    assert FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS).texts_ is None
 
 
 def test_an_encoder_without_identity(tmp_path, encoder):
@@ -784,6 +799,9 @@ def test_huge_json(folder):
         ("encoder", {"model_sha256": ["ab"]}, "encoder.model_sha256 is"),
         ("encoder", {"precision": 8}, "encoder.precision is 8"),
         ("encoder", {"pruning": "all"}, "encoder.pruning is 'all'; wanted dict or null"),
+        ("texts", "abc", f"texts is 'abc'; wanted {len(TEXTS)} texts"),
+        ("texts", ["a"], f"texts is .* wanted {len(TEXTS)} texts, as many as there are examples"),
+        ("texts", [*TEXTS[1:], 5], "texts is"),
     ],
 )
 def test_json_with_wrong_values(folder, key, value, message):

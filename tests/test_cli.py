@@ -60,7 +60,8 @@ def test_help_shows_an_example_that_names_the_command(run, command):
 
 
 def test_the_commands_are_those_of_the_documentation(run):
-    assert COMMANDS == ["adapt", "demo", "embed", "evaluate", "fit", "info", "predict", "pull", "quantize"]
+    wanted = "adapt audit demo embed evaluate explain fit info predict pull quantize"
+    assert " ".join(COMMANDS) == wanted
     assert __version__ in run("--version")[1]
 
 
@@ -242,6 +243,68 @@ def test_the_scores_are_those_that_there_are():
 
     (option,) = [each for each in cli.commands["fit"].params if each.name == "score"]
     assert list(option.type.choices) == ["auto", *SCORES]
+
+
+QUESTION = "could you tell me where my parcel is"
+
+
+def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
+    code, out, err = run("explain", QUESTION, "--no-timing")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3: 8 of 10 tokens stay")
+    assert out.count("[-") == 4  # two tokens, in the list and in the text
+    for word in ("threshold", "work ", "multiply-adds", "embedding   turned by"):
+        assert word in out
+    assert "time " not in out
+    assert "time        " in run("explain", QUESTION)[1]
+
+
+def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, intents, tmp_path):
+    policy = PruningPolicy(min_tokens=3, quantile=0.5, layer=1)
+    policy.save(tmp_path / "policy.json")
+    (tmp_path / "train.csv").write_text(TRAIN)
+    run("fit", tmp_path / "train.csv", tmp_path / "pruned", "--pruning", tmp_path / "policy.json")
+    for folder, arguments, said in (
+        (intents, [], "layer 2, quantile 0.3"),
+        (tmp_path / "pruned", [], "layer 1, quantile 0.5"),
+        (tmp_path / "pruned", ["--pruning", "fast-intents"], "layer "),
+        (intents, ["--pruning", tmp_path / "policy.json"], "layer 1, quantile 0.5"),
+    ):
+        code, out, _ = run("explain", QUESTION, "--classifier", folder, "--no-timing", *arguments)
+        assert code == 0
+        assert said in out
+        assert 'tracking: "where is my parcel"' in out
+        assert out.count("nearest examples") == 2
+
+
+def test_explain_json_is_an_object_a_line(run, tmp_path):
+    (tmp_path / "a.txt").write_text(f"{QUESTION}\nhello\n")
+    code, out, err = run("explain", "-i", tmp_path / "a.txt", "--json", "--no-timing", "--pruning", "balanced")
+    assert (code, err) == (0, "")
+    first, second = map(json.loads, out.splitlines())
+    assert (first["text"], second["text"]) == (QUESTION, "hello")
+    assert [token["token"] for token in second["tokens"]] == ["[CLS]", "hello", "[SEP]"]
+    assert first["kept"] == first["stages"][0]["kept"]
+    assert "pruned" not in first
+    (wanted,) = SentenceEncoder().pruned_tokens([QUESTION], pruning="balanced")
+    assert [token["dropped_at"] is None for token in first["tokens"]] == wanted.kept
+
+
+def test_explain_writes_a_page(run, tmp_path, no_network):
+    code, out, err = run("explain", QUESTION, "<b>", "--html", tmp_path / "a.html", "--no-timing")
+    assert (code, out) == (0, "")
+    assert err == f"{tmp_path / 'a.html'}: 2 texts explained; open it in a browser\n"
+    assert "2 texts explained" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    code, _, err = run("explain", "a", "--html", tmp_path / "a.pdf")
+    assert code == 2
+    assert "does not end in .html" in err
+
+
+def test_fit_can_forget_the_texts(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    run("fit", tmp_path / "train.csv", tmp_path / "forgotten", "--no-keep-texts")
+    assert "parcel" not in (tmp_path / "forgotten" / "classifier.json").read_text()
+    assert "(saved without" not in run("explain", QUESTION, "--classifier", tmp_path / "forgotten", "--no-timing")[1]
 
 
 def test_quantize_writes_a_model_that_embeds(run, tmp_path):
