@@ -261,8 +261,10 @@ def finish(
 
     Args:
         kind: of results, for the journal.
+        encoder, task, policy, draws: what is evaluated on what; None for no pruning.
         journal: what it lacks is computed, and put there at once.
         compute: the result for a fitted classifier, its draw, and what gives the embeddings of texts.
+        C, label_names: of the classifier.
         update: told of each result.
         others: texts that `compute` needs beside those of the draw.
     """

@@ -199,8 +199,8 @@ def test_by_keyboard_alone(shown):
             break
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
-    second = page.locator(".flow > li > span:first-child").nth(1).inner_text()
-    assert f"“{second}” looks most at" in page.locator("#readout").inner_text()
+    third = page.locator(".flow > li > span:first-child").nth(2).inner_text()
+    assert f"“{third}” looks most at" in page.locator("#readout").inner_text()
     assert "the cell that is marked" in page.locator("#readout").inner_text()
 
 

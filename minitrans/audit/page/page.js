@@ -72,7 +72,7 @@ function drawLinks(text, flow, chips) {
     const [u, v] = [to.offsetLeft + to.offsetWidth / 2, to.offsetTop];
     const lift = y - 10 - Math.min(16, Math.abs(u - x) / 8);
     // On one line an arc from above; to a line above, up to its lower edge; to one below, down from the lower edge.
-    const [start, end] = v === y ? [y, v - 1] : v < y ? [y, v + to.offsetHeight + 1] : [y + from.offsetHeight, v - 1];
+    const [start, end] = v === y ? [y, v - 1] : v < y ? [y, v + to.offsetHeight + 17] : [y + from.offsetHeight, v - 1];
     const [bend, turn] = v === y ? [lift, lift] : [(start + end) / 2, (start + end) / 2];
     return [el("path", { class: "link", "data-from": i, "data-to": token.merged_into, "marker-end": "url(#head)",
       d: `M${x} ${start} C${x} ${bend} ${u} ${turn} ${u} ${end}` })];
@@ -185,7 +185,7 @@ function drawCurve(box, { text, source, quantile, result }) {
   const points = order.map((i, rank) => [x((rank + 0.5) / n), y(source.scores[i]), i]);
   const gone = result.stays.filter((stays) => !stays).length;
   const cut = x(gone / n);
-  const tick = (value) => el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(Math.abs(high) < 1 ? 2 : 1));
+  const tick = (value) => el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value === 0 ? "0" : value.toPrecision(2));
   box.replaceChildren(el("svg", { width, height, role: "img", "aria-label":
       `Scores in ascending order; at q = ${quantile.toFixed(2)} the lowest ${gone} of ${n} go` },
     el("rect", { class: "loss", x: left, y: top, width: Math.max(0, cut - left), height: height - bottom - top }),
@@ -237,7 +237,7 @@ function attention(text) {
   const canvas = el("canvas", { tabindex: 0, role: "img", onkeydown: move, onpointermove: point, onclick: point });
   const readout = el("div", { class: "readout", id: "readout", "aria-live": "polite" });
   const box = el("div", {}, canvas);
-  let [row, column, cell, margin, drawn] = [0, -1, 10, 0, -1];
+  let [row, column, cell, margin, drawn] = [Math.min(DATA.special.prefix, text.tokens.length - 1), -1, 10, 0, -1];
   function move(event) {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!step) return;
