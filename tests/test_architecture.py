@@ -88,6 +88,7 @@ ORDER = [
     "audit.checks",
     "audit.tensors",
     "audit.folder",
+    "audit.pairing",
     "audit.comparison",
     "audit.invariance",
     "audit.oracle",

@@ -1,0 +1,197 @@
+"""What an audit found: checks with their verdicts, as lines for a terminal and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from minitrans.audit.digests import Digests
+
+Verdict = Literal["PASS", "FAIL", "SKIP"]
+Values = Mapping[str, float]
+
+FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, INVARIANCE = (
+    "Folder",
+    "Tokenizer",
+    "Numbers",
+    "Pruning",
+    "transformers",
+    "Invariance",
+)
+NOTES = {
+    NUMBERS: "NumPy reference against compiled kernels; differences in root mean squares of the numbers",
+    PRUNING: "the same two; a tie is a score so close to the cut, in means of the text's scores",
+    PEER: "its BertModel with these weights in float32, against ours",
+}
+FORMAT, VERSION = "minitrans-audit", 1
+MEASURED = 46  # characters; what is longer pushes the wanted value out of its column
+SHOWN = 12  # lines of detail below a check on a terminal; JSON has them all
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of an audit.
+
+    Attributes:
+        group: heading that it stands under.
+        name: short, unique within its group.
+        verdict: PASS; FAIL; or SKIP where it could not be checked.
+        measured: what was found; of a skipped check, why it was skipped.
+        wanted: what would pass; of a skipped check, how to have it checked.
+        detail: more lines: per layer, or what is broken and where.
+        values: the numbers behind ``measured``, unrounded.
+    """
+
+    group: str
+    name: str
+    verdict: Verdict
+    measured: str
+    wanted: str = ""
+    detail: tuple[str, ...] = ()
+    values: Values = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        # JSON has no NaN and no infinity.
+        values = {key: each if math.isfinite(each) else None for key, each in self.values.items()}
+        return {
+            "group": self.group,
+            "name": self.name,
+            "verdict": self.verdict,
+            "measured": self.measured,
+            "wanted": self.wanted,
+            "detail": list(self.detail),
+            "values": values,
+        }
+
+
+def judged(
+    group: str,
+    name: str,
+    passes: bool,
+    measured: str,
+    wanted: str,
+    detail: Iterable[str] = (),
+    values: Values | None = None,
+) -> Check:
+    """A check that was made: PASS or FAIL."""
+    return Check(group, name, "PASS" if passes else "FAIL", measured, wanted, tuple(detail), values or {})
+
+
+def skipped(group: str, name: str, why: str, remedy: str = "", detail: Iterable[str] = ()) -> Check:
+    """A check that could not be made: why, and how to have it made."""
+    return Check(group, name, "SKIP", why, remedy, tuple(detail))
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A model folder, what it was checked with, and every check.
+
+    Attributes:
+        model: as it was asked for.
+        folder: where its files lie.
+        known_as: the published model that it was compared with; None for any other.
+        date: UTC, ISO 8601.
+        versions: name -> version of what did the checking.
+        machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
+        checks: in the order in which they were made.
+        digests: of the folder as it is; None where it could not be opened.
+    """
+
+    model: str
+    folder: str
+    known_as: str | None
+    date: str
+    versions: Mapping[str, str]
+    machine: Mapping[str, str]
+    checks: tuple[Check, ...]
+    digests: Digests | None = None
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.verdict == "FAIL")
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return not self.failed
+
+    def summary(self) -> str:
+        """The last line: "PASS: 23 checks, 1 skipped", or which checks failed."""
+        skips = sum(check.verdict == "SKIP" for check in self.checks)
+        made = len(self.checks) - skips
+        tail = f", {skips} skipped" if skips else ""
+        if self.passed:
+            return f"PASS: {counted(made, 'check')}{tail}"
+        names = ", ".join(f"{check.group}: {check.name}" for check in self.failed)
+        return f"FAIL: {len(self.failed)} of {counted(made, 'check')}{tail}: {names}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "folder": self.folder,
+            "known_as": self.known_as,
+            "date": self.date,
+            "versions": dict(self.versions),
+            "machine": dict(self.machine),
+            "verdict": "PASS" if self.passed else "FAIL",
+            "summary": self.summary(),
+            "files": {} if self.digests is None else dict(self.digests.files),
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    def to_json(self) -> str:
+        """One JSON object, with a line end."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def lines(self) -> Iterator[str]:
+        """The audit for a terminal, a line each: names of a hostile folder hold no control characters any more."""
+        return map(printable, self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.model}" + (f", known as {self.known_as}" if self.known_as not in (None, self.model) else "")
+        if self.folder not in ("", self.model):
+            yield self.folder
+        weights = {} if self.digests is None else self.digests.files
+        yield from (f"{name} {sha256}" for name, sha256 in weights.items() if name.endswith(".safetensors"))
+        yield ", ".join([*(f"{name} {version}" for name, version in self.versions.items()), self.date])
+        machine = (f"{name.replace('_', ' ')} {value.partition(':')[0]}" for name, value in self.machine.items())
+        yield from textwrap.wrap(", ".join(machine), 100)
+        width = max((len(check.name) for check in self.checks), default=0)
+        column = max((len(check.measured) for check in self.checks if check.verdict != "SKIP"), default=0)
+        column = min(column, MEASURED)
+        group = None
+        for check in self.checks:
+            if check.group != group:
+                group = check.group
+                yield ""
+                yield f"{group}: {NOTES[group]}" if group in NOTES else group
+            made = check.verdict != "SKIP"
+            text = f"{check.measured.ljust(column)}  {check.wanted}" if made and check.wanted else check.measured
+            yield f"  {check.verdict}  {check.name.ljust(width)}  {text}".rstrip()
+            if not made and check.wanted:
+                yield f"{' ' * (width + 10)}{check.wanted}"
+            for line in check.detail[:SHOWN]:
+                yield f"{' ' * (width + 10)}{line}"
+            if len(check.detail) > SHOWN:
+                yield f"{' ' * (width + 10)}... and {len(check.detail) - SHOWN} lines more, which --json shows"
+        yield ""
+        yield self.summary()
+
+
+def printable(text: str) -> str:
+    """The text with whatever could steer a terminal written out: an escape character becomes \\x1b."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

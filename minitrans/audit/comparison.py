@@ -1,0 +1,320 @@
+"""Two ways to the same numbers, compared layer by layer: backends, precisions, and the rows that pruning keeps.
+
+Differences are relative to the root mean square of the numbers they are found in, layer by layer. Two questions are
+asked. What does each block make of the very same input (``blocks``)? And how far apart are two whole runs (``layers``)?
+In int8 the second grows where the first does not: an activation at the edge between two bytes is rounded one way here
+and the other way there, each difference moves more of them, and in the end two correct runs differ by about as much as
+int8 from float32. So the first question has the tight bar.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.audit.checks import NUMBERS, PRUNING, Check, counted, judged
+from minitrans.audit.pairing import Paired, Stage, Tallies, Tally, Watch, distance_from_cut
+from minitrans.backends import Blocks
+from minitrans.encoder import Encoded, forward
+from minitrans.errors import MinitransError
+from minitrans.model import pool_encoded
+from minitrans.packing import PackedBatch, chunks, pack
+from minitrans.parameters import Float32
+from minitrans.policy import PruningPolicy
+from minitrans.pooling import PoolingConfig, normalized
+from minitrans.tokenizer import Tokenizer
+
+_PARAGRAPH = (
+    "The parcel that I ordered on Monday has not arrived, although your message said that it would be here by noon. I "
+    "have called twice, waited for half an hour, and was told that nobody knows where it is. Please find out, or send "
+    "the money back to my account. "
+)
+TEXTS = (
+    "hello",
+    "",
+    "Where is my parcel? I ordered it on Monday.",
+    "Could you tell me how to reset the password of my account, please?",
+    "caf\u00e9 na\u00efve \u6771\u4eac \u2602 \U0001f600\U0001f44d\U0001f3fd \u0395\u03bb\u03bb\u03ac\u03b4\u03b1 "
+    "\u043f\u0440\u0438\u0432\u0435\u0442",
+    "!!! ... ??? -- ,,,,; (){}[]",
+    "0 1 12 123 3.14159 2024-02-29 +49 170 1234567",
+    "the the the the the the the the the the",
+    "supercalifragilisticexpialidocious" * 3,
+    " \t tabs and\nnew lines \n ",
+    _PARAGRAPH,
+    _PARAGRAPH * 40,  # as long as the model takes
+)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The most that correct code shows, and several times that; measured values: docs/auditing.md.
+
+    Attributes:
+        block: largest and mean difference of a block's result, from the same input.
+        layer: the same after each layer of two runs.
+        unit: largest difference of embeddings of length 1.
+        cosine: least cosine of the embeddings.
+        tie: a row may be kept in one run and not in the other if its score is so close to the cut, in means of the
+            text's scores.
+    """
+
+    block: tuple[float, float]
+    layer: tuple[float, float]
+    unit: float
+    cosine: float
+    tie: float
+
+
+BARS = {
+    "float32": Bars(block=(1e-4, 5e-6), layer=(1e-4, 1e-5), unit=2e-6, cosine=0.999999, tie=1e-4),
+    "int8": Bars(block=(0.2, 1e-4), layer=(math.inf, 5e-2), unit=math.inf, cosine=0.99, tie=0.1),
+}
+SCORE_BAR = 1e-4  # largest difference of a score, from the same input, in means of the text's scores
+INT8_MEAN, INT8_LEAST = 0.995, 0.985  # cosine of int8 and float32 embeddings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Texts, tokenised.
+
+    Attributes:
+        texts: as they were given.
+        ids: token ids of each, cut to what the model takes.
+        prefix, suffix: special tokens around each.
+    """
+
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    prefix: int
+    suffix: int
+
+    @classmethod
+    def of(cls, texts: Iterable[str], tokenizer: Tokenizer) -> Sample:
+        """Tokenise texts."""
+        texts = tuple(texts)
+        ids = tuple(map(tuple, tokenizer.encode(texts).ids))
+        return cls(texts, ids, tokenizer.prefix, tokenizer.suffix)
+
+    def batches(self, texts: int = 32, tokens: int = 512) -> Iterator[tuple[slice, PackedBatch]]:
+        """Which texts, and these packed: at most so many texts and, unless one alone has more, tokens."""
+        for part in chunks([len(ids) for ids in self.ids], texts, tokens):
+            yield part, self.pack(part)
+
+    def pack(self, part: slice) -> PackedBatch:
+        """Some of the texts, packed."""
+        return pack(self.ids[part], self.prefix, self.suffix)
+
+    def named(self, text: int) -> str:
+        """A text, for messages."""
+        words = ascii(self.texts[text])
+        return f"text {text} {words if len(words) <= 40 else words[:36] + '...' + words[0]}"
+
+
+# Runs
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far a backend is from the reference."""
+
+    blocks: Tallies
+    layers: Tallies
+    right: Float32  # [B, W] embeddings of the reference, of length 1
+    other: Float32  # [B, W] of the other
+
+
+def compare(reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig) -> Comparison:
+    """Run both on a sample, side by side and each on its own. NumericalError as for `forward`."""
+    paired = Paired(reference, other)
+    layers: Tallies = {}
+    right, rest = [], []
+    with paired.session(), np.errstate(all="ignore"):
+        for _, batch in sample.batches():
+            one, two = Watch(), Watch()
+            right.append(unit_vectors(forward(paired, batch, observer=one), pooling))
+            rest.append(unit_vectors(forward(other, batch, observer=two), pooling))
+            for layer, (a, b) in enumerate(zip(one.states, two.states, strict=True), -1):
+                layers.setdefault("embeddings" if layer < 0 else f"layer {layer}", Tally()).add(a, b)
+    return Comparison(paired.blocks, layers, np.concatenate(right), np.concatenate(rest))
+
+
+def unit_vectors(encoded: Encoded, pooling: PoolingConfig) -> Float32:
+    """Embeddings of length 1: [B, W]"""
+    return normalized(pool_encoded(encoded, pooling))
+
+
+def embed(blocks: Blocks, sample: Sample, pooling: PoolingConfig) -> Float32:
+    """Embeddings of length 1: [B, W]"""
+    with blocks.session(), np.errstate(all="ignore"):
+        return np.concatenate([unit_vectors(forward(blocks, batch), pooling) for _, batch in sample.batches()])
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How two backends prune a sample."""
+
+    blocks: Tallies
+    scores: float
+    moved: float
+    right: list[list[Stage]]  # per text, of the reference
+    other: list[list[Stage]]
+
+
+def compare_pruned(reference: Blocks, other: Blocks, sample: Sample, policy: PruningPolicy) -> Pruned:
+    """Run both on a sample with a policy, side by side and each on its own."""
+    paired = Paired(reference, other)
+    right: list[list[Stage]] = []
+    rest: list[list[Stage]] = []
+    with paired.session(), np.errstate(all="ignore"):
+        for _, batch in sample.batches():
+            one, two = Watch(), Watch()
+            forward(paired, batch, policy, one)
+            forward(other, batch, policy, two)
+            right += one.stages
+            rest += two.stages
+    return Pruned(paired.blocks, paired.scores, paired.moved, right, rest)
+
+
+# Checks
+
+
+def number_checks(
+    reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig, precision: str
+) -> list[Check]:
+    """The reference against another backend, for one precision."""
+    names = [f"{what}, {precision}" for what in ("blocks", "layers", "embeddings")]
+    bars = BARS[precision]
+    try:
+        found = compare(reference, other, sample, pooling)
+    except MinitransError as error:
+        return [judged(NUMBERS, name, False, "no result", "finite numbers", [str(error)]) for name in names]
+    return [
+        difference_check(NUMBERS, names[0], found.blocks, bars.block),
+        difference_check(NUMBERS, names[1], found.layers, bars.layer),
+        embedding_check(NUMBERS, names[2], found.right, found.other, sample, bars.cosine, bars.unit),
+    ]
+
+
+def difference_check(group: str, name: str, tallies: Mapping[str, Tally], bars: tuple[float, float]) -> Check:
+    """Largest and mean difference of every place, against bars of both."""
+    relative = {place: tally.relative for place, tally in tallies.items()}
+    over = [place for place, (largest, mean) in relative.items() if not (largest <= bars[0] and mean <= bars[1])]
+    largest, mean = (float(np.max([each[i] for each in relative.values()])) for i in (0, 1))
+    by_largest = math.isfinite(bars[0])
+    wanted = f"at most {bars[0]:.0e}, {bars[1]:.0e}" if by_largest else f"mean at most {bars[1]:.0e}"
+    detail = [f"over the bar: {', '.join(over)}"] if over else []
+    detail += series({place: each[0 if by_largest else 1] for place, each in relative.items()}, by_largest)
+    values = {f"{place}, largest": each[0] for place, each in relative.items()}
+    values |= {f"{place}, mean": each[1] for place, each in relative.items()}
+    return judged(group, name, not over, f"largest {largest:.1e}, mean {mean:.1e}", wanted, detail, values)
+
+
+def series(values: Mapping[str, float], by_largest: bool) -> Iterator[str]:
+    """Those of "layer 0", "layer 1", .. in a line: "layer 0..5: 2e-06 3e-06 ..." """
+    lines: dict[str, list[float]] = {}
+    for place, value in values.items():
+        what, _, number = place.rpartition(" ")
+        lines.setdefault(what if number.isdigit() else place, []).append(value)
+    for what, each in lines.items():
+        count = f" 0..{len(each) - 1}" if len(each) > 1 else ""
+        for begin in range(0, len(each), 12):
+            title = "    " if begin else f"{'' if by_largest else 'mean, '}{what}{count}: "
+            yield title + " ".join(f"{value:.0e}" for value in each[begin : begin + 12])
+
+
+def embedding_check(
+    group: str, name: str, right: Float32, other: Float32, sample: Sample, cosine: float, unit: float = math.inf
+) -> Check:
+    """Embeddings of length 1, [B, W] each, against bars of their least cosine and their largest difference."""
+    cosines: NDArray[np.float64] = (right.astype(np.float64) * other).sum(axis=1)  # [B]
+    apart = np.abs(right - other).max(axis=1)  # [B]
+    bad = np.flatnonzero(~((cosines >= cosine) & (apart <= unit)))
+    wanted = f"at least {cosine:g}" + (f", at most {unit:.0e}" if math.isfinite(unit) else "")
+    measured = f"least cosine {least_of(cosines)}, largest {float(apart.max()):.1e}"
+    detail = [f"{sample.named(int(b))}: cosine {cosines[b]:.6f}, largest {apart[b]:.1e}" for b in bad]
+    values = {"least cosine": float(cosines.min()), "mean cosine": float(cosines.mean()), "largest": float(apart.max())}
+    return judged(group, name, not len(bad), measured, wanted, detail, values)
+
+
+def int8_check(name: str, full: Float32, small: Float32, sample: Sample) -> Check:
+    """Embeddings of length 1 in float32 and int8, [B, W] each."""
+    cosines: NDArray[np.float64] = (full.astype(np.float64) * small).sum(axis=1)  # [B]
+    measured = f"cosine mean {cosines.mean():.4f}, least {cosines.min():.4f}"
+    wanted = f"at least {INT8_MEAN:g}, {INT8_LEAST:g}"
+    passes = bool(cosines.mean() >= INT8_MEAN and cosines.min() >= INT8_LEAST)
+    worst = int(np.nan_to_num(cosines, nan=-2).argmin())
+    detail = [f"least: {sample.named(worst)}"]
+    values = {"mean cosine": float(cosines.mean()), "least cosine": float(cosines.min())}
+    return judged(NUMBERS, name, passes, measured, wanted, detail, values)
+
+
+def pruning_check(
+    name: str, policy: PruningPolicy, reference: Blocks, other: Blocks, sample: Sample, precision: str
+) -> Check:
+    """The rows that two backends keep: from the same states, and in two runs of their own."""
+    bars = BARS[precision]
+    threshold = math.inf if policy.threshold is None else policy.threshold
+    try:
+        found = compare_pruned(reference, other, sample, policy)
+    except MinitransError as error:
+        return judged(PRUNING, name, False, "no result", "the same rows", [str(error)])
+    same, ties, faults, furthest = kept_rows(found.right, found.other, sample, bars.tie, threshold)
+    if not found.scores <= SCORE_BAR:
+        faults.append(f"from the same states, scores differ by {found.scores:.1e}, wanted at most {SCORE_BAR:.0e}")
+    if not found.moved <= SCORE_BAR:
+        faults.append(f"from the same states, other rows are kept, {found.moved:.1e} from the cut")
+    over = [
+        place
+        for place, tally in found.blocks.items()
+        if not (tally.relative[0] <= bars.block[0] and tally.relative[1] <= bars.block[1])
+    ]
+    if over:
+        faults.append(f"over the bar of {bars.block[0]:.0e}, {bars.block[1]:.0e}: {', '.join(over)}")
+    values = {"same": same, "near ties": ties, "texts": len(sample.texts), "score difference": found.scores}
+    values["furthest from the cut"] = furthest
+    measured = kept_rows_measured(same, ties, len(sample.texts), furthest) + f"; scores {found.scores:.0e}"
+    wanted = f"all but ties up to {bars.tie:.0e}, at most {SCORE_BAR:.0e}"
+    return judged(PRUNING, name, not faults, measured, wanted, faults, values)
+
+
+def kept_rows(
+    right: Sequence[Sequence[Stage]], other: Sequence[Sequence[Stage]], sample: Sample, tie: float, threshold: float
+) -> tuple[int, int, list[str], float]:
+    """Texts of which two runs keep the same rows, near ties, what neither explains, and the furthest from a cut."""
+    same = ties = 0
+    faults: list[str] = []
+    furthest = 0.0
+    for text, (one, two) in enumerate(zip(right, other, strict=True)):
+        # After a difference everything else differs too, so the first one decides.
+        first = next(((a, b) for a, b in zip(one, two, strict=True) if not np.array_equal(a.kept, b.kept)), None)
+        if first is None:
+            same += 1
+            continue
+        distance = distance_from_cut(*first, threshold)
+        furthest = max(furthest, distance)
+        if distance <= tie:
+            ties += 1
+        else:
+            moved = np.setxor1d(first[0].kept, first[1].kept).tolist()
+            faults.append(
+                f"{sample.named(text)}, layer {first[0].layer}: tokens {moved} are kept in one run only, "
+                f"{distance:.1e} from the cut"
+            )
+    return same, ties, faults, furthest
+
+
+def kept_rows_measured(same: int, ties: int, texts: int, furthest: float) -> str:
+    """What `kept_rows` found, in words."""
+    tail = f", {counted(ties, 'tie')} of {furthest:.0e}" if ties else ""
+    return f"{same} of {texts} alike{tail}"
+
+
+def least_of(cosines: NDArray[np.float64]) -> str:
+    """The least cosine, with as many digits as tell it from 1."""
+    least = float(cosines.min())
+    return f"{least:.6f}" if least < 0.9999995 else "1"

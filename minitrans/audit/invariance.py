@@ -1,0 +1,104 @@
+"""The promise that a text's embedding is the same to the last bit, whatever else is in the call, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minitrans.audit.checks import INVARIANCE, Check, counted, judged
+from minitrans.audit.comparison import Sample
+from minitrans.encoder import forward
+from minitrans.errors import MinitransError
+from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.parameters import Float32
+from minitrans.policy import PruningPolicy
+
+# Tokens of a packed batch, one after the other; ``encode`` takes 512.
+CHUNKS = (1, 64, 200, 100_000)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to encode all texts in a call."""
+
+    order: str
+    batch_size: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"order {self.order}, batch_size {self.batch_size}, threads {self.threads}"
+
+
+def settings(threads: Sequence[int]) -> Iterator[Setting]:
+    """Every order with every batch size, and each number of threads with some of them."""
+    orders, sizes = ("as given", "reversed", "shuffled"), (1, 3, 32)
+    for i, order in enumerate(orders):
+        for j, size in enumerate(sizes):
+            yield Setting(order, size, threads[(i + j) % len(threads)])
+    for number in threads[3:]:
+        yield Setting("shuffled", 3, number)
+
+
+def invariance_check(
+    name: str, encoder: SentenceEncoder, sample: Sample, policy: PruningPolicy | None, threads: int | None = None
+) -> Check:
+    """Encode the texts one at a time, then together in many ways, and compare bits.
+
+    Args:
+        name: of the check.
+        encoder: what is checked, with the backend and precision that it has.
+        sample: the texts.
+        policy: None prunes nothing.
+        threads: one more number of threads to check, besides 1, 2 and 4.
+    """
+    before = encoder.threads
+    numbers = tuple(dict.fromkeys((1, 2, 4, threads or 1)))
+    faults: list[str] = []
+    ways = 0
+    try:
+        encoder.threads = 1
+        alone = np.stack([encoder.encode(text, prompt="", pruning=policy) for text in sample.texts])  # [B, W]
+        for setting in settings(numbers):
+            encoder.threads = setting.threads
+            order = _order(setting.order, len(sample.texts))
+            texts = [sample.texts[i] for i in order]
+            together = encoder.encode(texts, prompt="", batch_size=setting.batch_size, pruning=policy)
+            faults += _differences(alone[order], together, order, sample, str(setting))
+            ways += 1
+        for tokens in CHUNKS:
+            packed = _packed(encoder, sample, policy, tokens)[:, : alone.shape[1]]
+            everything = list(range(len(sample.texts)))
+            faults += _differences(alone, packed, everything, sample, f"chunks of up to {tokens} tokens")
+            ways += 1
+    except MinitransError as error:
+        return judged(INVARIANCE, name, False, "no result", "the same bits", [str(error)])
+    finally:
+        encoder.threads = before
+    measured = f"{counted(len(sample.texts), 'text')} in {ways} ways" + (f", {len(faults)} differ" if faults else "")
+    return judged(INVARIANCE, name, not faults, measured, "the same bits as alone", faults)
+
+
+def _order(name: str, texts: int) -> list[int]:
+    if name == "shuffled":
+        return [int(i) for i in np.random.default_rng(0).permutation(texts)]
+    return list(range(texts))[:: -1 if name == "reversed" else 1]
+
+
+def _packed(encoder: SentenceEncoder, sample: Sample, policy: PruningPolicy | None, tokens: int) -> Float32:
+    with encoder.blocks.session(), np.errstate(all="ignore"):
+        parts = [
+            pool_encoded(forward(encoder.blocks, batch, policy), encoder.pooling)
+            for _, batch in sample.batches(len(sample.texts), tokens)
+        ]
+    return np.concatenate(parts)
+
+
+def _differences(right: Float32, seen: Float32, order: Sequence[int], sample: Sample, way: str) -> Iterator[str]:
+    """A line per text whose bits differ; bits, so that NaN is equal to itself and -0 is not 0."""
+    different = right.view(np.uint32) != np.ascontiguousarray(seen).view(np.uint32)  # [B, W]
+    for row in np.flatnonzero(different.any(axis=1)).tolist():
+        apart = np.abs(right[row] - seen[row]).max()
+        count = int(different[row].sum())
+        yield f"{sample.named(order[row])}, {way}: {count} of {right.shape[1]} numbers differ, by up to {apart:.1e}"

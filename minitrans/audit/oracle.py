@@ -1,0 +1,293 @@
+"""transformers as the second opinion: the folder's own weights in its BertModel, and its tokenizer, compared with ours.
+
+The one module that imports torch and transformers, and only inside functions: nothing else needs them. The model is
+built from config.json alone and filled with the weights that minitrans validated, as float32; nothing is fetched, no
+code of the folder is run. One text at a time and no padding, so that there is no mask to get wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minitrans.audit.checks import PEER, Check, counted, judged
+from minitrans.audit.comparison import (
+    BARS,
+    Sample,
+    difference_check,
+    embedding_check,
+    kept_rows,
+    kept_rows_measured,
+)
+from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
+from minitrans.audit.tensors import named_arrays
+from minitrans.backends import Blocks
+from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.encoder import forward
+from minitrans.errors import BackendError, MinitransError
+from minitrans.model import pool_encoded
+from minitrans.packing import pack, segments
+from minitrans.parameters import Float32, Parameters
+from minitrans.policy import PruningPolicy
+from minitrans.pooling import PoolingConfig, normalized
+from minitrans.pruning import rank, select
+
+REMEDY = 'pip install "minitrans[transformers]"'
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def why_not() -> str | None:
+    """Why transformers cannot be asked, or None."""
+    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+    if missing:
+        return f"{' and '.join(missing)} not installed"
+    try:
+        import torch  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        from transformers import BertModel  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"transformers cannot be imported: {str(error).splitlines()[0]}"
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of torch and transformers."""
+    import torch
+    import transformers
+
+    return {"torch": str(torch.__version__), "transformers": str(transformers.__version__)}
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What transformers makes of one text, nothing pruned."""
+
+    hidden: list[Float32]  # L + 1 of [n, H]: the embeddings, then each layer's output
+    attention: list[Float32]  # per layer [A, n, n], rows are queries
+    attended: list[Float32]  # per layer [n, H]: what leaves the attention block
+    value: list[Float32]  # per layer [n, H]: the values of all heads
+
+
+class Oracle:
+    """A BertModel with the weights of a folder.
+
+    Args:
+        folder: where config.json and the tokenizer are.
+        parameters: the weights, in float32.
+
+    Raises:
+        BackendError: transformers does not return what has to be compared.
+    """
+
+    def __init__(self, folder: Path, parameters: Parameters) -> None:
+        import torch
+        from transformers import BertConfig, BertModel
+
+        values = read_json(model_file(folder, "config.json"))
+        for key in ("quantization_config", "auto_map", "torch_dtype", "dtype"):
+            values.pop(key, None)
+        config = BertConfig.from_dict(values, attn_implementation="eager")
+        self.model = BertModel(config, add_pooling_layer=False).eval()
+        weights = {name: torch.from_numpy(np.array(array)) for name, array in named_arrays(parameters).items()}
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        if unexpected or [name for name in missing if not name.endswith("position_ids")]:
+            raise BackendError(f"transformers' BertModel lacks weights {missing} and has no place for {unexpected}")
+        self.folder = folder
+
+    def ask(self, ids: tuple[int, ...]) -> Opinion:
+        """Run one text [n]."""
+        import torch
+
+        kept: dict[str, list[Any]] = {"attended": [], "value": []}
+
+        def keep(name: str) -> Any:
+            def hook(module: object, inputs: object, output: Any) -> None:
+                kept[name].append(output[0] if isinstance(output, tuple) else output)
+
+            return hook
+
+        layers = self.model.encoder.layer
+        hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
+        hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
+        try:
+            with torch.inference_mode():
+                output = self.model(
+                    input_ids=torch.tensor([ids]), output_hidden_states=True, output_attentions=True, return_dict=True
+                )
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not output.attentions or len(output.attentions) != len(layers):
+            raise BackendError(
+                "transformers returns no attentions; install the release that the extra names: " + REMEDY
+            )
+
+        def arrays(tensors: Any) -> list[Float32]:
+            return [tensor[0].numpy() for tensor in tensors]
+
+        return Opinion(
+            arrays(output.hidden_states), arrays(output.attentions), arrays(kept["attended"]), arrays(kept["value"])
+        )
+
+    def token_ids(self, texts: tuple[str, ...], limit: int) -> list[list[int]]:
+        """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+        file = optional_file(self.folder, "sentence_bert_config.json")
+        lower = file is not None and read_json(file).get("do_lower_case") is True
+        found = []
+        for text in texts:
+            text = _LONE_SURROGATE.sub("\ufffd", text.lower() if lower else text)
+            found.append([int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]])
+        return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On texts this short torch's threads mostly wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def pooled(hidden: Float32, modes: tuple[str, ...]) -> Float32:
+    """The poolings of sentence-transformers, written anew: [n, H] -> a vector of length 1, [H * modes]"""
+    place = np.arange(1, len(hidden) + 1, dtype=np.float32)[:, None]  # [n, 1]
+    parts = {
+        "cls": lambda: hidden[0],
+        "lasttoken": lambda: hidden[-1],
+        "max": lambda: hidden.max(axis=0),
+        "mean": lambda: hidden.sum(axis=0) / len(hidden),
+        "mean_sqrt_len_tokens": lambda: hidden.sum(axis=0) / np.sqrt(len(hidden)),
+        "weightedmean": lambda: (hidden * place).sum(axis=0) / place.sum(),
+    }
+    vector = np.concatenate([parts[mode]() for mode in modes])
+    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
+
+
+def first_stage(
+    opinion: Opinion, ids: tuple[int, ...], policy: PruningPolicy, sample: Sample, config: EncoderConfig
+) -> Stage:
+    """The rows that the policy's first stage keeps by transformers' own numbers, selected as pruning.py defines."""
+    layer = next(iter(policy.plan))
+    heads, n = config.num_attention_heads, len(ids)
+    scores = None
+    if policy.score in ("attention", "attention_value"):
+        attention = opinion.attention[layer].astype(np.float64)  # [A, n, n]
+        if policy.score == "attention_value":
+            value = opinion.value[layer].reshape(n, heads, -1).astype(np.float64)  # [n, A, D]
+            attention = attention * np.linalg.norm(value, axis=2).T[:, None, :]
+        scores = (attention.sum(axis=(0, 1)) / (heads * n)).astype(np.float32)  # [n]
+    batch = pack([ids], sample.prefix, sample.suffix)
+    ranking = rank(policy, layer, scores, batch, np.arange(n), batch.offsets)
+    _, selection, _ = select(np.ascontiguousarray(opinion.attended[layer]), batch.offsets, ranking)
+    return next(stages_of(layer, selection, batch.offsets))
+
+
+def oracle_checks(
+    folder: Path,
+    parameters: Parameters,
+    blocks: Mapping[str, Blocks],
+    sample: Sample,
+    pooling: PoolingConfig,
+    limit: int,
+    policies: Mapping[str, PruningPolicy],
+) -> Iterator[Check]:
+    """Everything that transformers can be asked about.
+
+    Args:
+        folder: the model's.
+        parameters: its weights in float32.
+        blocks: name -> a backend with these weights.
+        sample: the texts.
+        pooling: as the model's files say.
+        limit: max_seq_length.
+        policies: name -> policy, of which the first stage is compared.
+    """
+    with one_thread():
+        oracle = Oracle(folder, parameters)
+        yield _token_check(oracle, sample, limit)
+        opinions = [oracle.ask(ids) for ids in sample.ids]
+        right = np.stack([pooled(opinion.hidden[-1], pooling.modes) for opinion in opinions])  # [B, W]
+    for name, each in blocks.items():
+        yield from _number_checks(name, each, opinions, right, sample, pooling)
+    for name, policy in policies.items():
+        if policy.score in ("random", "first"):
+            continue  # they look at no number
+        theirs = [
+            [first_stage(opinion, ids, policy, sample, parameters.config)]
+            for opinion, ids in zip(opinions, sample.ids, strict=True)
+        ]
+        yield _kept_check(name, policy, next(iter(blocks.values())), theirs, sample)
+
+
+def _token_check(oracle: Oracle, sample: Sample, limit: int) -> Check:
+    title = "token ids"
+    try:
+        theirs = oracle.token_ids(sample.texts, limit)
+    except Exception as error:  # whatever its loader raises for a folder that it does not understand
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return judged(PEER, title, False, "its tokenizer cannot be loaded", "the same ids", [reason])
+    faults = []
+    for text, (ours, ids) in enumerate(zip(sample.ids, theirs, strict=True)):
+        if list(ours) != ids:
+            apart = (i for i, (one, other) in enumerate(zip(ours, ids, strict=False)) if one != other)
+            place = next(apart, min(len(ours), len(ids)))
+            faults.append(f"{sample.named(text)}: {len(ours)} ids, wanted {len(ids)}; they differ from id {place} on")
+    measured = f"equal for {len(theirs) - len(faults)} of {counted(len(theirs), 'text')}"
+    return judged(PEER, title, not faults, measured, "all", faults)
+
+
+def _number_checks(
+    name: str, blocks: Blocks, opinions: list[Opinion], right: Float32, sample: Sample, pooling: PoolingConfig
+) -> Iterator[Check]:
+    layers: dict[str, Tally] = {}
+    ours = []
+    try:
+        with blocks.session(), np.errstate(all="ignore"):
+            for part, batch in sample.batches():
+                watch = Watch()
+                encoded = forward(blocks, batch, observer=watch)
+                ours.append(normalized(pool_encoded(encoded, pooling)))
+                for opinion, rows in zip(opinions[part], segments(batch.offsets), strict=True):
+                    for layer, (theirs, state) in enumerate(zip(opinion.hidden, watch.states, strict=True), -1):
+                        place = "embeddings" if layer < 0 else f"layer {layer}"
+                        layers.setdefault(place, Tally()).add(theirs, state[rows])
+    except MinitransError as error:
+        yield judged(PEER, f"layers, {name}", False, "no result", "finite numbers", [str(error)])
+        return
+    bars = BARS["float32"]
+    yield difference_check(PEER, f"layers, {name}", layers, bars.layer)
+    yield embedding_check(PEER, f"embeddings, {name}", right, np.concatenate(ours), sample, bars.cosine, bars.unit)
+
+
+def _kept_check(name: str, policy: PruningPolicy, blocks: Blocks, theirs: list[list[Stage]], sample: Sample) -> Check:
+    title, bar = f"rows, {name}", BARS["float32"].tie
+    ours: list[list[Stage]] = []
+    try:
+        with blocks.session(), np.errstate(all="ignore"):
+            for _, batch in sample.batches():
+                watch = Watch()
+                forward(blocks, batch, policy, watch)
+                ours += [stages[:1] for stages in watch.stages]
+    except MinitransError as error:
+        return judged(PEER, title, False, "no result", "the same rows", [str(error)])
+    threshold = float("inf") if policy.threshold is None else policy.threshold
+    same, ties, faults, furthest = kept_rows(theirs, ours, sample, bar, threshold)
+    more = len(policy.plan) - 1
+    note = [f"the first of {more + 1} stages; the others start from fewer rows"] if more else []
+    measured = kept_rows_measured(same, ties, len(sample.texts), furthest)
+    return judged(PEER, title, not faults, measured, f"all but ties up to {bar:.0e}", [*faults, *note])

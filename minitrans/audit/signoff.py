@@ -1,0 +1,281 @@
+"""The whole audit of a model folder: one call, one verdict."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+
+from minitrans import __version__, hub
+from minitrans.audit import oracle
+from minitrans.audit.checks import FOLDER, INVARIANCE, NUMBERS, PEER, PRUNING, Audit, Check, judged, skipped
+from minitrans.audit.comparison import (
+    TEXTS,
+    Sample,
+    embed,
+    int8_check,
+    number_checks,
+    pruning_check,
+)
+from minitrans.audit.digests import Digests
+from minitrans.audit.folder import audit_folder
+from minitrans.audit.invariance import invariance_check
+from minitrans.backends import Blocks, load_blocks
+from minitrans.calls import as_texts
+from minitrans.config import check_choice
+from minitrans.errors import BackendError, DigestError, InputError, MinitransError, PolicyError
+from minitrans.model import SentenceEncoder
+from minitrans.parameters import Float32, Parameters
+from minitrans.policy import PruningPolicy, shipped_policies
+from minitrans.quantization import with_precision
+from minitrans.threads import resolve_threads
+from minitrans.weights import load_parameters
+
+PEERS = ("transformers",)
+NO_KERNELS = "there are no compiled kernels to compare the reference with"
+Tell = Callable[[str], None]
+
+
+def sign_off(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    against: str | None = None,
+    texts: Iterable[str] = (),
+    pruning: Mapping[str, PruningPolicy] | None = None,
+    threads: int | None = None,
+    digests: Digests | None = None,
+    original: str | os.PathLike[str] | None = None,
+    progress: Tell | None = None,
+) -> Audit:
+    """Check everything about a model folder that can be checked on this machine; nothing is downloaded.
+
+    Args:
+        model: a folder or a name; None for the bundled model.
+        against: "transformers" insists on the comparison with it, which is otherwise made where it is installed.
+        texts: to be compared on, besides the built-in ones.
+        pruning: name -> policy to be checked, besides the default one and those that travel with minitrans for this
+            model.
+        threads: one more number of threads that must not change a bit, besides 1, 2 and 4.
+        digests: what the folder has to be, as an auditor wrote it down earlier.
+        original: the float32 folder that an int8 model was made from; None looks for it on this machine.
+        progress: told what is being checked.
+
+    Returns:
+        Every check. A broken model gives failed checks, not an error.
+
+    Raises:
+        ModelNotFoundError: the model is not on this machine.
+        PolicyError: a policy of ``pruning`` does not fit the model.
+        InputError, InputTypeError: another argument cannot be used; ``against`` is not installed.
+    """
+    tell = progress or (lambda _: None)
+    if against is not None:
+        check_choice("against", against, PEERS)
+    why_not = oracle.why_not()
+    if against is not None and why_not is not None:
+        raise InputError(f"no comparison with {against}: {why_not}; {oracle.REMEDY}")
+    resolve_threads(threads)
+    sample_texts = (*TEXTS, *as_texts(texts))
+    name = hub.DEFAULT_MODEL if model is None else os.fspath(model)
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    versions = {"minitrans": __version__, "numpy": np.__version__, "Python": platform.python_version()}
+    machine = {"architecture": platform.machine(), "system": platform.system()}
+    try:
+        folder = hub.resolve(model, local_files_only=True)
+    except DigestError as error:
+        check = judged(FOLDER, "published digests", False, "a damaged copy", "the published files", [str(error)])
+        return Audit(name, "", None, date, versions, machine, (check,))
+    tell("folder")
+    source = None if original is None else hub.resolve(original, local_files_only=True)
+    is_path = model is not None and Path(name).expanduser().is_dir()
+    found = audit_folder(folder, None if is_path else name, digests, source)
+    loaded = _load(folder, sample_texts)
+    if isinstance(loaded, MinitransError):
+        groups = (NUMBERS, PRUNING, PEER, INVARIANCE)
+        loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
+        rest = [skipped(group, "all", "the model cannot be used") for group in groups]
+    else:
+        encoder = loaded.encoder
+        machine |= {key: value for key, value in encoder.blocks.info().items() if value is not None}
+        machine |= {"backend": encoder.backend, "precision": encoder.precision, "threads": str(encoder.threads)}
+        versions |= {} if why_not else oracle.versions()
+        how = f"in {encoder.precision}, on the {encoder.backend} backend"
+        loads = judged(FOLDER, "loads", True, how, "without an error")
+        given = pruning or {}
+        policies = _policies(encoder, given)
+        sample = loaded.sample
+        rest = [
+            *_numbers(loaded, sample, found.original, tell),
+            *_pruning(loaded, sample, policies, tell),
+            *_peer(folder, loaded, sample, policies, why_not, tell),
+            *_invariance(loaded, sample, policies, given, threads, tell),
+        ]
+    of_folder = [check for check in found.checks if check.group == FOLDER]
+    checks = *of_folder, loads, *(check for check in found.checks if check.group != FOLDER), *rest
+    known = None if found.known is None else found.known.name
+    return Audit(name, str(folder), known, date, versions, machine, checks, found.digests)
+
+
+@dataclass
+class Loaded:
+    """A model that can be run: as users run it, and in every backend and precision that there is here."""
+
+    encoder: SentenceEncoder
+    sample: Sample
+    parameters: Mapping[str, Parameters]  # by precision, the stored one first
+    missing: dict[str, str]  # precision or backend -> why it is not there
+    _last: tuple[str, dict[str, Blocks]] = ("", {})
+
+    def backends(self, precision: str) -> dict[str, Blocks]:
+        """Name -> backend; laid out anew when the precision changes, as a large model fills the memory with each."""
+        if self._last[0] != precision:
+            self._last = precision, {}
+            for backend in ("reference", "compiled"):
+                try:
+                    self._last[1][backend] = load_blocks(backend, self.parameters[precision])
+                except BackendError as error:
+                    self.missing[backend] = str(error)
+        return self._last[1]
+
+
+def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
+    try:
+        encoder = SentenceEncoder(folder, local_files_only=True, on_truncation="ignore")
+        sample = Sample.of(texts, encoder.tokenizer)
+        stored = load_parameters(folder)
+    except MinitransError as error:
+        return error
+    parameters, missing = {}, {}
+    for precision in (stored.precision, "int8" if stored.precision == "float32" else "float32"):
+        try:
+            parameters[precision] = with_precision(stored, precision)
+        except MinitransError as error:
+            missing[precision] = str(error)
+    return Loaded(encoder, sample, parameters, missing)
+
+
+def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> dict[str, PruningPolicy]:
+    """The default policy as far as it fits this model, the shipped ones that were fitted to it, those that were given.
+
+    Raises:
+        PolicyError: one of these does not fit.
+    """
+    layer = min(PruningPolicy().layer, encoder.config.num_hidden_layers - 1)
+    protect = bool({"cls", "lasttoken"} & {*encoder.pooling.modes})
+    policies = {"default": PruningPolicy(layer=layer, protect_special=protect)}
+    for name in shipped_policies():
+        policy = PruningPolicy.named(name)
+        try:
+            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+        except PolicyError:
+            continue  # it belongs to another model
+        if policy.fitted is not None:
+            policies[name] = policy
+    for name, policy in given.items():
+        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+        policies[name] = policy
+    return policies
+
+
+def _numbers(loaded: Loaded, sample: Sample, original: Path | None, tell: Tell) -> Iterator[Check]:
+    pooling = loaded.encoder.pooling
+    embeddings: dict[str, Float32 | MinitransError] = {}
+    for precision in loaded.parameters:
+        tell(f"reference against compiled, {precision}")
+        backends = loaded.backends(precision)
+        if "compiled" in backends:
+            yield from number_checks(backends["reference"], backends["compiled"], sample, pooling, precision)
+        embeddings[precision] = _embedded(backends.get("compiled", backends["reference"]), sample, loaded.encoder)
+    if "compiled" in loaded.missing:
+        yield skipped(NUMBERS, "blocks", NO_KERNELS, loaded.missing["compiled"])
+    for precision in ("int8", "float32"):
+        if precision in loaded.missing:
+            yield skipped(NUMBERS, "int8 to float32", f"there is no {precision} form", loaded.missing[precision])
+            return
+    yield _int8("int8 to float32", embeddings["float32"], embeddings["int8"], sample)
+    title = "int8 to the original"
+    if loaded.encoder.precision != "int8":
+        return
+    if original is None:
+        yield skipped(NUMBERS, title, "the float32 original is not on this machine", "see `as quantised` above")
+        return
+    tell(title)
+    try:
+        blocks = load_blocks("auto", load_parameters(original))
+    except MinitransError as error:
+        yield skipped(NUMBERS, title, f"the original cannot be read: {error}")
+        return
+    yield _int8(title, _embedded(blocks, sample, loaded.encoder), embeddings["int8"], sample)
+
+
+def _embedded(blocks: Blocks, sample: Sample, encoder: SentenceEncoder) -> Float32 | MinitransError:
+    try:
+        return embed(blocks, sample, encoder.pooling)
+    except MinitransError as error:
+        return error
+
+
+def _int8(title: str, full: Float32 | MinitransError, small: Float32 | MinitransError, sample: Sample) -> Check:
+    if isinstance(full, MinitransError) or isinstance(small, MinitransError):
+        faults = [str(each) for each in (full, small) if isinstance(each, MinitransError)]
+        return judged(NUMBERS, title, False, "no result", "finite numbers", faults)
+    return int8_check(title, full, small, sample)
+
+
+def _pruning(loaded: Loaded, sample: Sample, policies: Mapping[str, PruningPolicy], tell: Tell) -> Iterator[Check]:
+    precision = loaded.encoder.precision
+    backends = loaded.backends(precision)
+    if "compiled" not in backends:
+        yield skipped(PRUNING, "all", NO_KERNELS, "as above")
+        return
+    for name, policy in policies.items():
+        tell(f"pruning, {name}")
+        yield pruning_check(name, policy, backends["reference"], backends["compiled"], sample, precision)
+
+
+def _peer(
+    folder: Path,
+    loaded: Loaded,
+    sample: Sample,
+    policies: Mapping[str, PruningPolicy],
+    why_not: str | None,
+    tell: Tell,
+) -> Iterator[Check]:
+    if why_not is not None:
+        yield skipped(PEER, "all", why_not, oracle.REMEDY)
+        return
+    full = loaded.parameters.get("float32")
+    if full is None:
+        yield skipped(PEER, "all", "there is no float32 form", loaded.missing["float32"])
+        return
+    tell(PEER)
+    encoder = loaded.encoder
+    try:
+        yield from oracle.oracle_checks(
+            folder, full, loaded.backends("float32"), sample, encoder.pooling, encoder.max_seq_length, policies
+        )
+    except MinitransError as error:
+        yield judged(PEER, "all", False, "no result", "a second opinion", [str(error)])
+
+
+def _invariance(
+    loaded: Loaded,
+    sample: Sample,
+    policies: Mapping[str, PruningPolicy],
+    given: Mapping[str, PruningPolicy],
+    threads: int | None,
+    tell: Tell,
+) -> Iterator[Check]:
+    """Without pruning, with the default policy, with one that is fitted, and with those of the user."""
+    fitted = next((name for name, policy in policies.items() if policy.fitted is not None), None)
+    names = [name for name in policies if name in ("default", fitted, *given)]
+    tell("invariance, unpruned")
+    yield invariance_check("unpruned", loaded.encoder, sample, None, threads)
+    for name in names:
+        tell(f"invariance, {name}")
+        yield invariance_check(name, loaded.encoder, sample, policies[name], threads)

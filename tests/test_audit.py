@@ -1,0 +1,437 @@
+"""`minitrans audit`: the whole of it, its records, its lines, its JSON, its exit codes."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import random_models
+
+from minitrans import PruningPolicy, SentenceEncoder, __version__, hub
+from minitrans.audit import oracle, signoff
+from minitrans.audit.checks import SHOWN, Audit, Check, counted, judged, printable, skipped
+from minitrans.audit.signoff import sign_off
+from minitrans.backends import load_blocks
+from minitrans.backends.reference import ReferenceBlocks
+from minitrans.cli import main
+from minitrans.errors import BackendError, DigestError, InputError, InputTypeError, ModelNotFoundError, PolicyError
+from minitrans.quantization import quantize_folder
+from minitrans.resources import bundled
+
+GROUPS = ["Folder", "Tokenizer", "Numbers", "Pruning", "transformers", "Invariance"]
+HAS_TRANSFORMERS = oracle.why_not() is None
+without_transformers = pytest.mark.skipif(HAS_TRANSFORMERS, reason="torch and transformers are installed here")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("audit", "--json") -> exit code, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])
+        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def folder(plain, tmp_path):
+    """A copy of the random model "plain", to be changed."""
+    return shutil.copytree(plain, tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def no_transformers(monkeypatch):
+    """What transformers says is tested in test_audit_oracle.py."""
+    monkeypatch.setattr(oracle, "find_spec", lambda name: None)
+
+
+def groups_of(audit):
+    return list(dict.fromkeys(check.group for check in audit.checks))
+
+
+def flip(file, place_from_end):
+    data = bytearray(file.read_bytes())
+    data[-place_from_end] ^= 1
+    file.write_bytes(data)
+
+
+# The whole of it
+
+
+def test_the_bundled_model_is_signed_off(no_network):
+    audit = sign_off()
+    assert audit.passed, audit.failed
+    assert groups_of(audit) == GROUPS
+    assert (audit.model, audit.known_as) == ("all-MiniLM-L6-v2-int8",) * 2
+    names = {(check.group, check.name) for check in audit.checks}
+    assert len(names) == len(audit.checks)
+    shipped = {"balanced", "balanced-intents", "fast", "fast-intents", "long"}
+    assert {("Invariance", name) for name in ("unpruned", "default", "balanced")} <= names
+    if SentenceEncoder().backend == "compiled":
+        assert {("Pruning", name) for name in {"default", *shipped}} <= names
+        assert {("Numbers", f"layers, {precision}") for precision in ("int8", "float32")} <= names
+
+
+@pytest.mark.float32
+def test_the_float32_model_is_signed_off(float32_folder):
+    audit = sign_off(float32_folder)
+    assert audit.passed, audit.failed
+    assert audit.known_as == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.float32
+def test_the_bundled_model_is_compared_with_its_original(float32_folder):
+    audit = sign_off(original=float32_folder)
+    assert audit.passed, audit.failed
+    checks = {check.name: check for check in audit.checks}
+    assert checks["as quantised"].verdict == checks["int8 to the original"].verdict == "PASS"
+    assert checks["as quantised"].measured == "140 of 140 tensors"
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize("spec", random_models.SPECS, ids=lambda spec: spec.name)
+def test_every_random_model_is_signed_off(random_folder, tmp_path, spec, int8):
+    folder = random_folder(spec.name)
+    audit = sign_off(
+        quantize_folder(folder, tmp_path / "int8") if int8 else folder,
+        original=folder if int8 else None,
+        texts=random_models.texts(),
+        threads=3,
+    )
+    assert audit.passed, audit.failed
+    assert groups_of(audit) == GROUPS
+    assert audit.known_as is None
+
+
+def test_where_there_are_no_kernels_the_reference_is_signed_off(plain, monkeypatch):
+    def no_kernels(backend, parameters):
+        if backend == "compiled":
+            raise BackendError("no compiler here; install one")
+        return ReferenceBlocks(parameters)
+
+    monkeypatch.setattr(signoff, "load_blocks", no_kernels)
+    audit = sign_off(plain)
+    assert audit.passed
+    skips = {(check.group, check.name): check for check in audit.checks if check.verdict == "SKIP"}
+    assert skips["Numbers", "blocks"].wanted == "no compiler here; install one"
+    assert ("Pruning", "all") in skips
+    assert any(check.name == "int8 to float32" for check in audit.checks)
+
+
+def test_a_form_that_cannot_be_had_is_skipped(plain, monkeypatch):
+    def refuse(parameters, precision):
+        if precision == "int8":
+            raise InputError("too wide for int8")
+        return parameters
+
+    monkeypatch.setattr(signoff, "with_precision", refuse)
+    audit = sign_off(plain)
+    assert audit.passed
+    (check,) = [check for check in audit.checks if check.name == "int8 to float32"]
+    assert (check.verdict, check.wanted) == ("SKIP", "too wide for int8")
+
+
+def test_texts_and_policies_of_ones_own_are_checked_too(plain):
+    told = []
+    policy = PruningPolicy(min_tokens=2, quantile=0.5, layer=0, reduce="merge")
+    audit = sign_off(plain, texts=["one more"], pruning={"mine": policy}, progress=told.append)
+    assert audit.passed
+    assert {"mine"} <= {check.name for check in audit.checks if check.group == "Invariance"}
+    invariance = [check for check in audit.checks if check.group == "Invariance"]
+    assert all(check.measured.startswith("13 texts in ") for check in invariance)
+    assert told[0] == "folder"
+    assert "invariance, mine" in told
+
+
+# What is broken
+
+
+def test_a_model_that_cannot_be_loaded_fails_with_the_reason_and_skips_the_rest(folder):
+    (folder / "model.safetensors").write_bytes(b"\0" * 8)
+    audit = sign_off(folder)
+    assert not audit.passed
+    assert {check.name for check in audit.failed} == {"tensors", "loads"}
+    assert [check.group for check in audit.checks if check.name == "all"] == GROUPS[2:]
+    assert {check.measured for check in audit.checks if check.name == "all"} == {"the model cannot be used"}
+
+
+def test_a_tokenizer_that_fails_on_a_text_fails(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["[NONE]"] = tokenizer["model"]["vocab"].pop("[UNK]")
+    tokenizer["added_tokens"] = [each for each in tokenizer["added_tokens"] if each["content"] != "[UNK]"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    failed = {check.name: check for check in sign_off(folder).failed}
+    assert failed.keys() == {"special tokens", "loads"}  # the plain texts need no unknown token, the others do
+    assert "the tokenizer cannot encode" in failed["loads"].detail[0]
+
+
+def test_a_broken_kernel_is_found_and_its_layer_named(plain, monkeypatch):
+    class Broken(ReferenceBlocks):
+        def feed_forward_block(self, hidden, offsets, layer):
+            return super().feed_forward_block(hidden, offsets, layer) + np.float32(layer == 1)
+
+    def load(backend, parameters):
+        return Broken(parameters) if backend == "compiled" else load_blocks(backend, parameters)
+
+    monkeypatch.setattr(signoff, "load_blocks", load)
+    audit = sign_off(plain)
+    failed = {check.name: check for check in audit.failed}
+    assert {
+        "blocks, float32",
+        "layers, float32",
+        "blocks, int8",
+        "layers, int8",
+        "embeddings, float32",
+    } <= failed.keys()
+    assert failed["blocks, float32"].detail[0] == failed["blocks, int8"].detail[0] == "over the bar: feed-forward 1"
+    assert failed["layers, float32"].detail[0] == "over the bar: layer 1, layer 2"
+    assert "Numbers: layers, float32" in audit.summary()
+
+
+def test_a_broken_form_of_the_model_fails_not_the_audit(plain, monkeypatch):
+    class Broken(ReferenceBlocks):
+        def embed(self, ids, offsets):
+            return super().embed(ids, offsets) * np.float32(np.inf)
+
+    monkeypatch.setattr(signoff, "load_blocks", lambda backend, parameters: Broken(parameters))
+    failed = {check.name: check for check in sign_off(plain).failed}
+    assert "NaN or infinity" in failed["int8 to float32"].detail[0]
+
+
+def test_a_damaged_copy_in_the_cache_fails(monkeypatch):
+    def damaged(*_, **__):
+        raise DigestError("config.json is not the published file")
+
+    monkeypatch.setattr(hub, "resolve", damaged)
+    audit = sign_off("all-MiniLM-L6-v2")
+    assert audit.summary() == "FAIL: 1 of 1 check: Folder: published digests"
+    assert audit.checks[0].detail == ("config.json is not the published file",)
+    assert json.loads(audit.to_json())["files"] == {}
+
+
+def test_an_original_that_cannot_be_read_is_skipped(plain, tmp_path):
+    int8 = quantize_folder(plain, tmp_path / "int8")
+    (int8 / "provenance.json").unlink()
+    other = shutil.copytree(plain, tmp_path / "other")
+    (other / "config.json").write_text("{}")
+    audit = sign_off(int8, original=other)
+    assert audit.passed
+    skips = {check.name: check for check in audit.checks if check.verdict == "SKIP"}
+    for name in ("as quantised", "int8 to the original"):
+        assert "the original cannot be read" in skips[name].measured
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"model": "no/such-model"}, ModelNotFoundError, "local_files_only=True forbids the network"),
+        ({"model": "./nowhere"}, ModelNotFoundError, "no model folder"),
+        ({"against": "onnx"}, InputError, "against is 'onnx'"),
+        ({"against": "transformers"}, InputError, "torch and transformers not installed; pip install"),
+        ({"threads": 0}, InputError, "threads is 0"),
+        ({"texts": [1]}, InputTypeError, "text 0 is a int"),
+        ({"pruning": {"deep": PruningPolicy(layer=99)}}, PolicyError, "layer 99 is out of range"),
+        ({"original": "./nowhere"}, ModelNotFoundError, "no model folder"),
+    ],
+)
+def test_what_was_asked_for_wrongly_is_an_error(plain, no_network, options, error, message):
+    with pytest.raises(error, match=message):
+        sign_off(**({"model": plain} | options))
+
+
+# Records
+
+
+def sample_audit(*checks):
+    return Audit("m", "/m", None, "2025-01-01T00:00:00+00:00", {"minitrans": "1"}, {"threads": "2"}, checks)
+
+
+def test_the_summary_counts():
+    passed, failed = judged("g", "a", True, "1", "1"), judged("g", "b", False, "2", "1")
+    skip = skipped("g", "c", "why", "how")
+    assert sample_audit(passed).summary() == "PASS: 1 check"
+    assert sample_audit(passed, skip).summary() == "PASS: 1 check, 1 skipped"
+    assert sample_audit(passed, failed, skip).summary() == "FAIL: 1 of 2 checks, 1 skipped: g: b"
+    assert sample_audit(passed).passed
+    assert not sample_audit(failed).passed
+
+
+def test_lines_are_aligned_and_short():
+    audit = sample_audit(
+        judged("First", "a", True, "1e-05", "at most 1e-04", ["layer 0..1: 1e-05 1e-06"]),
+        skipped("First", "long name", "why", "how"),
+        judged("Second", "b", False, "x" * 60, "y", [f"line {i}" for i in range(SHOWN + 2)]),
+    )
+    lines = list(audit.lines())
+    assert lines[:6] == ["m", "/m", "minitrans 1, 2025-01-01T00:00:00+00:00", "threads 2", "", "First"]
+    assert lines[6:10] == [
+        "  PASS  a          1e-05" + " " * 43 + "at most 1e-04",
+        "                   layer 0..1: 1e-05 1e-06",
+        "  SKIP  long name  why",
+        "                   how",
+    ]
+    assert lines[-3] == " " * 19 + "... and 2 lines more, which --json shows"
+    assert lines[-1] == "FAIL: 1 of 2 checks, 1 skipped: Second: b"
+
+
+def test_nothing_that_steers_a_terminal_is_printed(folder):
+    assert printable("a\x1b[31m\x07\nb\u202e\ud800é") == "a\\x1b[31m\\x07\\nb\\u202e\\ud800é"
+    tensors = random_models.write_tensors(random_models.find_spec("plain"))
+    tensors["\x1b[2Jgone\x07"] = np.zeros(1, np.float32)
+    random_models.write_weights(folder, tensors)
+    audit = sign_off(folder)
+    assert not audit.passed
+    assert "\x1b" not in "".join(audit.lines())
+    assert "\\x1b[2Jgone" in "\n".join(audit.lines())
+
+
+def test_json_has_no_infinity():
+    check = Check("g", "n", "FAIL", "m", values={"a": float("nan"), "b": float("inf"), "c": 1.5})
+    assert check.to_dict()["values"] == {"a": None, "b": None, "c": 1.5}
+
+
+def test_numbers_are_counted():
+    assert (counted(1, "file"), counted(2, "file"), counted(0, "file")) == ("1 file", "2 files", "0 files")
+
+
+# The command
+
+
+def test_the_command_prints_every_check_and_the_verdict(run, plain):
+    code, out, err = run("audit", plain)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == str(plain)
+    assert [heading for line in lines if (heading := line.partition(":")[0]) in GROUPS] == GROUPS
+    assert lines[-1].startswith("PASS: ")
+    assert all(len(line) <= 125 for line in lines)
+    assert out.isascii()
+    assert f"minitrans {__version__}, numpy {np.__version__}, Python " in out
+
+
+def test_the_command_fails_with_exit_code_1_and_names_what_failed(run, folder):
+    flip(folder / "tokenizer.json", 1)
+    code, out, _ = run("audit", folder)
+    assert code == 1
+    assert out.splitlines()[-1].startswith("FAIL: ")
+    assert "  FAIL  tokenizer " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["./nowhere"], "no model folder"),
+        (["--against", "transformers"], 'pip install "minitrans[transformers]"'),
+        (["--against", "onnx"], "Invalid value for '--against'"),
+        (["--digests", "none.json"], "none.json"),
+        (["--digests", "a.json", "--write-digests", "b.json"], "give one of them"),
+        (["--pruning", "none.json"], "none.json"),
+        (["--input", "none.txt"], "none.txt"),
+        (["--threads", "0"], "threads is 0"),
+        (["--original", "./nowhere"], "no model folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("audit", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+KEYS = ["format", "version", "model", "folder", "known_as", "date", "versions", "machine", "verdict", "summary"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_json_holds_the_same(run, folder, tmp_path, broken):
+    if broken:
+        flip(folder / "tokenizer.json", 1)
+    code, out, _ = run("audit", folder, "--json")
+    found = json.loads(out)
+    assert list(found) == [*KEYS, "files", "checks"]
+    assert (found["format"], found["version"]) == ("minitrans-audit", 1)
+    assert code == (found["verdict"] == "FAIL") == broken
+    assert found["versions"].keys() == {"minitrans", "numpy", "Python"}
+    assert found["machine"].keys() >= {"architecture", "system"}
+    assert set(map(len, found["files"].values())) == {64}
+    for check in found["checks"]:
+        assert list(check) == ["group", "name", "verdict", "measured", "wanted", "detail", "values"]
+        assert check["group"] in GROUPS
+        assert check["verdict"] in ("PASS", "FAIL", "SKIP")
+        assert all(
+            isinstance(line, str) for line in (check["name"], check["measured"], check["wanted"], *check["detail"])
+        )
+        assert all(value is None or isinstance(value, int | float) for value in check["values"].values())
+
+
+def test_digests_are_written_once_and_compared_later(run, folder, tmp_path):
+    code, _, err = run("audit", folder, "--write-digests", tmp_path / "seal.json")
+    assert (code, err) == (0, f"{tmp_path / 'seal.json'}: written\n")
+    code, out, _ = run("audit", folder, "--digests", tmp_path / "seal.json")
+    assert code == 0
+    assert "sealed digests" in out
+    flip(folder / "model.safetensors", 3)  # a low bit of the last tensor of the file
+    code, out, _ = run("audit", folder, "--digests", tmp_path / "seal.json")
+    assert code == 1
+    assert out.splitlines()[-1].endswith("Folder: sealed digests, Folder: tensor digests")
+    assert "model.safetensors: encoder.layer.2.output.dense.weight, F32 [32, 64], bytes " in out
+
+
+def test_digests_of_a_model_that_fails_are_not_written(run, folder, tmp_path):
+    flip(folder / "tokenizer.json", 1)
+    code, _, err = run("audit", folder, "--write-digests", tmp_path / "seal.json")
+    assert code == 1
+    assert err == f"{tmp_path / 'seal.json'}: not written, because the audit failed\n"
+    assert not (tmp_path / "seal.json").exists()
+
+
+def test_the_shipped_digests_are_what_the_command_writes(run, tmp_path):
+    name = "all-MiniLM-L6-v2-int8"
+    code, out, _ = run("audit", "--write-digests", tmp_path / "digests.json", "--pruning", "fast")
+    assert code == 0
+    assert "  PASS  fast " in out.split("\nInvariance")[1]  # a policy that travels with minitrans may be named
+    assert (tmp_path / "digests.json").read_bytes() == bundled(f"weights/digests/{name}.json").read_bytes()
+
+
+def test_texts_and_a_policy_come_from_files(run, plain, tmp_path):
+    (tmp_path / "texts.csv").write_text("q\nhello there\nwhere is it\n")
+    PruningPolicy(min_tokens=2, layer=0).save(tmp_path / "mine.json")
+    code, out, _ = run(
+        "audit",
+        plain,
+        "-i",
+        tmp_path / "texts.csv",
+        "--column",
+        "q",
+        "--pruning",
+        tmp_path / "mine.json",
+        "--threads",
+        "3",
+    )
+    assert code == 0
+    assert "14 texts in 14 ways" in out
+    assert "  PASS  mine " in out
+
+
+def test_progress_shows_on_a_terminal_only(run, plain, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    code, out, err = run("audit", plain)
+    assert code == 0
+    assert "checking: invariance, unpruned ..." in err
+    assert err.endswith("\r\x1b[K")
+    assert "checking" not in out
+
+
+@without_transformers
+def test_without_transformers_the_audit_says_how_to_have_it(plain, monkeypatch):
+    monkeypatch.setattr(oracle, "find_spec", importlib.util.find_spec)
+    (check,) = [check for check in sign_off(plain).checks if check.group == "transformers"]
+    assert (check.verdict, check.wanted) == ("SKIP", 'pip install "minitrans[transformers]"')
+    assert "not installed" in check.measured
