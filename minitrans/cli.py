@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from minitrans import __version__, options
-from minitrans.audit_commands import audit
+from minitrans.audit_commands import audit, explain
 from minitrans.errors import InputError, MinitransError
-from minitrans.explain_command import explain
 from minitrans.study_commands import adapt, evaluate
 
 if TYPE_CHECKING:

@@ -147,16 +147,16 @@ def load_parameters(folder: Path) -> Parameters:
             message names file, tensor, what was seen and what was wanted.
     """
     config = EncoderConfig.from_folder(folder)
-    precision = _stored_precision(folder)
+    precision = stored_precision(folder)
     stored: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
         for name, tensor in read_tensors(file).items():
-            name = _canonical(name)
+            name = canonical_name(name)
             if name in stored:
                 raise WeightsError(f"{file}: tensor {name!r} is also in {stored[name].file.name}, wanted it once")
             stored[name] = tensor
     _check_names(stored, config, precision, folder)
-    arrays = {name: _convert(name, stored[name], kind, shape) for name, kind, shape in tensor_shapes(config, precision)}
+    arrays = {name: convert(name, stored[name], kind, shape) for name, kind, shape in tensor_shapes(config, precision)}
     return assemble(config, arrays)
 
 
@@ -186,7 +186,12 @@ def assemble(config: EncoderConfig, arrays: Mapping[str, NDArray[Any]]) -> Param
     return Parameters(config, **tables, embeddings_norm=norm(EMBEDDINGS_NORM), layers=layers)
 
 
-def _stored_precision(folder: Path) -> str:
+def stored_precision(folder: Path) -> str:
+    """The precision, "int8" or "float32" (in whatever storage), as config.json of a folder says.
+
+    Raises:
+        ConfigError, UnsupportedModelError: it says something else.
+    """
     quantization = read_json(model_file(folder, "config.json")).get("quantization_config")
     if quantization is None:
         return "float32"
@@ -205,8 +210,16 @@ def _stored_precision(folder: Path) -> str:
     return "int8"
 
 
-def _canonical(name: str) -> str:
-    # Checkpoints of BertForMaskedLM and the like put the encoder under "bert."; the oldest ones say gamma and beta.
+def is_ignored(name: str) -> bool:
+    """Whether a tensor belongs to a part of a BERT checkpoint that a sentence encoder does not use."""
+    return name.startswith(_IGNORED_PREFIXES) or name in _IGNORED_NAMES
+
+
+def canonical_name(name: str) -> str:
+    """The name of a tensor as tensor_shapes gives it.
+
+    Checkpoints of BertForMaskedLM and the like put the encoder under "bert."; the oldest ones say gamma and beta.
+    """
     name = name.removeprefix("bert.")
     if name.endswith("LayerNorm.gamma"):
         return name.removesuffix("gamma") + "weight"
@@ -218,9 +231,7 @@ def _canonical(name: str) -> str:
 def _check_names(stored: Mapping[str, StoredTensor], config: EncoderConfig, precision: str, folder: Path) -> None:
     wanted = {name for name, _, _ in tensor_shapes(config, precision)}
     missing = sorted(wanted - set(stored))
-    unexpected = sorted(
-        name for name in set(stored) - wanted if not name.startswith(_IGNORED_PREFIXES) and name not in _IGNORED_NAMES
-    )
+    unexpected = sorted(name for name in set(stored) - wanted if not is_ignored(name))
     problems = [
         f"{len(names)} {what}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
         for what, names in (("tensors missing", missing), ("unexpected tensors", unexpected))
@@ -233,7 +244,7 @@ def _check_names(stored: Mapping[str, StoredTensor], config: EncoderConfig, prec
         )
 
 
-def _convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """Bytes -> a float32 or int8 array, refused unless dtype, shape and values are what the configuration says."""
     dtypes = _KIND_DTYPES[kind]
     if tensor.dtype not in dtypes or tensor.shape != shape:

@@ -95,7 +95,6 @@ ORDER = [
     "audit.signoff",
     "options",
     "study_commands",
-    "explain_command",
     "audit_commands",
     "cli",
     "__main__",

@@ -19,8 +19,7 @@ from minitrans.manifest import KnownModel
 from minitrans.pooling import PoolingConfig
 from minitrans.resources import sha256_of
 from minitrans.tokenizer import Tokenizer
-from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, weight_files
-from minitrans.weights import _stored_precision as stored_precision
+from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, stored_precision, weight_files
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")

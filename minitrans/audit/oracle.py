@@ -50,8 +50,8 @@ def why_not() -> str | None:
     if missing:
         return f"{' and '.join(missing)} not installed"
     try:
-        import torch  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-        from transformers import BertModel  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
+        import torch  # noqa: F401
+        from transformers import BertModel  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         return f"transformers cannot be imported: {str(error).splitlines()[0]}"
     return None

@@ -32,12 +32,11 @@ from minitrans.parameters import (
 from minitrans.quantization import with_precision
 from minitrans.resources import sha256_of
 from minitrans.weights import (
-    _IGNORED_NAMES,
-    _IGNORED_PREFIXES,
     WEIGHTS_FILE,
     StoredTensor,
-    _canonical,
-    _convert,
+    canonical_name,
+    convert,
+    is_ignored,
     load_parameters,
     weight_files,
 )
@@ -195,7 +194,7 @@ def _sound(
     faults = list(unread)
     for file in weights:
         for name, tensor in file.tensors.items():
-            if (canonical := _canonical(name)) in stored:
+            if (canonical := canonical_name(name)) in stored:
                 faults.append(f"{file.name}: tensor {name!r} is also in {stored[canonical].file.name}, wanted it once")
             stored[canonical] = tensor
     shapes = {name: (kind, shape) for name, kind, shape in tensor_shapes(config, precision)}
@@ -205,12 +204,12 @@ def _sound(
     for name in shapes.keys() & stored.keys():
         kind, shape = shapes[name]
         try:
-            _convert(name, stored[name], kind, shape)
+            convert(name, stored[name], kind, shape)
             sound += 1
         except WeightsError as error:
             faults.append(str(error))
     for name in sorted(set(stored) - set(shapes)):
-        if not name.startswith(_IGNORED_PREFIXES) and name not in _IGNORED_NAMES:
+        if not is_ignored(name):
             faults.append(f"{stored[name].file}: tensor {name!r} is unexpected, config.json speaks of none")
     measured = f"{sound} of {counted(len(shapes), 'tensor')}"
     return judged(FOLDER, "tensors", not faults, measured, wanted, faults, {"sound": sound, "wanted": len(shapes)})
