@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import io
 import os
 import socket
 import subprocess
@@ -87,3 +88,21 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return done
 
     return run
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """A function: arguments of `minitrans`, stdin=bytes -> exit code, standard output, standard error."""
+    from minitrans.cli import main
+
+    def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])
+        if stdin is not None:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return end.value.code, out, err
+
+    return call

@@ -15,7 +15,6 @@ from minitrans.audit.checks import SHOWN, Audit, Check, counted, judged, printab
 from minitrans.audit.signoff import sign_off
 from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
-from minitrans.cli import main
 from minitrans.errors import BackendError, DigestError, InputError, InputTypeError, ModelNotFoundError, PolicyError
 from minitrans.quantization import quantize_folder
 from minitrans.resources import bundled
@@ -26,18 +25,8 @@ without_transformers = pytest.mark.skipif(HAS_TRANSFORMERS, reason="torch and tr
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run("audit", "--json") -> exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])
-        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return call
+def run(run_cli):
+    return run_cli
 
 
 @pytest.fixture

@@ -145,6 +145,13 @@ def test_a_layer_that_is_broken_is_named_and_in_two_runs_the_later_ones_too(plai
     assert layers.detail[0] == "over the bar: " + ", ".join(f"layer {each}" for each in range(layer, 3))
 
 
+def checks_of(setting, blocks):
+    """The reference against itself, changed by the class ``blocks``."""
+    return number_checks(
+        setting.reference, blocks(setting.reference), setting.sample, setting.pooling, setting.precision
+    )
+
+
 @pytest.mark.parametrize("block", ["embed", "attention_block"])
 def test_a_block_that_is_broken_is_named(plain_setting, block):
     class Broken(Changed):
@@ -155,13 +162,7 @@ def test_a_block_that_is_broken_is_named(plain_setting, block):
             result, scores = self._blocks.attention_block(hidden, offsets, sizes, layer, want)
             return (result * np.float32(1.1) if block == "attention_block" and layer == 1 else result), scores
 
-    checks = number_checks(
-        plain_setting.reference,
-        Broken(plain_setting.reference),
-        plain_setting.sample,
-        plain_setting.pooling,
-        plain_setting.precision,
-    )
+    checks = checks_of(plain_setting, Broken)
     assert checks[0].detail[0] == f"over the bar: {'embeddings' if block == 'embed' else 'attention 1'}"
 
 
@@ -171,13 +172,7 @@ def test_a_small_error_everywhere_fails_by_the_mean(plain_setting):
             return self._blocks.feed_forward_block(hidden, offsets, layer) * np.float32(1 + 3 * mean)
 
     mean = BARS[plain_setting.precision].block[1]
-    checks = number_checks(
-        plain_setting.reference,
-        Broken(plain_setting.reference),
-        plain_setting.sample,
-        plain_setting.pooling,
-        plain_setting.precision,
-    )
+    checks = checks_of(plain_setting, Broken)
     assert checks[0].verdict == "FAIL"
     assert checks[0].detail[0] == "over the bar: feed-forward 0, feed-forward 1, feed-forward 2"
     largest = max(value for place, value in checks[0].values.items() if place.endswith("largest"))

@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import signal
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
-from minitrans.cli import cli, main
+from minitrans.cli import cli
 from minitrans.resources import bundled
 
 TRAIN = "text,label\nhi there,greeting\ngood morning,greeting\nwhere is my parcel,tracking\ntrack my order,tracking\n"
@@ -18,20 +17,8 @@ COMMANDS = sorted(cli.commands)
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """run("embed", "hi", stdin="...") -> exit code, standard output, standard error."""
-
-    def call(*arguments, stdin=None):
-        monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])
-        if stdin is not None:
-            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return end.value.code, out, err
-
-    return call
+def run(run_cli):
+    return run_cli
 
 
 @pytest.fixture(scope="module")

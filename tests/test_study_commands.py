@@ -13,7 +13,6 @@ import pytest
 from tiny_tasks import tiny_rows
 
 from minitrans import PruningPolicy, SentenceEncoder, adaptation, measurement
-from minitrans.cli import main
 from minitrans.distillation import measure
 from minitrans.journal import Journal
 from minitrans.search import Search
@@ -43,15 +42,11 @@ def task(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, plain):
+def run(run_cli, plain):
     """run("--task", folder) -> exit code, standard output, standard error; on a small random model."""
 
     def call(*arguments, command="evaluate"):
-        monkeypatch.setattr(sys, "argv", ["minitrans", command, *map(str, arguments), "--model", str(plain)])
-        monkeypatch.setattr("warnings.showwarning", None)  # main replaces it; monkeypatch puts it back
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, *capsys.readouterr()
+        return run_cli(command, *arguments, "--model", plain)
 
     return call
 
