@@ -27,8 +27,9 @@ class Command(click.Command):
                     formatter.write_text(line.strip())
 
 
+PRUNING_HELP = "A policy as JSON, or a name: default, balanced, fast, long, balanced-intents, fast-intents, none."
 _MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
-_PRUNING = click.option("--pruning", metavar="FILE", help="A policy as JSON, or a name: default, balanced, fast.")
+_PRUNING = click.option("--pruning", metavar="FILE", help=PRUNING_HELP)
 _ENCODER = (
     click.option("--threads", type=int, help="Default: all processors that are available."),
     click.option("--local-files-only", is_flag=True, help="Never open a connection."),
@@ -60,14 +61,13 @@ def encoder(model: str | None, pruning: str | None = None, **options: Any) -> Se
 
 
 def policy(pruning: str | None) -> PruningPolicy | None:
-    """The policy of a file or a name, the default one for "default", None for None. PolicyError for a broken file."""
-    from minitrans.policy import PruningPolicy, shipped_policies
+    """The policy of a file or a name; None for "none" and for None. PolicyError if there is no such one."""
+    from minitrans.policy import PruningPolicy
 
-    if pruning is None:
+    if pruning in (None, "none"):
         return None
-    if pruning in shipped_policies():
-        return PruningPolicy.named(pruning)
-    return PruningPolicy() if pruning == "default" else PruningPolicy.load(pruning)
+    path = Path(str(pruning))
+    return PruningPolicy.load(path) if path.suffix or path.exists() else PruningPolicy.named(str(pruning))
 
 
 def json_file(path: str) -> Path:

@@ -9,7 +9,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
 
 FORMAT, VERSION = "minitrans-pruning-policy", 1
+DEFAULT = "default"  # the name of PruningPolicy()
 SHIPPED = "weights/policies"
 RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a dropped token can still be added
 TENSOR_LIMIT = 1 << 30  # bytes of a policy's arrays
@@ -370,25 +371,40 @@ class PruningPolicy:
 
     @classmethod
     def named(cls, name: str) -> PruningPolicy:
-        """A policy that travels with minitrans, for all-MiniLM-L6-v2: one of ``shipped_policies``.
+        """The policy of a name: "default", which is ``PruningPolicy()``, or one of ``shipped_policies``.
 
         Raises:
             PolicyError: there is none of that name.
         """
+        if name == DEFAULT:
+            return cls()
         if name not in (known := shipped_policies()):
-            wanted = f"wanted {one_of(known)}" if known else "and no other travels with this release"
             raise PolicyError(
-                f"there is no pruning policy {name!r}, {wanted}; a policy file is loaded with PruningPolicy.load"
+                f"there is no pruning policy {name!r}, wanted {one_of((DEFAULT, *known))}; "
+                "a policy file is loaded with PruningPolicy.load"
             )
-        return cls.load(bundled(f"{SHIPPED}/{name}.json"))
+        return _read_shipped(bundled(f"{SHIPPED}/{name}.json"))
 
 
 def shipped_policies() -> tuple[str, ...]:
-    """Names of the policies that travel with minitrans."""
+    """Names of the policies that travel with minitrans, for all-MiniLM-L6-v2."""
     try:
-        return tuple(sorted(path.stem for path in bundled(SHIPPED).glob("*.json")))
+        return _shipped_names(bundled(SHIPPED))
     except ModelNotFoundError:
         return ()
+
+
+# A call of `encode` may name its policy: what was read once is not read again.
+
+
+@lru_cache(maxsize=4)
+def _shipped_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.json")))
+
+
+@lru_cache(maxsize=16)
+def _read_shipped(path: Path) -> PruningPolicy:
+    return PruningPolicy.load(path)
 
 
 def arrays_of(path: Path) -> Path:

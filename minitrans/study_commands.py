@@ -39,7 +39,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Examples per class, with commas between them.",
 )
 @click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
-@click.option("--pruning", metavar="FILE", multiple=True, help="As JSON, or default, balanced, fast. May be repeated.")
+@click.option("--pruning", metavar="FILE", multiple=True, help=f"{options.PRUNING_HELP} May be repeated.")
 @click.option("-o", "--output", metavar="FILE", help="Write the table to .csv, .md or .txt, or everything to .json.")
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
@@ -192,7 +192,7 @@ def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:
     """Named after their files."""
     policies: dict[str, PruningPolicy | None] = {}
     for file in dict.fromkeys(pruning):
-        name = "default" if file == "default" else Path(file).stem
+        name = Path(file).stem
         if name in policies:
             raise InputError(f"two policies are called {name!r}: {', '.join(pruning)}; rename a file")
         policies[name] = options.policy(file)

@@ -200,8 +200,27 @@ def test_by_keyboard_alone(shown):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     third = page.locator(".flow > li > span:first-child").nth(2).inner_text()
-    assert f"“{third}” looks most at" in page.locator("#readout").inner_text()
+    assert f"“{third}” (token 2) looks most at" in page.locator("#readout").inner_text()
     assert "the cell that is marked" in page.locator("#readout").inner_text()
+
+
+def test_what_was_chosen_stays_from_text_to_text(shown):
+    page = shown.page
+    page.select_option("#source", "3")
+    page.select_option("#layer", "4")
+    page.select_option("#head", "2")
+    shown.move(0.71, 2)
+    page.locator("nav button").nth(1).click()
+    assert [page.locator(each).input_value() for each in ("#source", "#layer", "#head", "#least")] == [
+        "3",
+        "4",
+        "2",
+        "2",
+    ]
+    assert page.locator("#quantile").input_value() == "0.71"
+    page.locator("nav button").nth(3).click()  # too long for every head
+    assert page.locator("#head").is_disabled()
+    assert page.locator("#head").input_value() == "0"
 
 
 def test_everything_has_a_name(shown):
@@ -218,6 +237,8 @@ def test_everything_has_a_name(shown):
     )
     assert pictures == 0
     assert page.locator("[aria-live]").count() == 2
+    ids = page.locator("[id]").evaluate_all("all => all.map((e) => e.id)")
+    assert len(ids) == len(set(ids))
     assert page.evaluate("document.documentElement.lang") == "en"
 
 

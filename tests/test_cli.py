@@ -238,7 +238,7 @@ QUESTION = "could you tell me where my parcel is"
 def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
     code, out, err = run("explain", QUESTION, "--no-timing")
     assert (code, err) == (0, "")
-    assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3: 8 of 10 tokens stay")
+    assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3, ranked by the attention received: 8 of 10 tokens stay")
     assert out.count("[-") == 4  # two tokens, in the list and in the text
     for word in ("threshold", "work ", "multiply-adds", "embedding   turned by"):
         assert word in out
@@ -264,6 +264,24 @@ def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, i
         assert out.count("nearest examples") == 2
 
 
+def test_pruning_takes_files_and_names(run, intents):
+    from minitrans import options
+    from minitrans.policy import shipped_policies
+
+    assert {"default", "none", *shipped_policies()} == {*options.PRUNING_HELP.split(": ")[1].rstrip(".").split(", ")}
+    text = "could you tell me where my parcel is, please, because I need it"
+    for name in (*shipped_policies(), "default"):
+        _, out, _ = run("embed", text, "--pruning", name)
+        assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=name))
+    assert run("embed", text, "--pruning", "none")[1] == run("embed", text)[1]
+    assert (
+        "there is no pruning policy 'balance', wanted 'default', 'balanced'"
+        in run("embed", "a", "--pruning", "balance")[2]
+    )
+    assert "no/such.json" in run("embed", "a", "--pruning", "no/such.json")[2]
+    assert "layer 2" not in run("explain", text, "--classifier", intents, "--pruning", "none", "--no-timing")[1]
+
+
 def test_explain_json_is_an_object_a_line(run, tmp_path):
     (tmp_path / "a.txt").write_text(f"{QUESTION}\nhello\n")
     code, out, err = run("explain", "-i", tmp_path / "a.txt", "--json", "--no-timing", "--pruning", "balanced")
@@ -280,7 +298,7 @@ def test_explain_json_is_an_object_a_line(run, tmp_path):
 def test_explain_writes_a_page(run, tmp_path, no_network):
     code, out, err = run("explain", QUESTION, "<b>", "--html", tmp_path / "a.html", "--no-timing")
     assert (code, out) == (0, "")
-    assert err == f"{tmp_path / 'a.html'}: 2 texts explained; open it in a browser\n"
+    assert err == f"{tmp_path / 'a.html'}: written, 2 texts explained; open it in a browser\n"
     assert "2 texts explained" in (tmp_path / "a.html").read_text(encoding="utf-8")
     code, _, err = run("explain", "a", "--html", tmp_path / "a.pdf")
     assert code == 2

@@ -109,10 +109,11 @@ def test_the_shift_is_that_of_encode(encoder):
 
 
 def test_times_are_measured_alone_and_among_others(encoder):
-    (found,) = explain(encoder, ["hello"], pruning=PruningPolicy())
+    found, short = explain(encoder, [TEXT, "hello"], pruning=PruningPolicy())
     assert [timing.texts for timing in found.timings] == [1, 64]
+    assert short.timings == []  # nothing was pruned
     for timing in found.timings:
-        assert min(timing.unpruned_ms, timing.pruned_ms, timing.rounds) > 0
+        assert min(timing.unpruned_ms, timing.pruned_ms, timing.noise, timing.rounds) > 0
         assert timing.saved == 1 - timing.pruned_ms / timing.unpruned_ms
 
 
@@ -191,7 +192,9 @@ def test_the_lines_of_a_text():
     (found,) = explain(encoder, [TEXT], pruning=PruningPolicy(), timed=False)
     seen = list(lines(found, bracketed))
     assert seen[0] == TEXT
-    assert seen[2].startswith("layer 2, quantile 0.3: 10 of 13 tokens stay, threshold 0.0")
+    assert seen[2].startswith(
+        "layer 2, quantile 0.3, ranked by the attention received: 10 of 13 tokens stay, threshold 0.0"
+    )
     drawn = {line.split()[0]: line for line in seen[3:16]}
     assert len(drawn) == 13
     scored = list(zip(found.tokens, found.stages[0].scores, strict=True))
@@ -218,6 +221,8 @@ def test_merged_tokens_name_who_took_them(encoder):
     (found,) = explain(encoder, [TEXT], pruning=MERGE, timed=False)
     seen = [line for line in lines(found, bracketed) if "merged into" in line]
     wanted = [
-        (token.token, found.tokens[token.merged_into].token) for token in found.tokens if token.merged_into is not None
+        (token.token, f"{found.tokens[token.merged_into].token} (token {token.merged_into})")
+        for token in found.tokens
+        if token.merged_into is not None
     ]
-    assert sorted((line.split()[0][2:-2], line.split()[-1]) for line in seen) == sorted(wanted)
+    assert sorted((line.split()[0][2:-2], line.split("merged into ")[1]) for line in seen) == sorted(wanted)

@@ -442,7 +442,7 @@ def test_a_policy_by_its_name(monkeypatch, tmp_path, encoder, plain):
         one.save(folder / f"{name}.json")
     monkeypatch.setattr(policy, "bundled", lambda relative: tmp_path / relative.replace(policy.SHIPPED, "shipped"))
     assert shipped_policies() == ("fast", "plain")
-    assert "'fast' or 'plain'" in refusal(lambda: PruningPolicy.named("slow"))
+    assert "'default', 'fast' or 'plain'" in refusal(lambda: PruningPolicy.named("slow"))
     text = random_models.texts()[3]
     for name, one in wanted.items():
         assert PruningPolicy.named(name) == one
@@ -452,6 +452,12 @@ def test_a_policy_by_its_name(monkeypatch, tmp_path, encoder, plain):
         assert np.array_equal(named.encode(text), vector)
         assert np.array_equal(encoder.encode(text, pruning=name), vector)
         assert not np.array_equal(encoder.encode(text), vector)
+
+
+def test_a_name_is_read_once_and_default_is_one():
+    assert PruningPolicy.named("default") == PruningPolicy()
+    for name in shipped_policies():
+        assert PruningPolicy.named(name) is PruningPolicy.named(name)
 
 
 def test_the_policies_that_travel_along_run():

@@ -50,6 +50,7 @@ class Stage:
 
     layer: int
     quantile: float
+    score: str  # the policy's: what the tokens are ranked by
     least: int  # tokens that had to stay: max(min_tokens, n - floor(quantile * n)), n of them entering
     entered: list[int]  # tokens, by their place in the text
     scores: list[float]  # of these
@@ -83,6 +84,7 @@ class Timing:
     texts: int  # copies of the text in one call
     unpruned_ms: float  # per text
     pruned_ms: float
+    noise: float  # half of the interquartile range of the rounds' ratios: a smaller share saved means nothing
     rounds: int
 
     @property
@@ -102,7 +104,7 @@ class Explanation:
     rows: list[int]  # that left each layer
     multiply_adds: int  # of the layers' products and of attention, with pruning
     unpruned_multiply_adds: int
-    timings: list[Timing]  # empty where there is no policy, or timing was not wanted
+    timings: list[Timing]  # empty where nothing was pruned, or timing was not wanted
     cosine: float  # between the embeddings with and without pruning
     prediction: Prediction | None
     unpruned_prediction: Prediction | None
@@ -195,6 +197,7 @@ def _explain(
     if classifier is not None:
         # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
         answers = [_predict(classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
+    shrank = len(pruned.layers[-1].rows) < len(pruned.batch.ids)
     return Explanation(
         text=text,
         truncated=truncated,
@@ -203,7 +206,7 @@ def _explain(
         rows=[len(layer.rows) for layer in pruned.layers[1:]],
         multiply_adds=multiply_adds(encoder.config, pruned),
         unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
-        timings=[_time(encoder, policy, text, texts) for texts in ROUNDS] if timed and policy is not None else [],
+        timings=[_time(encoder, policy, text, texts) for texts in ROUNDS] if timed and shrank else [],
         cosine=float(both[0] @ both[1]),
         prediction=answers[0],
         unpruned_prediction=answers[1],
@@ -266,6 +269,7 @@ def _stage(
     return Stage(
         layer=layer,
         quantile=quantile,
+        score=policy.score,
         least=int(least[0]),
         entered=entered,
         scores=stage.scores.tolist(),
@@ -293,9 +297,11 @@ def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:
     )
 
 
-def _time(encoder: SentenceEncoder, policy: PruningPolicy, text: str, texts: int) -> Timing:
+def _time(encoder: SentenceEncoder, policy: PruningPolicy | None, text: str, texts: int) -> Timing:
     wanted: dict[str, PruningPolicy | None] = {"unpruned": None, "pruned": policy}
     runs = {name: partial(encoder.encode, [text] * texts, pruning=each) for name, each in wanted.items()}
     seconds = interleaved(runs, ROUNDS[texts])
     medians = {name: statistics.median(each) * 1e3 / texts for name, each in seconds.items()}
-    return Timing(texts, medians["unpruned"], medians["pruned"], ROUNDS[texts])
+    shares = [mine / other for mine, other in zip(seconds["pruned"], seconds["unpruned"], strict=True)]
+    low, _, high = statistics.quantiles(shares, n=4)
+    return Timing(texts, medians["unpruned"], medians["pruned"], (high - low) / 2, ROUNDS[texts])

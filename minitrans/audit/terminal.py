@@ -14,6 +14,13 @@ Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
 
 BAR = 40  # columns
 MOST_TOKEN = 24  # columns of a token
+RANKED = {
+    "attention": "the attention received",
+    "attention_value": "the attention received, weighted by the values",
+    "learned": "the learned score",
+    "random": "chance",
+    "first": "place: the first stay",
+}
 _FORMS = {True: ("█", "┊", "»", "→"), False: ("#", ":", ">", "->")}  # by whether the terminal can show the first
 
 
@@ -26,7 +33,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         pictures: whether block characters and arrows can be shown; else ASCII.
     """
     arrow = _FORMS[pictures][3]
-    yield explanation.text
+    yield explanation.text if explanation.text.strip() else "(the empty text)"
     if explanation.truncated:
         yield f"(cut after {len(explanation.tokens)} tokens, the most that this model takes)"
     for stage in explanation.stages:
@@ -39,14 +46,19 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
     yield "  " + " ".join(_final(explanation, mark))
     yield ""
     total, kept = len(explanation.tokens), len(explanation.kept)
-    yield f"tokens      {kept} of {total} reach the end; rows after each layer: {_numbers(explanation.rows)}"
+    yield (
+        f"tokens      {kept} of {total} reach the end; rows after layers 0 to {len(explanation.rows) - 1}: "
+        f"{_numbers(explanation.rows)}"
+    )
     yield (
         f"work        {_change(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
         f"{explanation.multiply_adds / 1e6:.1f} million multiply-adds"
     )
     for timing in explanation.timings:
         yield (
-            f"{'time' if timing.texts == 1 else '':<11} {_change(timing.saved)}: {timing.unpruned_ms:.2f} {arrow} "
+            f"{'time' if timing.texts == 1 else '':<11} "
+            f"{_change(timing.saved) if abs(timing.saved) > timing.noise else 'about the same'}: "
+            f"{timing.unpruned_ms:.2f} {arrow} "
             f"{timing.pruned_ms:.2f} ms {'alone' if timing.texts == 1 else f'as one of {timing.texts} texts'}"
         )
     angle = math.degrees(math.acos(min(1.0, max(-1.0, explanation.cosine))))
@@ -56,12 +68,11 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
 
 
 def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: bool) -> Iterator[str]:
-    gone = len(stage.entered) - len(stage.kept)
-    decision = f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
-    if stage.threshold is None:
-        yield f"layer {stage.layer}, quantile {stage.quantile:g}: {decision}, none is dropped"
-    else:
-        yield f"layer {stage.layer}, quantile {stage.quantile:g}: {decision}, threshold {stage.threshold:.4f}"
+    yield (
+        f"layer {stage.layer}, quantile {stage.quantile:g}, ranked by {RANKED[stage.score]}: "
+        f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
+        + ("" if stage.threshold is None else f", threshold {stage.threshold:.4f}")
+    )
     width = min(MOST_TOKEN, max(len(explanation.tokens[place].token) for place in stage.entered)) + 4
     drawn = _bars(explanation, stage, pictures)
     for place, score, bar in zip(stage.entered, stage.scores, drawn, strict=True):
@@ -72,12 +83,16 @@ def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: b
             continue
         fate = "dropped"
         if token.merged_into is not None and token.dropped_at == stage.layer:
-            fate = f"merged into {explanation.tokens[token.merged_into].token}"
+            fate = f"merged into {explanation.tokens[token.merged_into].token} (token {token.merged_into})"
         marked = mark(name)
         padding = " " * (width - len(click.unstyle(marked)))
         yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
-    if gone and stage.threshold is not None:
-        yield f"  {' ' * width}          threshold at {_FORMS[pictures][1]}"
+    full, tick, over, _ = _FORMS[pictures]
+    legend = [f"{tick} the threshold"] * (stage.threshold is not None)
+    legend += [f"{over} goes on"] * any(bar.endswith(over) for bar in drawn)
+    legend += [f"{full} begins at the lowest score"] * (min(stage.scores) < 0)
+    if legend:
+        yield f"  {' ' * width}          {', '.join(legend)}"
 
 
 def _bars(explanation: Explanation, stage: Stage, pictures: bool) -> list[str]:

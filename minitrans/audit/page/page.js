@@ -18,6 +18,8 @@ function el(name, attributes = {}, ...children) {
   node.append(...children.flat().filter((child) => child !== null));
   return node;
 }
+// A name that may be broken after an underscore.
+const breakable = (name) => String(name).split(/(?<=_)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
 const section = (id, title, ...children) =>
   el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), ...children);
 const note = (text) => el("p", { class: "soft" }, text);
@@ -43,14 +45,18 @@ function fate(text, token) {
 }
 
 function sentence(text) {
-  const chips = text.tokens.map((token) => {
+  let flow = null;
+  const chips = text.tokens.map((token, i) => {
+    const lit = (on) => () => flow.querySelectorAll("path.link").forEach((path) =>
+      path.classList.toggle("lit", on && [path.dataset.from, path.dataset.to].includes(String(i))));
     const label = token.dropped_at === null ? (token.size > 1 ? `×${token.size}` : "") : `L${token.dropped_at}`;
-    return el("li", { class: token.dropped_at === null ? "kept" : "dropped", title: fate(text, token) },
+    return el("li", { class: token.dropped_at === null ? "kept" : "dropped", title: fate(text, token),
+      onpointerenter: lit(true), onpointerleave: lit(false) },
       el("span", { dir: "auto" }, token.token), el("span", { class: "hidden" }, ` ${fate(text, token)}`),
       el("small", { "aria-hidden": "true" }, label));
   });
   const merges = text.tokens.some((token) => token.merged_into !== null);
-  const flow = el("ol", { class: merges ? "flow linked" : "flow", translate: "no", "aria-label": "Tokens in their order" }, chips);
+  flow = el("ol", { class: merges ? "flow linked" : "flow", translate: "no", "aria-label": "Tokens in their order" }, chips);
   if (merges) onResize(flow, () => drawLinks(text, flow, chips));
   const parts = [el("blockquote", { dir: "auto" }, text.text || "(the empty text)"), flow];
   if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: these are its first ${text.tokens.length} tokens.`));
@@ -63,18 +69,21 @@ function sentence(text) {
 
 function drawLinks(text, flow, chips) {
   flow.querySelector("svg")?.remove();
-  const head = el("marker", { id: "head", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
+  const head = el("marker", { id: "arrowhead", viewBox: "0 0 8 8", refX: 7, refY: 4, markerWidth: 6, markerHeight: 6, orient: "auto" },
     el("path", { d: "M0 0 L8 4 L0 8 z" }));
+  const taken = {};
   const links = text.tokens.flatMap((token, i) => {
     if (token.merged_into === null) return [];
     const [from, to] = [chips[i], chips[token.merged_into]];
     const [x, y] = [from.offsetLeft + from.offsetWidth / 2, from.offsetTop];
-    const [u, v] = [to.offsetLeft + to.offsetWidth / 2, to.offsetTop];
+    // Arrows that end at one token end beside each other.
+    const place = (taken[token.merged_into] = (taken[token.merged_into] ?? 0) + 1);
+    const [u, v] = [to.offsetLeft + to.offsetWidth / 2 + (place % 2 ? 1 : -1) * Math.floor(place / 2) * 5, to.offsetTop];
     const lift = y - 10 - Math.min(16, Math.abs(u - x) / 8);
     // On one line an arc from above; to a line above, up to its lower edge; to one below, down from the lower edge.
-    const [start, end] = v === y ? [y, v - 1] : v < y ? [y, v + to.offsetHeight + 17] : [y + from.offsetHeight, v - 1];
+    const [start, end] = v === y ? [y, v - 1] : v < y ? [y, v + to.offsetHeight + 17] : [y + from.offsetHeight + 16, v - 1];
     const [bend, turn] = v === y ? [lift, lift] : [(start + end) / 2, (start + end) / 2];
-    return [el("path", { class: "link", "data-from": i, "data-to": token.merged_into, "marker-end": "url(#head)",
+    return [el("path", { class: "link", "data-from": i, "data-to": token.merged_into, "marker-end": "url(#arrowhead)",
       d: `M${x} ${start} C${x} ${bend} ${u} ${turn} ${u} ${end}` })];
   });
   flow.append(el("svg", { "aria-hidden": "true" }, el("defs", {}, head), ...links));
@@ -82,19 +91,19 @@ function drawLinks(text, flow, chips) {
 
 function tiles(text) {
   const tile = (term, value, small) => el("div", {}, el("dt", {}, term), el("dd", {}, value, el("small", {}, small)));
-  const saved = (share) => (share >= 0 ? `${percent(share)} less` : `${percent(-share)} more`);
+  const saved = (share, noise = 0) => Math.abs(share) <= noise ? "about the same" : (share >= 0 ? `${percent(share)} less` : `${percent(-share)} more`);
   const million = (count) => (count / 1e6).toFixed(1);
   const list = [
-    tile("Tokens", `${text.tokens.length} → ${text.kept.length}`, `rows after each layer: ${text.rows.join(" ")}`),
+    tile("Tokens", `${text.tokens.length} → ${text.kept.length}`, `rows after layers 0 to ${text.rows.length - 1}: ${text.rows.join(" ")}`),
     tile("Work", saved(text.work_saved), `${million(text.unpruned_multiply_adds)} → ${million(text.multiply_adds)} million multiply-adds`),
   ];
-  text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, saved(1 - timing.pruned_ms / timing.unpruned_ms),
+  text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, saved(1 - timing.pruned_ms / timing.unpruned_ms, timing.noise),
     `${timing.unpruned_ms.toFixed(2)} → ${timing.pruned_ms.toFixed(2)} ms, medians of ${timing.rounds} runs`)));
   list.push(tile("Embedding", `turned by ${angle(text).toFixed(1)}°`, `cosine ${text.cosine.toFixed(4)} to the one without pruning`));
   if (text.prediction) {
     const [before, after] = [text.unpruned_prediction, text.prediction];
     const changed = before.label !== after.label;
-    list.push(tile("Prediction", String(after.label), changed ? `without pruning: ${before.label}` : "the same without pruning"));
+    list.push(tile("Prediction", breakable(after.label), changed ? breakable(`without pruning: ${before.label}`) : "the same without pruning"));
   }
   return el("dl", { class: "tiles" }, list);
 }
@@ -102,11 +111,15 @@ const angle = (text) => (Math.acos(Math.min(1, Math.max(-1, text.cosine))) * 180
 
 // Importance against the quantile
 
+const RANKED = { attention: "attention received", attention_value: "attention, weighted by the values", learned: "learned score",
+  random: "chance", first: "place in the text" };
+const kept = { source: 0, quantile: null, least: null, layer: null, head: 0 }; // what was chosen, from text to text
+
 function sources(text) {
   const all = text.tokens.map((_, i) => i);
-  const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}: what this policy ranks by`, layer: stage.layer,
+  const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}, this policy: ${RANKED[stage.score]}`, layer: stage.layer, label: RANKED[stage.score],
     quantile: stage.quantile, places: stage.entered, scores: stage.scores, threshold: DATA.policy.threshold }));
-  const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: averaged attention, nothing pruned before`, layer,
+  const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: attention received, unpruned`, layer, label: RANKED.attention,
     quantile: DATA.policy?.quantile ?? 0.3, places: all, scores: text.tokens.map((token) => token.unpruned[layer]), threshold: null }));
   return [...own, ...attention];
 }
@@ -114,46 +127,58 @@ function sources(text) {
 function explorer(text) {
   const choices = sources(text);
   const policy = DATA.policy ?? { min_tokens: 8, protect_special: false };
-  const pick = el("select", { id: "source", onchange: () => choose(true) }, choices.map((each, i) => el("option", { value: i }, each.name)));
+  const pick = el("select", { id: "source", onchange: () => choose(true) }, choices.map((each, i) => el("option", { value: i, selected: i === kept.source }, each.name)));
   const slider = el("input", { type: "range", id: "quantile", min: 0, max: 0.99, step: 0.01, oninput: () => choose(false) });
-  const least = el("input", { type: "number", id: "least", min: 1, max: 512, step: 1, value: policy.min_tokens, oninput: () => choose(false) });
+  const least = el("input", { type: "number", id: "least", min: 1, max: 512, step: 1, value: kept.least ?? policy.min_tokens, oninput: () => choose(false) });
   const value = el("output", { for: "quantile" });
   const decision = el("p", { class: "decision", id: "decision", "aria-live": "polite" });
   const bars = el("ol", { class: "bars", "aria-label": "Score of every token" });
+  const caption = el("figcaption");
+  const long = text.tokens.length > 40; // the list scrolls by itself, below controls that stay in sight
   const curve = el("div");
-  let state = null;
+  let [state, first] = [null, true];
   function choose(reset) {
     const source = choices[pick.value];
-    if (reset) slider.value = source.quantile;
+    if (reset) slider.value = first && kept.quantile !== null ? kept.quantile : source.quantile;
+    else [kept.quantile, kept.least] = [slider.value, least.value];
+    if (!first && reset) [kept.source, kept.quantile] = [Number(pick.value), null];
+    first = false;
     const quantile = Number(slider.value);
     const minTokens = Math.max(1, Math.floor(Number(least.value)) || 1);
     const guard = policy.protect_special ? DATA.special : { prefix: 0, suffix: 0 };
     const result = select(source.scores, quantile, minTokens, { ...guard, threshold: source.threshold });
-    const kept = source.places.filter((_, i) => result.stays[i]);
-    const gone = source.places.filter((_, i) => !result.stays[i]);
+    const stay = source.places.filter((_, i) => result.stays[i]);
+    const gone = source.places.filter((_, i) => !result.stays[i]).map((place) => text.tokens[place].token);
     value.textContent = quantile.toFixed(2);
-    decision.textContent = `q = ${quantile.toFixed(2)}: ${kept.length} of ${source.places.length} tokens stay`
-      + (gone.length ? `; gone: ${gone.map((place) => text.tokens[place].token).join(" ")}`
-        : source.places.length <= minTokens ? `; texts of up to s = ${minTokens} tokens are left alone` : "");
-    decision.dataset.kept = JSON.stringify(kept);
+    const n = source.places.length;
+    const asked = Math.floor(quantile * n + 1e-9);
+    const why = n <= minTokens ? `texts of up to s = ${minTokens} tokens are left alone`
+      : gone.length === asked ? `⌊${quantile.toFixed(2)} · ${n}⌋ = ${asked} go` : `⌊${quantile.toFixed(2)} · ${n}⌋ = ${asked} should go, `
+        + (n - asked < minTokens ? `s = ${minTokens} lets ${gone.length}` : `${gone.length} do: others score enough, or are protected`);
+    decision.textContent = `${stay.length} of ${n} tokens stay: ${why}`
+      + (gone.length ? `. Gone: ${gone.slice(0, 30).join(" ")}${gone.length > 30 ? ` and ${gone.length - 30} more` : ""}` : "");
+    decision.dataset.kept = JSON.stringify(stay);
     decision.dataset.threshold = JSON.stringify(result.threshold);
     state = { text, source, quantile, result };
     drawBars(bars, state);
+    caption.textContent = "Bars begin at 0 or at the lowest score; one that ends in a point goes on beyond the picture."
+      + (result.threshold === null ? "" : " Dashed line: the threshold, the lowest score that stays.");
     if (curve.clientWidth) drawCurve(curve, state);
   }
   choose(true);
   onResize(curve, () => drawCurve(curve, state));
   return section("explorer", "Which tokens stay? Move the quantile",
     note("The quantile q is the share of its tokens that a text gives up; those of the lowest scores go, but never below s tokens. "
-      + "The page decides anew as you move it. What another quantile would do to the layers behind is not computed here."),
+      + "The page decides anew as you move it. What another choice would do to the layers after it is not computed here."),
     el("div", { class: "controls" }, el("label", { class: "wide" }, "Scores", pick),
       el("label", { class: "wide", for: "quantile" }, el("span", {}, "Quantile q: ", value), slider), el("label", {}, "Minimum length s", least)),
     decision,
     el("div", { class: "sides" },
-      el("figure", {}, el("h3", {}, "Score of every token"), bars,
-        el("figcaption", {}, "Bars begin at 0 or at the lowest score; those that end in a point go on beyond the picture. Dashed line: the threshold.")),
-      el("figure", {}, el("h3", {}, "Importance against the quantile"), curve,
-        el("figcaption", {}, "The scores in ascending order: left of the dashed line they go (hollow), right of it they stay."))));
+      el("figure", {}, el("h3", {}, "Score of every token"),
+        long ? el("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Score of every token" }, bars) : bars, caption),
+      el("figure", {}, el("h3", {}, "The scores in order"), curve,
+        el("figcaption", {}, "Left of the dashed line tokens go (hollow), right of it they stay. The dotted line is q: so far it may go. "
+          + "A triangle lies above the picture."))));
 }
 
 function span(text, source) {
@@ -176,7 +201,7 @@ function drawBars(list, { text, source, result }) {
 }
 
 function drawCurve(box, { text, source, quantile, result }) {
-  const [width, height, left, bottom, top] = [box.clientWidth, 260, 46, 36, 12];
+  const [width, height, left, bottom, top] = [box.clientWidth, 270, 46, 36, 24];
   const { low, high } = span(text, source);
   const order = source.scores.map((_, i) => i).sort((i, j) => source.scores[i] - source.scores[j] || j - i);
   const x = (share) => left + share * (width - left - 12);
@@ -193,10 +218,16 @@ function drawCurve(box, { text, source, quantile, result }) {
     el("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }),
     tick(high), tick(low), low < 0 && high > 0 ? tick(0) : null,
     [0, 0.25, 0.5, 0.75, 1].map((share) => el("text", { x: x(share), y: height - bottom + 16, "text-anchor": "middle" }, String(share))),
-    el("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "share of the tokens"),
+    el("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "share of the tokens, lowest scores first"),
     el("path", { class: "curve", d: points.map(([u, v], i) => `${i ? "L" : "M"}${u} ${v}`).join(" ") }),
-    points.map(([u, v, i]) => el("circle", { class: result.stays[i] ? "stay" : "go", cx: u, cy: v, r: n > 60 ? 2.5 : 4.5 },
-      el("title", {}, `${text.tokens[source.places[i]].token} ${number(source.scores[i])}`))),
+    points.map(([u, v, i]) => {
+      const [look, title] = [result.stays[i] ? "stay" : "go", el("title", {}, `${text.tokens[source.places[i]].token} ${number(source.scores[i])}`)];
+      if (source.scores[i] > high) return el("path", { class: look, d: `M${u} ${v - 7} L${u + 6} ${v + 4} L${u - 6} ${v + 4} z` }, title);
+      return el("circle", { class: look, cx: u, cy: v, r: n > 60 ? 2.5 : 4.5 }, title);
+    }),
+    el("line", { class: "asked", x1: x(quantile), x2: x(quantile), y1: top, y2: height - bottom }),
+    el("text", { x: x(quantile) + 4, y: height - bottom - 6 }, `q = ${quantile.toFixed(2)}`),
+    el("text", { x: left, y: top - 10 }, source.label),
     el("line", { class: "cut", x1: cut, x2: cut, y1: top, y2: height - bottom })));
 }
 
@@ -212,12 +243,13 @@ function journey(text) {
       const value = token.importance[layer];
       if (value === null) return el("td", { class: "gone" }, "–", el("span", { class: "hidden" }, "gone"));
       return el("td", { class: "heat", "--heat": css(0.6 * Math.min(1, value / most)) }, percent(value, 1));
-    }), el("td", { class: "left wrap" }, fate(text, token))));
+    }), el("td", { class: "left" }, fate(text, token))));
   const head = layers.map((layer) => el("th", { scope: "col" }, `layer ${layer}${stageAt[layer] ? " ✂" : ""}`, el("span", { class: "hidden" }, stageAt[layer] ? " prunes" : "")));
   return section("journey", "Layer by layer: how much attention each token receives",
     note("Averaged over all heads and over the tokens that look: a column adds up to 100 %. At a layer with ✂ tokens are taken out "
-      + "behind its attention; from the next layer on they are gone."),
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
+      + "after its attention; from the next layer on they are gone. The colour is full at the most that an ordinary token receives."),
+    el("p", { class: "soft narrow" }, "The table scrolls sideways."),
+    el("div", { class: text.tokens.length > 40 ? "scroll tall" : "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
       el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "left" }, "token"), head, el("th", { scope: "col", class: "left" }, "what became of it"))), el("tbody", {}, rows))));
 }
 
@@ -231,8 +263,8 @@ function maps(layer) {
 }
 
 function attention(text) {
-  const pick = el("select", { id: "layer", onchange: show }, text.attention.map((layer, i) => el("option", { value: i, selected: i === (text.stages[0]?.layer ?? 0) }, `layer ${i}`)));
-  const heads = el("select", { id: "head", onchange: show }, [...Array(text.maps).keys()].map((map) => el("option", { value: map }, map ? `head ${map - 1}` : "average of the heads")));
+  const pick = el("select", { id: "layer", onchange: show }, text.attention.map((layer, i) => el("option", { value: i, selected: i === (kept.layer ?? text.stages[0]?.layer ?? 0) }, `layer ${i}`)));
+  const heads = el("select", { id: "head", onchange: show, disabled: text.maps === 1 }, [...Array(text.maps).keys()].map((map) => el("option", { value: map, selected: map === kept.head }, map ? `head ${map - 1}` : "average of the heads")));
   const query = el("select", { id: "query", onchange: () => { row = Number(query.value); column = -1; show(); } });
   const canvas = el("canvas", { tabindex: 0, role: "img", onkeydown: move, onpointermove: point, onclick: point });
   const readout = el("div", { class: "readout", id: "readout", "aria-live": "polite" });
@@ -255,13 +287,15 @@ function attention(text) {
     [row, column] = [i, j];
     show();
   }
-  function show() {
+  function show(event) {
+    if (event?.target === pick) kept.layer = Number(pick.value);
+    if (event?.target === heads) kept.head = Number(heads.value);
     const layer = text.attention[pick.value];
     const n = layer.entered.length;
     row = Math.min(row, n - 1);
     column = Math.min(column, n - 1);
     if (drawn !== pick.value) {
-      query.replaceChildren(...layer.entered.map((place, i) => el("option", { value: i }, text.tokens[place].token)));
+      query.replaceChildren(...layer.entered.map((place, i) => el("option", { value: i }, `${place} ${text.tokens[place].token}`)));
       drawn = pick.value;
     }
     query.value = row;
@@ -270,8 +304,8 @@ function attention(text) {
     const best = [...Array(n).keys()].sort((i, j) => at(heads.value, row, j) - at(heads.value, row, i)).slice(0, 5);
     const line = (i) => el("li", {}, el("span", { class: "name", translate: "no" }, name(i)),
       el("span", { class: "track", "aria-hidden": "true" }, el("i", { "width-share": css(at(heads.value, row, i)) })), el("span", { class: "number" }, percent(at(heads.value, row, i), 1)));
-    readout.replaceChildren(el("p", {}, `“${name(row)}” looks most at`), el("ol", { class: "bars" }, best.map(line)),
-      el("p", { class: "soft" }, column < 0 ? "" : `and at “${name(column)}”, the cell that is marked, ${percent(at(heads.value, row, column), 1)}`));
+    readout.replaceChildren(el("p", {}, `“${name(row)}” (token ${layer.entered[row]}) looks most at`), el("ol", { class: "bars" }, best.map(line)),
+      el("p", { class: "soft" }, column < 0 ? "" : `and at “${name(column)}” (token ${layer.entered[column]}), the cell that is marked, ${percent(at(heads.value, row, column), 1)}`));
     canvas.setAttribute("aria-label", `Attention of layer ${pick.value}, ${n} by ${n} tokens. Rows look, columns are looked at. Move with the arrow keys.`);
     draw(layer, at, n, name);
   }
@@ -313,13 +347,13 @@ function attention(text) {
     pen.lineWidth = 2;
     pen.strokeRect(margin + (column < 0 ? 0 : column * cell), margin + row * cell, column < 0 ? n * cell : cell, cell);
   }
-  onResize(box, show);
-  onScheme.push(show);
+  onResize(box, () => show());
+  onScheme.push(() => show());
   return section("attention", "What every token looks at",
-    note("Each row is a token that looks; the stronger the colour, the more it looks at the token of that column (the square root of the share, "
+    note("Each row is a token that looks (the query), each column one that is looked at (the key); the stronger the colour, the more (the square root of the share, "
       + "so that small shares can be seen). Point at a cell, or move with the arrow keys."
       + (text.maps > 1 ? "" : " For a text of this length the page holds the average of the heads only.")),
-    el("div", { class: "controls" }, el("label", {}, "Layer", pick), el("label", {}, "Head", heads), el("label", {}, "Token that looks", query)),
+    el("div", { class: "controls" }, el("label", {}, "Layer", pick), el("label", {}, "Head", heads), el("label", {}, "Token that looks (query)", query)),
     el("div", { class: "sides" }, box, readout));
 }
 
@@ -330,7 +364,7 @@ function strip(values, most) {
   const box = el("div", {}, canvas);
   function draw() {
     if (!box.clientWidth) return;
-    const [width, height] = [box.clientWidth, 34];
+    const [width, height] = [box.clientWidth, 46];
     [canvas.width, canvas.height] = [width, height];
     const pen = canvas.getContext("2d");
     values.forEach((value, i) => {
@@ -346,12 +380,14 @@ function strip(values, most) {
 
 function embedding(text) {
   const turn = (angle(text) * Math.PI) / 180;
-  const [x, y, long] = [16, 118, 190];
-  const arrow = el("svg", { width: 240, height: 134, role: "img", "aria-label": `The embedding turned by ${angle(text).toFixed(1)} degrees` },
+  const long = 190;
+  const [across, up] = [long * Math.cos(turn), long * Math.sin(turn)];
+  const [x, y] = [16 + Math.max(0, -across), up + 30]; // where both begin
+  const arrow = el("svg", { width: x + long + 20, height: y + 26, role: "img", "aria-label": `The embedding turned by ${angle(text).toFixed(1)} degrees` },
     el("line", { class: "before", x1: x, y1: y, x2: x + long, y2: y }),
-    el("line", { class: "after", x1: x, y1: y, x2: x + long * Math.cos(turn), y2: y - long * Math.sin(turn) }),
-    el("text", { x: 60, y: y + 14 }, "without pruning"),
-    el("text", { x: x + long * Math.cos(turn) * 0.55, y: Math.min(y - 10, y - long * Math.sin(turn) - 8), "text-anchor": "middle" }, `with pruning, ${angle(text).toFixed(1)}°`));
+    el("line", { class: "after", x1: x, y1: y, x2: x + across, y2: y - up }),
+    el("text", { x: x + long / 2, y: y + 18, "text-anchor": "middle" }, "without pruning"),
+    el("text", { x: Math.max(4, x + across - 130), y: 14 }, `with pruning, ${angle(text).toFixed(1)}°`));
   const change = text.embedding.map((value, i) => value - text.unpruned_embedding[i]);
   const most = Math.max(...text.embedding.map(Math.abs), ...text.unpruned_embedding.map(Math.abs));
   return section("embedding", "What it does to the embedding",
@@ -377,7 +413,7 @@ function prediction(text) {
   if (!text.prediction) return null;
   const side = (title, said) => el("div", {}, el("h3", {}, title),
     el("p", {}, said.rejected ? `${said.label}: rejected, it belongs to no class; it would have been` : ""),
-    el("ol", { class: "answers" }, said.probabilities.map(([label, share]) => el("li", {}, String(label),
+    el("ol", { class: "answers" }, said.probabilities.map(([label, share]) => el("li", {}, breakable(label),
       el("div", { class: "share" }, el("span", { class: "track" }, el("i", { "width-share": css(share) })), percent(share, 1))))),
     el("h3", {}, "Nearest training examples"),
     el("ol", { class: "neighbours" }, said.nearest.map((near) =>
@@ -388,8 +424,13 @@ function prediction(text) {
 
 function glossary() {
   const words = {
+    "Head": "Attention is computed several times side by side, each time on a part of the hidden state of its own: a head may look for one kind of relation.",
     "Layer": "One of the encoder's equal steps: every token looks at the others (attention), then is transformed by itself (feed-forward). Layers count from 0.",
-    "Importance": "1 / (heads · n) · the sum over heads and over the n tokens that look of the attention which a token receives. A learned policy ranks by a fitted linear function of the token's hidden state instead.",
+    "Importance": "1 / (heads · n) · the sum over heads and over the n tokens that look of the attention which a token receives. A learned policy ranks by a fitted linear function of the token's hidden state instead: the learned score.",
+    "Threshold": "The lowest score among the tokens that stay on their merit.",
+    "Merge, restore": "What becomes of a token that goes: nothing; or it is averaged into the most similar token that stays (merge); or what it is expected to have "
+      + "become is still counted in the mean (restore).",
+    "Embedding": "The mean of the rows that reach the end (the pooling): one vector for the text.",
     "Quantile q, minimum length s": "A text of n tokens keeps max(s, n − ⌊q · n⌋) of them, the most important ones; of equals the earlier. Texts of up to s tokens are left alone.",
     "Work and time": "Work counts the multiply-adds of the layers' products and of attention. A text alone takes most of its time for fetching the weights "
       + "from memory, which pruning does not change; among many texts that time is shared, and saved work becomes saved time.",
