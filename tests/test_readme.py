@@ -1,6 +1,7 @@
 """The README's first screen: its code prints what stands below it, and its picture is there."""
 
 import re
+import shlex
 from pathlib import Path
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -27,3 +28,15 @@ def test_the_first_screen_names_the_file_to_read_and_shows_the_picture():
 def test_the_commands_of_the_installation_are_whole_lines():
     commands = [line for _, block in BLOCKS for line in block.splitlines() if line.startswith("pip install")]
     assert commands[:2] == ["pip install -e . && minitrans demo", 'pip install -e ".[test]" && pytest']
+
+
+def test_explain_prints_what_is_shown(run_cli):
+    (shown,) = (block for _, block in BLOCKS if block.startswith("$ minitrans explain"))
+    command, _, output = shown.partition("\n")
+    code, out, _ = run_cli(*shlex.split(command.removeprefix("$ minitrans ")))
+    assert code == 0
+
+    def words(text: str) -> list[str]:
+        return re.sub(r"[\d.█┊»]+", " ", text).split()  # the last digits of scores differ between processors
+
+    assert words(out) == words(output)
