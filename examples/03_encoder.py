@@ -4,9 +4,9 @@ The first rows come from tables: a row for the token, one for its position, one 
 They are added and normalised, and the layer of step 2 is applied six times. The mean over the tokens, scaled to
 length 1, is the embedding; the cosine of two embeddings says how alike the two texts are.
 
-Look at: the cosines; and whether all this is right: stored/encoder.safetensors holds what another program, BertModel of
-transformers in float64, gave for the same weights (stored/make.py). All layers are compared with it, in 8 columns.
-Try: positions that begin at 1; the layers in another order; tanh in step 2's GELU. See at which layer numbers part.
+Look at: the cosines (that of the last two texts is lower in README.md, with int8 and pruning); whether all is right:
+stored/encoder.safetensors holds what BertModel of transformers gave in float64 for the same weights, in 8 columns of
+each layer (stored/make.py). Try: positions that begin at 1; the layers in another order; tanh in step 2's GELU.
 
 B texts, T tokens of one of them, H hidden size (384)
 """
@@ -56,24 +56,24 @@ if __name__ == "__main__":
             vectors.append(pool(states[-1]))  # [H]
             errors = np.abs(np.array(states)[..., :8] - stored.get_tensor(f"hidden.{b}")).max(axis=(1, 2))  # [7]
             differences.append([*errors, np.abs(vectors[-1] - stored.get_tensor(f"vector.{b}")).max()])
-            print(f"{text:<26}", *tokenizer.tokens(ids))
+            print(*tokenizer.tokens(ids))
     print("\ncosines")
     for text, row in zip(texts, np.array(vectors) @ np.array(vectors).T, strict=True):
-        print(f"{text:<26}" + "".join(f"{value:7.3f}" for value in row))
+        print(f"{text:<54}" + "".join(f"{value:7.3f}" for value in row))
     *layers, vector = np.max(differences, axis=0)
     print("\nlargest difference to transformers, layer by layer " + " ".join(f"{value:.0e}" for value in layers))
     print(f"largest difference to transformers, of an embedding {vector:.0e}")
     assert max(*layers, vector) < 1e-5
 
 # Prints:
-# where is my parcel?        [CLS] where is my parcel ? [SEP]
-# my order has not arrived   [CLS] my order has not arrived [SEP]
-# play some jazz             [CLS] play some jazz [SEP]
+# [CLS] where is the parcel that i ordered on monday morning ? [SEP]
+# [CLS] my order has not arrived [SEP]
+# [CLS] play some jazz [SEP]
 #
 # cosines
-# where is my parcel?         1.000  0.466  0.041
-# my order has not arrived    0.466  1.000  0.069
-# play some jazz              0.041  0.069  1.000
+# where is the parcel that I ordered on Monday morning?   1.000  0.541 -0.010
+# my order has not arrived                                0.541  1.000  0.069
+# play some jazz                                         -0.010  0.069  1.000
 #
-# largest difference to transformers, layer by layer 1e-07 7e-07 8e-07 8e-07 1e-06 9e-07 1e-06
+# largest difference to transformers, layer by layer 1e-07 6e-07 1e-06 1e-06 1e-06 9e-07 1e-06
 # largest difference to transformers, of an embedding 1e-07

@@ -5,8 +5,9 @@ of those that lose little on every task take the one with the least work. Later 
 the train split alone, learning from 5 examples and testing on the others; the test split then judges the winner.
 
 Look at: what is lost on the task that suffers most. With so few texts a point or two is chance: hence several tasks.
-Work is counted (step 5), which is exact, and the winner is timed.
-Try: another LIMIT; layer 0; one task alone. Then read docs/adaptation.md and run `minitrans adapt`, the real search.
+Work is counted (step 5), which is exact, and the winner is timed. Try: another LIMIT; layer 0; one task alone.
+`minitrans adapt` is the real search, docs/adaptation.md. It also tries what "balanced" does: scores that are learned
+(step 4), and restoring: a second linear map guesses what a dropped token would have become, for the mean at the end.
 """
 
 import time

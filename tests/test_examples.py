@@ -160,6 +160,15 @@ def test_the_stored_numbers_belong_to_the_bundled_weights():
     assert recorded == sha256_of(resolve(None) / "model.safetensors"), "make them again: examples/stored/make.py"
 
 
+def test_one_sentence_runs_through_the_first_steps():
+    with safe_open(EXAMPLES / STORED, "np") as stored:
+        sentence = json.loads(stored.metadata()["record"])["texts"][0]
+    assert f'"{sentence}"' in (EXAMPLES / "01_attention.py").read_text(encoding="utf-8")
+    assert sentence in " ".join((EXAMPLES / "README.md").read_text(encoding="utf-8").split())
+    for guide in ("README.md", "docs/explaining.md"):
+        assert f'minitrans explain "{sentence}"' in (ROOT / guide).read_text(encoding="utf-8"), guide
+
+
 @pytest.mark.parametrize("name", ["vector.1", "hidden.2"])
 def test_other_stored_numbers_are_noticed(name, ladder, run):
     with safe_open(ladder / STORED, "np") as stored:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 
 HERE = Path(__file__).resolve().parent
 MODEL = HERE.parents[1] / "weights" / "all-MiniLM-L6-v2-int8"
-TEXTS = ("where is my parcel?", "my order has not arrived", "play some jazz")
+TEXTS = ("where is the parcel that I ordered on Monday morning?", "my order has not arrived", "play some jazz")
 COLUMNS = 8  # of the hidden states, to keep the file small
 
 
