@@ -16,6 +16,7 @@ from minitrans.errors import InputError
 @click.command(
     cls=options.Command,
     epilog="""minitrans audit
+    minitrans audit my-model/ --as all-MiniLM-L6-v2
     minitrans audit my-model/ --against transformers --json
     minitrans audit my-model/ --write-digests my-model.digests.json
     minitrans audit my-model/ --digests my-model.digests.json""",
@@ -28,6 +29,7 @@ from minitrans.errors import InputError
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
 @click.option("--pruning", metavar="FILE", help="One more policy to check: as JSON, or a name.")
 @click.option("--threads", type=int, help="One more number of threads to check, besides 1, 2 and 4.")
+@click.option("--as", "known_as", metavar="NAME", help="The published model that it must be; none: no published one.")
 @click.option("--original", metavar="FOLDER", help="The float32 model that an int8 one was made from.")
 @click.option("--digests", metavar="FILE", help="Compare with what was written earlier.")
 @click.option("--write-digests", metavar="FILE", help="Write what the files and tensors are now, if all is well.")
@@ -41,6 +43,7 @@ def audit(
     column: str,
     pruning: str | None,
     threads: int | None,
+    known_as: str | None,
     original: str | None,
     digests: str | None,
     write_digests: str | None,
@@ -49,7 +52,8 @@ def audit(
     """Check a model: files, weights, numbers, invariance.
 
     MODEL is a folder or a name, by default the bundled model; nothing is downloaded. Ends with PASS and exit code 0, or
-    with FAIL, exit code 1 and what is wrong where.
+    with FAIL, exit code 1 and what is wrong where; the last line also says what was not checked. Exit code 2: the audit
+    could not be made (no such model, no model in that folder, an option that cannot be used).
     """
     from minitrans.audit.digests import Digests
     from minitrans.audit.signoff import sign_off
@@ -65,6 +69,7 @@ def audit(
         threads=threads,
         digests=None if digests is None else Digests.load(Path(digests)),
         original=original,
+        known_as=known_as,
         progress=_tell if sys.stderr.isatty() else None,
     )
     if sys.stderr.isatty():
@@ -76,7 +81,10 @@ def audit(
     if write_digests is not None and result.digests is not None:
         if result.passed:
             result.digests.save(Path(write_digests))
-            click.echo(f"{write_digests}: written", err=True)
+            doubt = ""
+            if result.identity is None:
+                doubt = "; the digests vouch for what is there now, not for where it came from"
+            click.echo(f"{write_digests}: written{doubt}", err=True)
         else:
             click.echo(f"{write_digests}: not written, because the audit failed", err=True)
     context.exit(0 if result.passed else 1)
@@ -134,11 +142,12 @@ def explain(
     used = given if classifier is None else classifier.encoder_
     if not isinstance(used, SentenceEncoder):
         raise InputError(f"{folder} was fitted with an encoder of another kind, wanted a SentenceEncoder")
-    policy = options.policy(pruning) or used.pruning or PruningPolicy()
+    policy = used.pruning or PruningPolicy() if pruning is None else options.policy(pruning)
     found = explain_texts(used, wanted, pruning=policy, classifier=classifier, timed=not no_timing)
     if page is not None:
         write_page(page, used, policy, found)
-        click.echo(f"{page}: {len(found)} texts explained; open it in a browser", err=True)
+        count = "1 text" if len(found) == 1 else f"{len(found)} texts"
+        click.echo(f"{page}: written, {count} explained; open it in a browser", err=True)
     if as_json:
         options.print_all(json.dumps(each.to_dict()) for each in found)
     elif page is None:

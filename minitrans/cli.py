@@ -324,6 +324,17 @@ def _quit(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _one_line(message: str) -> str:
+    """A message of several lines, of which some are items of a list, as one line."""
+    joined, in_list = "", False
+    for line in filter(None, map(str.strip, message.splitlines())):
+        item = line.startswith("- ")
+        if joined:
+            joined += " " if joined.endswith((":", ".")) else ". " if in_list and not item else "; "
+        joined, in_list = joined + line.removeprefix("- "), item
+    return joined
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on standard error and exit code 2."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
@@ -340,7 +351,6 @@ def main() -> None:
     except BrokenPipeError:
         _quit(1)  # as click does where it is the one to notice
     except (MinitransError, OSError) as error:
-        lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
-        click.echo(f"Error: {'; '.join(filter(None, lines))}", err=True)
+        click.echo(f"Error: {_one_line(str(error))}", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -11,7 +11,7 @@ import random_models
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__, hub
 from minitrans.audit import oracle, signoff
-from minitrans.audit.checks import SHOWN, Audit, Check, counted, judged, printable, skipped
+from minitrans.audit.checks import NOTES, SHOWN, Audit, Check, counted, judged, listed, printable, skipped
 from minitrans.audit.signoff import sign_off
 from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
@@ -111,6 +111,7 @@ def test_where_there_are_no_kernels_the_reference_is_signed_off(plain, monkeypat
     skips = {(check.group, check.name): check for check in audit.checks if check.verdict == "SKIP"}
     assert skips["Numbers", "blocks"].wanted == "no compiler here; install one"
     assert ("Pruning", "all") in skips
+    assert "blocks and Pruning (no compiled kernels; 7 checks)" in audit.summary()  # three a precision, one policy
     assert any(check.name == "int8 to float32" for check in audit.checks)
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_copy_in_the_cache_fails(monkeypatch):
     def damaged(*_, **__):
         raise DigestError("config.json is not the published file")
 
-    monkeypatch.setattr(hub, "resolve", damaged)
+    monkeypatch.setattr(hub, "find_local", damaged)
     audit = sign_off("all-MiniLM-L6-v2")
     assert audit.summary() == "FAIL: 1 of 1 check: Folder: published digests"
     assert audit.checks[0].detail == ("config.json is not the published file",)
@@ -220,7 +221,9 @@ def test_an_original_that_cannot_be_read_is_skipped(plain, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": "no/such-model"}, ModelNotFoundError, "local_files_only=True forbids the network"),
+        ({"model": "no/such-model"}, ModelNotFoundError, "downloads nothing; fetch it with `minitrans pull no/such-"),
+        ({"original": "no/such-model"}, ModelNotFoundError, "no/such-model is not on this machine"),
+        ({"known_as": "no/such-model"}, InputError, "no known model is called 'no/such-model', wanted one of"),
         ({"model": "./nowhere"}, ModelNotFoundError, "no model folder"),
         ({"against": "onnx"}, InputError, "against is 'onnx'"),
         ({"against": "transformers"}, InputError, "torch and transformers not installed; pip install"),
@@ -238,18 +241,50 @@ def test_what_was_asked_for_wrongly_is_an_error(plain, no_network, options, erro
 # Records
 
 
-def sample_audit(*checks):
-    return Audit("m", "/m", None, "2025-01-01T00:00:00+00:00", {"minitrans": "1"}, {"threads": "2"}, checks)
+def sample_audit(*checks, identity="published digests"):
+    date = "2025-01-01T00:00:00+00:00"
+    return Audit("m", "/m", None, date, {"minitrans": "1"}, {"threads": "2"}, checks, None, identity)
 
 
 def test_the_summary_counts():
     passed, failed = judged("g", "a", True, "1", "1"), judged("g", "b", False, "2", "1")
-    skip = skipped("g", "c", "why", "how")
+    skip = skipped("g", "c", "not on this machine", "how", reason="not here")
     assert sample_audit(passed).summary() == "PASS: 1 check"
-    assert sample_audit(passed, skip).summary() == "PASS: 1 check, 1 skipped"
-    assert sample_audit(passed, failed, skip).summary() == "FAIL: 1 of 2 checks, 1 skipped: g: b"
+    assert sample_audit(passed, skip).summary() == "PASS: 1 check; not checked: c (not here)"
+    assert sample_audit(passed, failed, skip).summary() == "FAIL: 1 of 2 checks: g: b; not checked: c (not here)"
     assert sample_audit(passed).passed
     assert not sample_audit(failed).passed
+
+
+def test_the_summary_names_what_was_not_checked_by_its_reason():
+    found = sample_audit(
+        judged("Folder", "files", True, "1", "1"),
+        skipped("Folder", "digests", "not recognised"),
+        skipped("Folder", "as quantised", "no original on this machine", reason="no original here"),
+        skipped("transformers", "all", "torch not installed", reason="not installed", checks=11),
+        skipped("Numbers", "c", "no original on this machine", reason="no original here"),
+        skipped("Numbers", "d", "x", reason="no original here"),
+        identity=None,
+    )
+    assert found.summary() == (
+        "PASS: 1 check; identity not checked: no digests of this folder; not checked: as quantised, c and d "
+        "(no original here), transformers (not installed; 11 checks)"
+    )
+    values = json.loads(found.to_json())
+    assert values["identity"] is None
+    assert values["summary"] == found.summary()
+    assert values["skipped"][2] == {
+        "group": "transformers",
+        "name": "all",
+        "checks": 11,
+        "reason": "torch not installed",
+    }
+    assert [each["checks"] for each in values["skipped"]] == [1, 1, 11, 1, 1]
+    assert "  SKIP  all           torch not installed (11 checks)" in found.lines()
+
+
+def test_names_are_listed():
+    assert [listed(names) for names in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
 def test_lines_are_aligned_and_short():
@@ -259,15 +294,16 @@ def test_lines_are_aligned_and_short():
         judged("Second", "b", False, "x" * 60, "y", [f"line {i}" for i in range(SHOWN + 2)]),
     )
     lines = list(audit.lines())
-    assert lines[:6] == ["m", "/m", "minitrans 1, 2025-01-01T00:00:00+00:00", "threads 2", "", "First"]
-    assert lines[6:10] == [
+    assert lines[:5] == ["m", "/m", "minitrans 1, 2025-01-01T00:00:00+00:00", "threads 2", ""]
+    assert lines[5:8] == ["        check      found" + " " * 43 + "wanted", "", "First"]
+    assert lines[8:12] == [
         "  PASS  a          1e-05" + " " * 43 + "at most 1e-04",
         "                   layer 0..1: 1e-05 1e-06",
         "  SKIP  long name  why",
         "                   how",
     ]
     assert lines[-3] == " " * 19 + "... and 2 lines more, which --json shows"
-    assert lines[-1] == "FAIL: 1 of 2 checks, 1 skipped: Second: b"
+    assert lines[-1] == "FAIL: 1 of 2 checks: Second: b; not checked: long name (why)"
 
 
 def test_nothing_that_steers_a_terminal_is_printed(folder):
@@ -325,6 +361,9 @@ def test_the_command_fails_with_exit_code_1_and_names_what_failed(run, folder):
         (["--input", "none.txt"], "none.txt"),
         (["--threads", "0"], "threads is 0"),
         (["--original", "./nowhere"], "no model folder"),
+        (["no/such-model"], "an audit downloads nothing; fetch it with `minitrans pull no/such-model`"),
+        (["."], "is no model folder: it holds none of config.json, tokenizer.json"),
+        (["--as", "bert"], "no known model is called 'bert', wanted one of sentence-transformers/all-MiniLM-L6-v2, "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, arguments, message):
@@ -336,6 +375,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, argum
 
 
 KEYS = ["format", "version", "model", "folder", "known_as", "date", "versions", "machine", "verdict", "summary"]
+KEYS += ["identity", "skipped"]
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -350,6 +390,11 @@ def test_the_json_holds_the_same(run, folder, tmp_path, broken):
     assert found["versions"].keys() == {"minitrans", "numpy", "Python"}
     assert found["machine"].keys() >= {"architecture", "system"}
     assert set(map(len, found["files"].values())) == {64}
+    assert found["identity"] is None
+    skips = [check for check in found["checks"] if check["verdict"] == "SKIP"]
+    assert [(each["group"], each["name"], each["reason"]) for each in found["skipped"]] == [
+        (check["group"], check["name"], check["measured"]) for check in skips
+    ]
     for check in found["checks"]:
         assert list(check) == ["group", "name", "verdict", "measured", "wanted", "detail", "values"]
         assert check["group"] in GROUPS
@@ -362,14 +407,17 @@ def test_the_json_holds_the_same(run, folder, tmp_path, broken):
 
 def test_digests_are_written_once_and_compared_later(run, folder, tmp_path):
     code, _, err = run("audit", folder, "--write-digests", tmp_path / "seal.json")
-    assert (code, err) == (0, f"{tmp_path / 'seal.json'}: written\n")
+    doubt = "the digests vouch for what is there now, not for where it came from"
+    assert (code, err) == (0, f"{tmp_path / 'seal.json'}: written; {doubt}\n")
     code, out, _ = run("audit", folder, "--digests", tmp_path / "seal.json")
     assert code == 0
     assert "sealed digests" in out
+    assert "as in seal.json" in out
+    assert "identity" not in out.splitlines()[-1]
     flip(folder / "model.safetensors", 3)  # a low bit of the last tensor of the file
     code, out, _ = run("audit", folder, "--digests", tmp_path / "seal.json")
     assert code == 1
-    assert out.splitlines()[-1].endswith("Folder: sealed digests, Folder: tensor digests")
+    assert ": Folder: sealed digests, Folder: tensor digests; not checked: " in out.splitlines()[-1]
     assert "model.safetensors: encoder.layer.2.output.dense.weight, F32 [32, 64], bytes " in out
 
 
@@ -383,8 +431,8 @@ def test_digests_of_a_model_that_fails_are_not_written(run, folder, tmp_path):
 
 def test_the_shipped_digests_are_what_the_command_writes(run, tmp_path):
     name = "all-MiniLM-L6-v2-int8"
-    code, out, _ = run("audit", "--write-digests", tmp_path / "digests.json", "--pruning", "fast")
-    assert code == 0
+    code, out, err = run("audit", "--write-digests", tmp_path / "digests.json", "--pruning", "fast")
+    assert (code, err) == (0, f"{tmp_path / 'digests.json'}: written\n")
     assert "  PASS  fast " in out.split("\nInvariance")[1]  # a policy that travels with minitrans may be named
     assert (tmp_path / "digests.json").read_bytes() == bundled(f"weights/digests/{name}.json").read_bytes()
 
@@ -416,6 +464,35 @@ def test_progress_shows_on_a_terminal_only(run, plain, monkeypatch):
     assert "checking: invariance, unpruned ..." in err
     assert err.endswith("\r\x1b[K")
     assert "checking" not in out
+
+
+def test_a_folder_has_to_be_what_as_says(run, plain):
+    code, out, _ = run("audit", plain, "--as", "all-MiniLM-L6-v2")
+    assert code == 1
+    assert out.startswith(f"{plain}, known as sentence-transformers/all-MiniLM-L6-v2\n")
+    assert "Folder: published digests, Folder: tensor digests" in out.splitlines()[-1]
+
+
+def test_the_last_line_says_what_was_not_checked(plain, tmp_path):
+    int8 = quantize_folder(plain, tmp_path / "int8")
+    audit = sign_off(int8)
+    assert "; identity not checked: no digests of this folder; not checked: as quantised and " in audit.summary()
+    assert " and int8 to the original (no original here)" in audit.summary()
+    (skip,) = [check for check in audit.skipped if check.group == "transformers"]
+    assert f"transformers (not installed; {skip.stands_for} checks)" in audit.summary()
+    assert skip.measured == "torch and transformers not installed"
+    bundled_model = sign_off()
+    assert bundled_model.identity == "published digests"
+    assert "identity" not in bundled_model.summary()
+
+
+def test_headings_and_help_can_be_read_without_the_guide(run):
+    for note in NOTES.values():
+        assert "in means of" not in note
+        assert "in root mean squares" not in note
+    _, out, _ = run("audit", "--help")
+    for words in ("exit code 0", "exit code 1", "Exit code 2", "--as NAME"):
+        assert words in " ".join(out.split())
 
 
 @without_transformers

@@ -1,7 +1,9 @@
 """minitrans.audit: files, digests, weights and tokenizer of a model folder. Whatever is broken is found and named."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrans import hub
-from minitrans.audit.digests import Digests, WeightFile, digests_of, implausible, published
-from minitrans.audit.folder import audit_folder, files_read
+from minitrans.audit.digests import (
+    LONGEST_HEADER,
+    Digests,
+    WeightFile,
+    digests_of,
+    implausible,
+    length_by_header,
+    published,
+)
+from minitrans.audit.folder import audit_folder, files_read, named_model, recognise
 from minitrans.errors import InputError
 from minitrans.quantization import quantize_folder
 from minitrans.resources import bundled, sha256_of
@@ -438,6 +448,70 @@ def test_a_missing_file_fails(copy):
     assert "tokenizer.json is missing" in text_of(by_name(found)["files"])
 
 
+@pytest.mark.parametrize(("change", "why"), [(-100, "cut off"), (100, "something was added")])
+@pytest.mark.parametrize("name", ["plain", "sharded"])
+def test_weights_of_another_length_than_their_header_says_fail_with_both_lengths(copy, name, change, why):
+    folder, _ = copy(name)
+    file = sorted(folder.glob("*.safetensors"))[0]
+    data = file.read_bytes()
+    file.write_bytes(data[:change] if change < 0 else data + bytes(change))
+    found = audit_folder(folder)
+    assert {"files", "tensors"} <= failed(found)
+    check = by_name(found)["files"]
+    assert check.measured.startswith(f"{len(files_read(folder)) - 1} of {len(files_read(folder))} files, ")
+    assert check.detail[0] == (
+        f"{file.name} has {len(data) + change:,} bytes, its header speaks of {len(data):,}: {why}; "
+        "fetch the model again"
+    )
+
+
+def with_length(header):
+    return len(header).to_bytes(8, "little") + header
+
+
+HEADERS = {
+    "nothing": b"",
+    "too few bytes for the length": b"\1\0",
+    "a header that is too long": (LONGEST_HEADER + 1).to_bytes(8, "little"),
+    "no JSON": with_length(b"{"),
+    "nested without end": with_length(b"[" * 100_000),
+    "no object": with_length(b"[]"),
+    "no tensors": with_length(b"{}"),
+    "no offsets": with_length(b'{"a": {}}'),
+    "one offset": with_length(b'{"a": {"data_offsets": [0]}}'),
+    "offsets that are words": with_length(b'{"a": {"data_offsets": ["0", "1"]}}'),
+    "infinite offsets": with_length(b'{"a": {"data_offsets": [0, 1e999]}}'),
+    "one tensor of two": with_length(b'{"a": {"data_offsets": [0, 1]}, "b": {"data_offsets": [1, null]}}'),
+}
+
+
+@pytest.mark.parametrize("data", HEADERS.values(), ids=HEADERS)
+def test_a_hostile_header_tells_no_length(tmp_path, data):
+    (tmp_path / WEIGHTS).write_bytes(data)
+    assert length_by_header(tmp_path / WEIGHTS) is None
+
+
+def test_a_file_that_ends_within_its_header_is_too_short(tmp_path):
+    (tmp_path / WEIGHTS).write_bytes((1000).to_bytes(8, "little") + b"{")
+    assert length_by_header(tmp_path / WEIGHTS) == 1008
+
+
+@pytest.mark.parametrize("names", [(), ("passwd", "hosts.json")])
+def test_a_folder_that_is_no_model_is_an_error(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        InputError, match=f"^{re.escape(str(tmp_path))} is no model folder: it holds none of config.json"
+    ):
+        audit_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", WEIGHTS, "model-1.safetensors"])
+def test_a_part_of_a_model_is_a_broken_model(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert {"files", "configuration"} <= failed(audit_folder(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "tokenizer.json"])
 def test_a_file_that_changes_the_result_by_not_being_there_fails(copy, name):
     folder, digests = copy("plain")
@@ -454,6 +528,7 @@ def test_a_link_out_of_the_folder_fails(copy, tmp_path):
     found = audit_folder(folder, sealed=digests)
     assert {"files", "sealed digests", "configuration"} <= failed(found)
     assert f"'config.json' leads to {tmp_path / 'config.json'}" in text_of(by_name(found)["files"])
+    assert text_of(by_name(found)["files"]).splitlines()[0].endswith("; replace the link by the file")
     assert by_name(found)["tensors"].verdict == "SKIP"
 
 
@@ -475,7 +550,12 @@ def test_a_file_that_nobody_wrote_down_is_named(copy):
 def test_files_that_the_encoder_does_not_read_are_named(copy):
     folder, _ = copy("plain")
     (folder / "pytorch_model.bin").write_bytes(b"")
-    assert "not read by the encoder: pytorch_model.bin, vocab.txt" in text_of(by_name(audit_folder(folder))["files"])
+    (folder / "modeling.PY").write_text("import os")
+    (folder / "code.pkl").mkdir()
+    assert by_name(audit_folder(folder))["files"].detail == (
+        "code or pickles, never opened by minitrans: modeling.PY, pytorch_model.bin",
+        "not read by the encoder: vocab.txt",
+    )
 
 
 @pytest.mark.parametrize(
@@ -628,6 +708,7 @@ def test_a_tokenizer_that_changes_words_fails(copy):
 def test_a_copy_is_recognised_by_its_files(minilm):
     found = audit_folder(minilm)
     assert found.known.name == BUNDLED
+    assert found.identity == "published digests"
     assert failed(found) == set()
 
 
@@ -643,7 +724,7 @@ def test_a_copy_with_one_changed_file_is_recognised(minilm, name):
     assert failed(found) == {"published digests"}
 
 
-def test_a_model_that_shares_all_but_the_weights_is_another_one(minilm):
+def test_a_model_that_shares_all_but_the_weights_is_another_one(minilm, tmp_path):
     """Trained further, and everything else left as it was."""
     file = minilm / WEIGHTS
     before = file.read_bytes()
@@ -653,10 +734,157 @@ def test_a_model_that_shares_all_but_the_weights_is_another_one(minilm):
         data[first:end] = (values[::-1] if dtype == "I8" else values * np.float32(1.01)).tobytes()
     file.write_bytes(data)
     try:
-        assert audit_folder(minilm).known is None
-        assert audit_folder(minilm, BUNDLED).known.name == BUNDLED  # asked for by its name, it has to be that
+        found = audit_folder(minilm)
+        assert (found.known, found.identity) == (None, None)
+        check = by_name(found)["digests"]
+        assert check.verdict == "SKIP"
+        assert check.detail[0].startswith(f"9 of 10 files are those of {BUNDLED}, but the weights are others")
+        # Asked for by its name, it has to be that.
+        for found in (audit_folder(minilm, BUNDLED), audit_folder(minilm, known_as=BUNDLED)):
+            assert found.known.name == BUNDLED
+            assert {"published digests", "tensor digests"} <= failed(found)
+            assert "taken for" not in text_of(by_name(found)["published digests"])
+        named = shutil.copytree(minilm, tmp_path / BUNDLED)
+        found = audit_folder(named)
+        assert found.known.name == BUNDLED
+        assert {"published digests", "tensor digests"} <= failed(found)
+        assert audit_folder(named, known_as="none").known is None
     finally:
         file.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["copy", BUNDLED, "all-MiniLM-L6-v2"])
+def test_a_copy_with_two_changed_files_is_recognised_whatever_its_folder_is_called(minilm, tmp_path, name):
+    folder = shutil.copytree(minilm, tmp_path / name)
+    tensor = "encoder.layer.3.output.dense.weight"
+    index = flip_element(folder / WEIGHTS, tensor, 12345, 1)
+    with (folder / "tokenizer_config.json").open("a") as file:
+        file.write("\n")
+    found = audit_folder(folder)
+    assert (found.known.name, found.identity) == (BUNDLED, "published digests")
+    assert failed(found) == {"published digests", "tensor digests"}
+    checks = by_name(found)
+    assert checks["published digests"].measured == "8 of 10 files"
+    assert checks["published digests"].detail[-1] == (
+        f"taken for {BUNDLED}: 139 of 140 tensors are its; if it is another model: --as none"
+    )
+    assert f"element {index} is " in text_of(checks["tensor digests"])
+
+
+def test_a_copy_whose_weights_are_cut_off_is_recognised_by_its_files(minilm, tmp_path):
+    folder = shutil.copytree(minilm, tmp_path / "copy")
+    with (folder / WEIGHTS).open("r+b") as file:
+        file.truncate(10_000_000)
+    (folder / "modules.json").unlink()
+    found = audit_folder(folder)
+    assert found.known.name == BUNDLED
+    assert {"files", "tensors", "published digests"} <= failed(found)
+    assert f"taken for {BUNDLED}: 8 of 10 files are its" in text_of(by_name(found)["published digests"])
+
+
+def test_given_digests_are_called_by_their_file_and_the_bundled_copy_tells_the_element(damaged, minilm, tmp_path):
+    """Also where the folder is said to be no known model: the digests demand the weights of one."""
+    audit_folder(bundled(f"weights/{BUNDLED}")).digests.save(tmp_path / "d.json")
+    index = damaged("encoder.layer.3.output.dense.weight", 12345, 1)
+    found = audit_folder(minilm, sealed=Digests.load(tmp_path / "d.json"), known_as="none")
+    assert (found.known, found.identity) == (None, "given digests")
+    checks = by_name(found)
+    assert failed(found) == {"sealed digests", "tensor digests"}
+    assert checks["sealed digests"].wanted == checks["tensor digests"].wanted == "as in d.json"
+    assert f"element {index} is " in text_of(checks["tensor digests"])
+    found = audit_folder(minilm, sealed=Digests.load(tmp_path / "d.json"))
+    assert found.identity == "published digests and given digests"
+    assert {"tensors, d.json", f"tensors, {BUNDLED}"} <= failed(found)
+
+
+PINNED = "1110a243fdf4706b3f48f1d95db1a4f5529b4d41"
+L12 = "sentence-transformers/all-MiniLM-L12-v2"
+NOTHING = Digests("m", {}, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        (BUNDLED, BUNDLED),
+        ("all-minilm-l6-V2", FLOAT32),
+        ("sentence-transformers/all-MiniLM-L12-v2", L12),
+        ("sentence-transformers_all-MiniLM-L6-v2", FLOAT32),
+        ("sentence-transformers--all-MiniLM-L12-v2", L12),
+        (f"models--sentence-transformers--all-MiniLM-L6-v2/snapshots/{PINNED}", FLOAT32),
+        ("models--sentence-transformers--all-MiniLM-L6-v2/snapshots/main", FLOAT32),
+        (f"sentence-transformers--all-MiniLM-L6-v2/{PINNED}", FLOAT32),
+        (f"models--sentence-transformers--all-MiniLM-L6-v2/snapshots/{'0' * 40}", None),  # another revision
+        (f"models--somebody--all-MiniLM-L6-v2/snapshots/{PINNED}", None),
+        ("all-MiniLM-L6-v2/other", None),
+        ("all-MiniLM-L6-v2-mine", None),
+        ("model", None),
+    ],
+)
+def test_a_folder_is_recognised_by_its_name(tmp_path, path, known):
+    folder = tmp_path / path
+    folder.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    for each in (folder, link):
+        found = recognise(each, None, None, NOTHING)
+        assert (found.known.name if found.known else None) == known
+        assert bool(found.why) == (known is not None)
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("ALL-MiniLM-L6-v2", FLOAT32), (FLOAT32, FLOAT32), ("all-MiniLM-L12-v2", L12), (BUNDLED, BUNDLED), ("None", None)],
+)
+def test_the_users_word_decides(tmp_path, name, known):
+    model = named_model(name)
+    assert (model.name if model else None) == known
+    assert recognise(tmp_path / BUNDLED, BUNDLED, name, published(hub.load_manifest()[BUNDLED])).known == model
+
+
+@pytest.mark.parametrize("name", ["", "bert-base-uncased", "all-MiniLM-L6", "../all-MiniLM-L6-v2"])
+def test_an_unknown_name_is_refused_with_the_known_ones(folders, name):
+    with pytest.raises(InputError, match="no known model is called") as error:
+        audit_folder(folders["plain"], known_as=name)
+    assert f"wanted one of {FLOAT32}, {L12}, {BUNDLED}, or none" in str(error.value)
+
+
+def test_weights_decide_before_names_and_files():
+    """The int8 model has most tensors of the float32 one, its biases and norms, and more of its own."""
+    int8, full = (published(hub.load_manifest()[name]) for name in (BUNDLED, FLOAT32))
+    shared = sum(int8.tensors[WEIGHTS].get(name) == digest for name, digest in full.tensors[WEIGHTS].items())
+    assert 2 * shared > len(full.tensors[WEIGHTS])
+    for right, name in ((int8, FLOAT32), (full, BUNDLED)):
+        tensors = {
+            f"bert.{each}": replace(digest, sha256="0" * 64) if number < 5 else digest
+            for number, (each, digest) in enumerate(right.tensors[WEIGHTS].items())
+        }
+        found = recognise(Path(name), None, None, Digests("m", {}, {"model-1.safetensors": tensors}))
+        assert found.known.name == right.model
+        assert found.why == f"{len(tensors) - 5} of {len(tensors)} tensors are its"
+
+
+def test_half_of_the_tensors_are_not_most():
+    right = published(hub.load_manifest()[BUNDLED])
+    for equal, known in ((70, None), (71, BUNDLED)):
+        matrices_last = sorted(right.tensors[WEIGHTS].items(), key=lambda item: item[1].dtype == "F32")
+        found = Digests("m", {}, {WEIGHTS: dict(matrices_last[:equal])})
+        recognised = recognise(Path("model"), None, None, found).known
+        assert (recognised.name if recognised else None) == known
+
+
+def test_a_model_whose_tensors_are_not_on_record_is_known_by_whole_files():
+    files = dict(hub.load_manifest()[L12].files)
+    other = files | {WEIGHTS: "0" * 64}
+    weights = {"config.json": "0" * 64, WEIGHTS: files[WEIGHTS]}
+    found = recognise(Path("model"), None, None, Digests("m", weights, {}))
+    assert (found.known.name, found.why) == (L12, f"{WEIGHTS} is its own")
+    found = recognise(Path("model"), None, None, Digests("m", other, {}))
+    assert found.known is None
+    assert found.near.startswith(f"5 of 6 files are those of {L12}, but the weights are others")
+    assert found.near.endswith(f"--as {L12}")
+    assert recognise(Path("model"), None, None, Digests("m", other, {}), readable=False).known.name == L12
+    few = {name: files[name] for name in ("config.json", "tokenizer.json", "vocab.txt")}
+    assert recognise(Path("model"), None, None, Digests("m", few, {}), readable=False).known is None
 
 
 READ = """

@@ -272,10 +272,11 @@ def test_the_built_in_texts_are_varied(plain):
 
 
 def test_a_text_is_named_by_number_and_beginning(plain):
-    sample = Sample.of(["a\x1b'", "b" * 100], SentenceEncoder(plain, on_truncation="ignore").tokenizer)
+    sample = Sample.of(["a\x1b'", "b" * 100, ""], SentenceEncoder(plain, on_truncation="ignore").tokenizer)
     assert sample.named(0) == 'text 0 "a\\x1b\'"'
     assert sample.named(1) == "text 1 '" + "b" * 35 + "...'"
-    assert [place for place, _ in sample.batches(1)] == [slice(0, 1), slice(1, 2)]
+    assert sample.named(2) == "text 2, the empty text"
+    assert [place for place, _ in sample.batches(1)] == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 # Pruning

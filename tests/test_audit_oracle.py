@@ -169,12 +169,15 @@ def test_poolings(mode):
     np.testing.assert_allclose(pooled(hidden, modes), ours, rtol=0, atol=1e-6)
 
 
-def test_the_whole_audit_asks_transformers(plain, no_network):
+def test_the_whole_audit_asks_transformers(plain, no_network, monkeypatch):
     assert why_not() is None
     audit = sign_off(plain, against="transformers")
     assert audit.passed, audit.failed
     names = {check.name for check in audit.checks if check.group == "transformers"}
     assert {"token ids", "layers, reference", "rows, default"} <= names
+    monkeypatch.setattr("minitrans.audit.oracle.find_spec", lambda name: None)
+    (skip,) = [check for check in sign_off(plain).skipped if check.group == "transformers"]
+    assert skip.stands_for == len(names)
     assert versions().items() <= audit.versions.items()
 
 

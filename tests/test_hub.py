@@ -373,6 +373,16 @@ def test_offline_fails_at_once_and_says_what_is_missing(home, web, pip, monkeypa
     assert not pip.calls
 
 
+def test_the_command_line_says_it_in_one_line(run_cli, home, tmp_path):
+    code, out, err = run_cli("embed", "--model", "no/such", "--local-files-only", "hello")
+    assert (code, out) == (2, "")
+    assert err == (
+        "Error: no/such is not on this machine, and local_files_only=True forbids the network. Looked in: "
+        f"no {tmp_path / 'work' / 'no' / 'such'}; no {home / 'hub' / 'models--no--such' / 'refs' / 'main'}. "
+        "Run `minitrans pull no/such` while the network may be used, or give the path of a model folder.\n"
+    )
+
+
 def run_python(code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(

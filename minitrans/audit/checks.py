@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,10 +23,11 @@ FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, INVARIANCE = (
     "Invariance",
 )
 NOTES = {
-    NUMBERS: "NumPy reference against compiled kernels; differences in root mean squares of the numbers",
-    PRUNING: "the same two; a tie is a score so close to the cut, in means of the text's scores",
+    NUMBERS: "NumPy reference against compiled kernels; 1e-02 is 1% of the numbers' usual size (root mean square)",
+    PRUNING: "which tokens both keep; a tie: a score so near the cut that rounding decides (1e-02: 1% of a mean score)",
     PEER: "its BertModel with these weights in float32, against ours",
 }
+DIGESTS = "digests"  # the check that is skipped where nothing says what the files should be
 FORMAT, VERSION = "minitrans-audit", 1
 MEASURED = 46  # characters; what is longer pushes the wanted value out of its column
 SHOWN = 12  # lines of detail below a check on a terminal; JSON has them all
@@ -43,7 +44,8 @@ class Check:
         measured: what was found; of a skipped check, why it was skipped.
         wanted: what would pass; of a skipped check, how to have it checked.
         detail: more lines: per layer, or what is broken and where.
-        values: the numbers behind ``measured``, unrounded.
+        values: the numbers behind ``measured``, unrounded; "checks" of a skipped one: how many it stands for.
+        reason: why it was skipped, in a few words for the last line.
     """
 
     group: str
@@ -53,6 +55,12 @@ class Check:
     wanted: str = ""
     detail: tuple[str, ...] = ()
     values: Values = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def stands_for(self) -> int:
+        """How many checks this is, or would have been."""
+        return int(self.values.get("checks", 1))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,9 +90,12 @@ def judged(
     return Check(group, name, "PASS" if passes else "FAIL", measured, wanted, tuple(detail), values or {})
 
 
-def skipped(group: str, name: str, why: str, remedy: str = "", detail: Iterable[str] = ()) -> Check:
-    """A check that could not be made: why, and how to have it made."""
-    return Check(group, name, "SKIP", why, remedy, tuple(detail))
+def skipped(
+    group: str, name: str, why: str, remedy: str = "", detail: Iterable[str] = (), *, reason: str = "", checks: int = 1
+) -> Check:
+    """A check that could not be made, or so many at once: why, also in a few words, and how to have it made."""
+    values = {"checks": checks} if checks > 1 else {}
+    return Check(group, name, "SKIP", why, remedy, tuple(detail), values, reason or why)
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,8 @@ class Audit:
         machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
         checks: in the order in which they were made.
         digests: of the folder as it is; None where it could not be opened.
+        identity: what its files were compared with: "published digests", "given digests", both joined by " and ";
+            None where nothing says what they should be.
     """
 
     model: str
@@ -110,6 +123,7 @@ class Audit:
     machine: Mapping[str, str]
     checks: tuple[Check, ...]
     digests: Digests | None = None
+    identity: str | None = None
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -121,15 +135,28 @@ class Audit:
         """Whether no check failed."""
         return not self.failed
 
+    @property
+    def skipped(self) -> tuple[Check, ...]:
+        """The checks that were not made."""
+        return tuple(check for check in self.checks if check.verdict == "SKIP")
+
     def summary(self) -> str:
-        """The last line: "PASS: 23 checks, 1 skipped", or which checks failed."""
-        skips = sum(check.verdict == "SKIP" for check in self.checks)
-        made = len(self.checks) - skips
-        tail = f", {skips} skipped" if skips else ""
+        """The last line: the verdict, which checks failed, and what was not checked and why."""
+        made = len(self.checks) - len(self.skipped)
         if self.passed:
-            return f"PASS: {counted(made, 'check')}{tail}"
-        names = ", ".join(f"{check.group}: {check.name}" for check in self.failed)
-        return f"FAIL: {len(self.failed)} of {counted(made, 'check')}{tail}: {names}"
+            parts = [f"PASS: {counted(made, 'check')}"]
+        else:
+            names = ", ".join(f"{check.group}: {check.name}" for check in self.failed)
+            parts = [f"FAIL: {len(self.failed)} of {counted(made, 'check')}: {names}"]
+        if self.identity is None:
+            parts.append("identity not checked: no digests of this folder")
+        reasons: dict[str, list[Check]] = {}
+        for check in self.skipped:
+            if (check.group, check.name) != (FOLDER, DIGESTS):
+                reasons.setdefault(check.reason, []).append(check)
+        if reasons:
+            parts.append("not checked: " + ", ".join(_because(why, checks) for why, checks in reasons.items()))
+        return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -144,6 +171,16 @@ class Audit:
             "machine": dict(self.machine),
             "verdict": "PASS" if self.passed else "FAIL",
             "summary": self.summary(),
+            "identity": self.identity,
+            "skipped": [
+                {
+                    "group": check.group,
+                    "name": check.name,
+                    "checks": check.stands_for,
+                    "reason": check.measured,
+                }
+                for check in self.skipped
+            ],
             "files": {} if self.digests is None else dict(self.digests.files),
             "checks": [check.to_dict() for check in self.checks],
         }
@@ -168,6 +205,8 @@ class Audit:
         width = max((len(check.name) for check in self.checks), default=0)
         column = max((len(check.measured) for check in self.checks if check.verdict != "SKIP"), default=0)
         column = min(column, MEASURED)
+        yield ""
+        yield f"        {'check'.ljust(width)}  {'found'.ljust(column)}  wanted"
         group = None
         for check in self.checks:
             if check.group != group:
@@ -176,6 +215,8 @@ class Audit:
                 yield f"{group}: {NOTES[group]}" if group in NOTES else group
             made = check.verdict != "SKIP"
             text = f"{check.measured.ljust(column)}  {check.wanted}" if made and check.wanted else check.measured
+            if not made and check.stands_for > 1:
+                text += f" ({check.stands_for} checks)"
             yield f"  {check.verdict}  {check.name.ljust(width)}  {text}".rstrip()
             if not made and check.wanted:
                 yield f"{' ' * (width + 10)}{check.wanted}"
@@ -190,6 +231,18 @@ class Audit:
 def printable(text: str) -> str:
     """The text with whatever could steer a terminal written out: an escape character becomes \\x1b."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _because(why: str, checks: Sequence[Check]) -> str:
+    """Names of skipped checks with their reason, and how many they are where the names do not tell."""
+    names = [check.group if check.name == "all" else check.name for check in checks]
+    total = sum(check.stands_for for check in checks)
+    return f"{listed(names)} ({why}{f'; {total} checks' if total > len(checks) else ''})"
+
+
+def listed(names: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def counted(number: int, what: str) -> str:

@@ -74,6 +74,7 @@ BARS = {
     "float32": Bars(block=(1e-4, 5e-6), layer=(1e-4, 1e-5), unit=2e-6, cosine=0.999999, tie=1e-4),
     "int8": Bars(block=(0.2, 1e-4), layer=(math.inf, 5e-2), unit=math.inf, cosine=0.99, tie=0.1),
 }
+NUMBER_CHECKS = ("blocks", "layers", "embeddings")
 SCORE_BAR = 1e-4  # largest difference of a score, from the same input, in means of the text's scores
 INT8_MEAN, INT8_LEAST = 0.995, 0.985  # cosine of int8 and float32 embeddings
 
@@ -111,6 +112,8 @@ class Sample:
 
     def named(self, text: int) -> str:
         """A text, for messages."""
+        if not self.texts[text]:
+            return f"text {text}, the empty text"
         words = ascii(self.texts[text])
         return f"text {text} {words if len(words) <= 40 else words[:36] + '...' + words[0]}"
 
@@ -187,7 +190,7 @@ def number_checks(
     reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig, precision: str
 ) -> list[Check]:
     """The reference against another backend, for one precision."""
-    names = [f"{what}, {precision}" for what in ("blocks", "layers", "embeddings")]
+    names = [f"{what}, {precision}" for what in NUMBER_CHECKS]
     bars = BARS[precision]
     try:
         found = compare(reference, other, sample, pooling)

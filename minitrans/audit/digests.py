@@ -11,7 +11,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from minitrans.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1
 SHIPPED = "weights/digests"
+LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 NAMED = 4  # elements of a tensor that are named; the others are counted
 GROSS = 1000.0  # times what all but the largest hundredth of a tensor's values stay below
 
@@ -51,11 +52,18 @@ class Digests:
         model: what it is called.
         files: path inside the folder -> sha256.
         tensors: weight file -> tensor, as it is called there -> what it has to be. A file may have none on record.
+        source: the name of the file that they were read from, for messages.
     """
 
     model: str
     files: Mapping[str, str]
     tensors: Mapping[str, Mapping[str, TensorDigest]]
+    source: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """What a message calls them: the file that they came from, or the published model."""
+        return self.source or self.model
 
     def save(self, path: Path) -> None:
         """Write a digests file, whole or not at all."""
@@ -88,7 +96,7 @@ class Digests:
             values = read_json(path)
         except ConfigError as error:
             raise InputError(f"{error}; a digests file is written by `minitrans audit --write-digests FILE`") from None
-        return _Reader(path).digests(values)
+        return replace(_Reader(path).digests(values), source=path.name)
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,26 @@ class WeightFile:
         """Where a tensor lies, for messages; bytes are counted from 0, the last one included."""
         stored, begin = self.tensors[tensor], self.begins[tensor]
         return f"{self.name}: {tensor}, {stored.describe()}, bytes {begin} to {begin + len(stored.data) - 1}"
+
+
+def length_by_header(path: Path) -> int | None:
+    """How many bytes a safetensors file has by its own header; None if the header says nothing that can be read."""
+    try:
+        with path.open("rb") as file:
+            first = file.read(8)
+            size = int.from_bytes(first, "little")
+            if len(first) < 8 or size > LONGEST_HEADER:
+                return None
+            text = file.read(size)
+        if len(text) < size:
+            return 8 + size  # and the tensors on top, of which nothing is known
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        ends = [as_int(entry["data_offsets"][1]) for entry in header.values()]
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError, KeyError, IndexError):
+        return None
+    known = [end for end in ends if end is not None]
+    return 8 + size + max(known) if known and len(known) == len(ends) else None
 
 
 def digests_of(model: str, files: Mapping[str, str], weights: Sequence[WeightFile]) -> Digests:

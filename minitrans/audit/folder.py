@@ -5,23 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minitrans import hub
-from minitrans.audit.checks import FOLDER, TOKENIZER, Check, counted, judged, skipped
-from minitrans.audit.digests import Digests, WeightFile, digests_of, published
+from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
+from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
 from minitrans.calls import sentence_settings
 from minitrans.config import EncoderConfig, model_file, optional_file, read_json
-from minitrans.errors import MinitransError
+from minitrans.errors import InputError, MinitransError
 from minitrans.manifest import KnownModel
 from minitrans.pooling import PoolingConfig
 from minitrans.resources import sha256_of
 from minitrans.tokenizer import Tokenizer
-from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, stored_precision, weight_files
+from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision, weight_files
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
+NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
 _OPTIONAL = (
@@ -30,6 +31,12 @@ _OPTIONAL = (
     "config_sentence_transformers.json",
     "tokenizer_config.json",
 )
+_ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What can run when it is loaded: code, and formats that are pickles or may hold one.
+_CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh")
+_PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
+_RUNNABLE = (*_CODE, *_PICKLES)
 _PIECE = re.compile(r"^(##|▁|Ġ)|</w>$")  # how vocabularies mark where a token stands in its word
 
 
@@ -41,10 +48,15 @@ class FolderAudit:
     known: KnownModel | None
     digests: Digests  # of the folder as it is
     original: Path | None  # the float32 model that an int8 one was made from, if it is on this machine
+    identity: str | None  # what its files were compared with; see Audit
 
 
 def audit_folder(
-    folder: Path, name: str | None = None, sealed: Digests | None = None, original: Path | None = None
+    folder: Path,
+    name: str | None = None,
+    sealed: Digests | None = None,
+    original: Path | None = None,
+    known_as: str | None = None,
 ) -> FolderAudit:
     """Check everything about a model folder that can be checked without running the model.
 
@@ -53,29 +65,45 @@ def audit_folder(
         name: by which the model was asked for, if that was no path: of the hub, short, or of the bundled model.
         sealed: digests that an auditor wrote earlier.
         original: the float32 folder that an int8 model was made from; None looks for it on this machine.
+        known_as: the published model that it must be; "none" for none of them; None finds out.
 
     Raises:
-        InputError: ``original`` is not what the model was made from.
+        InputError: ``original`` is not what the model was made from; the folder is no model at all; there is no known
+            model of the name ``known_as``.
     """
+    if not any(os.path.lexists(folder / each) for each in _ESSENTIAL) and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} is no model folder: it holds none of {', '.join(_ESSENTIAL)}; give the folder that holds them"
+        )
     names = files_read(folder)
     sizes, faults = _measure(folder, names)
     published_names = {each for known in hub.known_models() for each in known.files} - {*names}
     more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
-    known = recognise(name, seen, weights)
-    digests = digests_of(known.name if known else name or folder.name or str(folder), seen, weights)
+    digests = digests_of(name or folder.name or str(folder), seen, weights)
+    recognised = recognise(folder, name, known_as, digests, readable=bool(weights) and not unread)
+    known = recognised.known
+    if known is not None:
+        digests = replace(digests, model=known.name)
     config, precision, configuration = _configuration(folder)
-    sources = Sources.find(folder, known, precision, original)
+    sources = Sources.find(folder, known or _sealed_as(sealed), precision, original)
     right = published(known) if known is not None else None
     checks = (
         _files(folder, names, sizes, faults),
-        *_digests(names, seen, right, sealed),
+        *_digests(names, seen, right, sealed, recognised),
         configuration,
         *tensor_checks(config, precision, weights, unread, [each for each in (right, sealed) if each], sources),
         *_tokenizer(folder, config),
     )
-    return FolderAudit(checks, known, digests, sources.original)
+    by = [title for title, each in (("published digests", right), ("given digests", sealed)) if each is not None]
+    return FolderAudit(checks, known, digests, sources.original, " and ".join(by) or None)
+
+
+def _sealed_as(sealed: Digests | None) -> KnownModel | None:
+    """The known model whose weights given digests demand."""
+    wanted = None if sealed is None else sealed.files.get(WEIGHTS_FILE)
+    return next((each for each in hub.known_models() if wanted and each.files.get(WEIGHTS_FILE) == wanted), None)
 
 
 # Files
@@ -107,7 +135,7 @@ def _only_vocabulary(folder: Path) -> bool:
 
 
 def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
-    """Size of every file that may be read, and what is wrong with the others."""
+    """Size of every file that may be read, and a fault of each that may not, or is not as long as its header says."""
     sizes, faults = {}, []
     for name in names:
         try:
@@ -115,61 +143,158 @@ def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[s
             with path.open("rb"):
                 sizes[name] = path.stat().st_size
         except (MinitransError, OSError) as error:
-            faults.append(str(error))
+            remedy = "; replace the link by the file" if (folder / name).is_symlink() else ""
+            faults.append(f"{error}{remedy}")
+            continue
+        wanted = length_by_header(path) if name.endswith(".safetensors") else None
+        if wanted is not None and wanted != sizes[name]:
+            short = "cut off" if sizes[name] < wanted else "something was added"
+            faults.append(
+                f"{name} has {sizes[name]:,} bytes, its header speaks of {wanted:,}: {short}; fetch the model again"
+            )
     return sizes, faults
 
 
 def _files(folder: Path, names: Sequence[str], sizes: Mapping[str, int], faults: Sequence[str]) -> Check:
-    others = sorted({entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)} - {*names})
+    there = {entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)} - {*names}
+    runnable = sorted(name for name in there if name.casefold().endswith(_RUNNABLE))
+    others = sorted(there - {*runnable})
     detail = [*faults]
+    if runnable:
+        shown = f"{', '.join(runnable[:8])}{', ...' if runnable[8:] else ''}"
+        detail.append(f"code or pickles, never opened by minitrans: {shown}")
     if others:
         detail.append(f"not read by the encoder: {', '.join(others[:8])}{', ...' if others[8:] else ''}")
-    measured = f"{len(sizes)} of {counted(len(names), 'file')}, {sum(sizes.values()) / 1e6:.1f} MB"
-    values = {"files": len(sizes), "bytes": sum(sizes.values())}
-    return judged(FOLDER, "files", not faults, measured, "all there, inside the folder", detail, values)
+    sound = len(names) - len(faults)
+    measured = f"{sound} of {counted(len(names), 'file')}, {sum(sizes.values()) / 1e6:.1f} MB"
+    values = {"files": sound, "bytes": sum(sizes.values())}
+    return judged(FOLDER, "files", not faults, measured, "all there, whole, inside the folder", detail, values)
 
 
-def recognise(name: str | None, seen: Mapping[str, str], weights: Sequence[WeightFile]) -> KnownModel | None:
-    """The published model that a folder is, or is a damaged copy of.
+@dataclass(frozen=True)
+class Recognised:
+    """Which published model a folder is, or is meant to be.
 
-    By the name it was asked for, or by its files: all that are there but one have the published digests. If that one is
-    the weights, half of their tensors have to be the published ones, as far as these are on record: a model that was
-    trained further may share all other files.
+    Attributes:
+        known: None if it is no known one.
+        why: what it was recognised by, unless the user named it.
+        near: where it was not recognised: which known model it is like nevertheless, and in what it is not.
     """
+
+    known: KnownModel | None = None
+    why: str = ""
+    near: str = ""
+
+
+def recognise(
+    folder: Path, name: str | None, known_as: str | None, found: Digests, *, readable: bool = True
+) -> Recognised:
+    """The published model that a folder is meant to be, whole or damaged.
+
+    The user's word decides; then the weights, if more than half of their tensors are those of a known model; then the
+    name of the folder. Where the weights cannot be read, more than half of the model's files decide. Weights that can
+    be read and are others make it another model, whatever else is equal: one that was trained further.
+
+    Args:
+        folder: the model's.
+        name: by which the model was asked for, if that was no path.
+        known_as: the user's word: the name of a known model; `NO_KNOWN_MODEL` for none of them; None says nothing.
+        found: digests of the folder as it is.
+        readable: whether all of the weights could be read.
+
+    Raises:
+        InputError: there is no known model of the name ``known_as``.
+    """
+    models = hub.known_models()
+    if known_as is not None:
+        return Recognised(named_model(known_as))
+    for known in models:
+        if name is not None and _key(name) in _names(known):
+            return Recognised(known)
+    shares = {known.name: _tensors_equal(known, found) for known in models}
+    best = max(models, key=lambda known: shares[known.name][0] / shares[known.name][1])
+    equal, wanted = shares[best.name]
+    if 2 * equal > wanted:
+        return Recognised(best, f"{equal} of {wanted} tensors are its" if wanted > 1 else f"{WEIGHTS_FILE} is its own")
+    for known in models:
+        if _is_called(folder, known):
+            return Recognised(known, f"the folder {folder} has its name")
+    matches = {known.name: sum(found.files.get(each) == sha for each, sha in known.files.items()) for known in models}
+    best = max(models, key=lambda known: matches[known.name] / len(known.files))
+    if 2 * matches[best.name] <= len(best.files):
+        return Recognised()
+    share = f"{matches[best.name]} of {counted(len(best.files), 'file')}"
+    if not readable:
+        return Recognised(best, f"{share} are its")
+    return Recognised(
+        near=f"{share} are those of {best.name}, but the weights are others, as if trained further; if it must be that "
+        f"one: --as {best.name}"
+    )
+
+
+def named_model(known_as: str) -> KnownModel | None:
+    """The known model of this name, base name or alias; None for `NO_KNOWN_MODEL`. InputError: there is none."""
+    if known_as.casefold() == NO_KNOWN_MODEL:
+        return None
     for known in hub.known_models():
-        if name is not None and name.casefold() in {each.casefold() for each in (known.name, *known.aliases)}:
+        if _key(known_as) in _names(known):
             return known
-    best: tuple[int, KnownModel] | None = None
-    for known in hub.known_models():
-        there = [each for each in known.files if each in seen]
-        wrong = [each for each in there if seen[each] != known.files[each]]
-        if len(there) - len(wrong) < 4 or len(wrong) > 1 or (wrong == [WEIGHTS_FILE] and not _alike(known, weights)):
-            continue
-        if best is None or len(there) - len(wrong) > best[0]:
-            best = len(there) - len(wrong), known
-    return None if best is None else best[1]
+    names = ", ".join(known.name for known in hub.known_models())
+    raise InputError(f"no known model is called {known_as!r}, wanted one of {names}, or {NO_KNOWN_MODEL}")
 
 
-def _alike(known: KnownModel, weights: Sequence[WeightFile]) -> bool:
-    """Whether weights could be a damaged copy of a known model's."""
+def _key(name: str) -> str:
+    """A name as it is compared: folders have "--" or "_" where names have "/"."""
+    return re.sub("--|_", "/", name.casefold())
+
+
+def _names(known: KnownModel) -> set[str]:
+    return {_key(each) for each in (known.name, known.name.rpartition("/")[2], *known.aliases)}
+
+
+def _is_called(folder: Path, known: KnownModel) -> bool:
+    """Whether the folder has the name of a known model, or the caches' folder around it does and no other commit."""
+    for path in (folder, folder.resolve()):
+        if _key(path.name) in _names(known):
+            return True
+        commit = _COMMIT.fullmatch(path.name)
+        in_cache = path.parent.name == "snapshots"
+        repository = path.parent.parent.name.removeprefix("models--") if in_cache else path.parent.name
+        if (in_cache or commit) and _key(repository) in _names(known) and (not commit or path.name == known.revision):
+            return True
+    return False
+
+
+def _tensors_equal(known: KnownModel, found: Digests) -> tuple[int, int]:
+    """How many of a known model's tensors are in the folder, of how many: as far as these are on record."""
+    if found.files.get(WEIGHTS_FILE) == known.files.get(WEIGHTS_FILE, ""):
+        return 1, 1  # of some not even the tensors are on record
     wanted = published(known).tensors.get(WEIGHTS_FILE, {})
-    found = digests_of("", {}, weights).tensors.get(WEIGHTS_FILE)
-    if found is None or not wanted:
-        return True  # they cannot be read, or nothing is on record
-    return 2 * sum(found.get(name) == digest for name, digest in wanted.items()) >= len(wanted)
+    there = {canonical_name(name): digest for file in found.tensors.values() for name, digest in file.items()}
+    equal = sum(there.get(canonical_name(name)) == digest for name, digest in wanted.items())
+    return equal, max(len(wanted), 1)
 
 
 def _digests(
-    names: Sequence[str], seen: Mapping[str, str], right: Digests | None, sealed: Digests | None
+    names: Sequence[str],
+    seen: Mapping[str, str],
+    right: Digests | None,
+    sealed: Digests | None,
+    recognised: Recognised,
 ) -> Iterator[Check]:
     if right is not None:
-        yield _compared("published digests", names, seen, right)
+        check = _compared("published digests", names, seen, right)
+        if recognised.why and check.verdict == "FAIL":
+            hint = f"taken for {right.model}: {recognised.why}; if it is another model: --as {NO_KNOWN_MODEL}"
+            check = replace(check, detail=(*check.detail, hint))
+        yield check
     if sealed is not None:
         yield _compared("sealed digests", names, seen, sealed)
     if right is None and sealed is None:
-        detail = [f"{seen[name]}  {name}" for name in seen]
+        detail = [recognised.near] if recognised.near else []
+        detail += [f"{seen[name]}  {name}" for name in seen]
         remedy = "write down what it is now with --write-digests FILE, compare later with --digests FILE"
-        yield skipped(FOLDER, "digests", "no published model is like this one", remedy, detail)
+        yield skipped(FOLDER, DIGESTS, "not recognised as a known model", remedy, detail)
 
 
 def _compared(title: str, names: Sequence[str], seen: Mapping[str, str], right: Digests) -> Check:
@@ -185,7 +310,7 @@ def _compared(title: str, names: Sequence[str], seen: Mapping[str, str], right: 
     measured = f"{equal} of {counted(len(both) + len(missing), 'file')}"
     note = [f"without a digest to compare with: {', '.join(rest)}"] if rest else []
     values = {"equal": equal, "compared": len(both) + len(missing)}
-    return judged(FOLDER, title, not detail, measured, f"as in {right.model}", [*detail, *note], values)
+    return judged(FOLDER, title, not detail, measured, f"as in {right.label}", [*detail, *note], values)
 
 
 # Configuration and tokenizer

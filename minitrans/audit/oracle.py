@@ -39,6 +39,7 @@ from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import rank, select
 
+BLIND = ("random", "first")  # scores that look at no number
 REMEDY = 'pip install "minitrans[transformers]"'
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -197,6 +198,11 @@ def first_stage(
     return next(stages_of(layer, selection, batch.offsets))
 
 
+def how_many(blocks: Mapping[str, Blocks], policies: Mapping[str, PruningPolicy]) -> int:
+    """The number of checks that `oracle_checks` makes with these: ids, layers, embeddings, rows."""
+    return 1 + 2 * len(blocks) + sum(policy.score not in BLIND for policy in policies.values())
+
+
 def oracle_checks(
     folder: Path,
     parameters: Parameters,
@@ -225,8 +231,8 @@ def oracle_checks(
     for name, each in blocks.items():
         yield from _number_checks(name, each, opinions, right, sample, pooling)
     for name, policy in policies.items():
-        if policy.score in ("random", "first"):
-            continue  # they look at no number
+        if policy.score in BLIND:
+            continue
         theirs = [
             [first_stage(opinion, ids, policy, sample, parameters.config)]
             for opinion, ids in zip(opinions, sample.ids, strict=True)

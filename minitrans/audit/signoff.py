@@ -15,6 +15,7 @@ from minitrans import __version__, hub
 from minitrans.audit import oracle
 from minitrans.audit.checks import FOLDER, INVARIANCE, NUMBERS, PEER, PRUNING, Audit, Check, judged, skipped
 from minitrans.audit.comparison import (
+    NUMBER_CHECKS,
     TEXTS,
     Sample,
     embed,
@@ -23,12 +24,13 @@ from minitrans.audit.comparison import (
     pruning_check,
 )
 from minitrans.audit.digests import Digests
-from minitrans.audit.folder import audit_folder
+from minitrans.audit.folder import audit_folder, named_model
 from minitrans.audit.invariance import invariance_check
+from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import Blocks, load_blocks
 from minitrans.calls import as_texts
 from minitrans.config import check_choice
-from minitrans.errors import BackendError, DigestError, InputError, MinitransError, PolicyError
+from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
 from minitrans.model import SentenceEncoder
 from minitrans.parameters import Float32, Parameters
 from minitrans.policy import PruningPolicy, shipped_policies
@@ -50,6 +52,7 @@ def sign_off(
     threads: int | None = None,
     digests: Digests | None = None,
     original: str | os.PathLike[str] | None = None,
+    known_as: str | None = None,
     progress: Tell | None = None,
 ) -> Audit:
     """Check everything about a model folder that can be checked on this machine; nothing is downloaded.
@@ -63,6 +66,7 @@ def sign_off(
         threads: one more number of threads that must not change a bit, besides 1, 2 and 4.
         digests: what the folder has to be, as an auditor wrote it down earlier.
         original: the float32 folder that an int8 model was made from; None looks for it on this machine.
+        known_as: the published model that it must be, by name; "none" for none of them; None finds out.
         progress: told what is being checked.
 
     Returns:
@@ -71,7 +75,8 @@ def sign_off(
     Raises:
         ModelNotFoundError: the model is not on this machine.
         PolicyError: a policy of ``pruning`` does not fit the model.
-        InputError, InputTypeError: another argument cannot be used; ``against`` is not installed.
+        InputError, InputTypeError: another argument cannot be used; ``against`` is not installed; the folder holds no
+            model at all.
     """
     tell = progress or (lambda _: None)
     if against is not None:
@@ -80,20 +85,22 @@ def sign_off(
     if against is not None and why_not is not None:
         raise InputError(f"no comparison with {against}: {why_not}; {oracle.REMEDY}")
     resolve_threads(threads)
+    if known_as is not None:
+        named_model(known_as)
     sample_texts = (*TEXTS, *as_texts(texts))
     name = hub.DEFAULT_MODEL if model is None else os.fspath(model)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"minitrans": __version__, "numpy": np.__version__, "Python": platform.python_version()}
     machine = {"architecture": platform.machine(), "system": platform.system()}
     try:
-        folder = hub.resolve(model, local_files_only=True)
+        folder = _find(model)
     except DigestError as error:
         check = judged(FOLDER, "published digests", False, "a damaged copy", "the published files", [str(error)])
-        return Audit(name, "", None, date, versions, machine, (check,))
+        return Audit(name, "", None, date, versions, machine, (check,), identity="published digests")
     tell("folder")
-    source = None if original is None else hub.resolve(original, local_files_only=True)
+    source = None if original is None else _find(original)
     is_path = model is not None and Path(name).expanduser().is_dir()
-    found = audit_folder(folder, None if is_path else name, digests, source)
+    found = audit_folder(folder, None if is_path else name, digests, source, known_as)
     loaded = _load(folder, sample_texts)
     if isinstance(loaded, MinitransError):
         groups = (NUMBERS, PRUNING, PEER, INVARIANCE)
@@ -118,7 +125,18 @@ def sign_off(
     of_folder = [check for check in found.checks if check.group == FOLDER]
     checks = *of_folder, loads, *(check for check in found.checks if check.group != FOLDER), *rest
     known = None if found.known is None else found.known.name
-    return Audit(name, str(folder), known, date, versions, machine, checks, found.digests)
+    return Audit(name, str(folder), known, date, versions, machine, checks, found.digests, found.identity)
+
+
+def _find(model: str | os.PathLike[str] | None) -> Path:
+    """The folder of a model on this machine. ModelNotFoundError says how to fetch it."""
+    folder = hub.find_local(model)
+    if folder is None:
+        raise ModelNotFoundError(
+            f"{model} is not on this machine, and an audit downloads nothing; fetch it with `minitrans pull {model}`, "
+            "or give the path of a model folder"
+        )
+    return folder
 
 
 @dataclass
@@ -192,7 +210,9 @@ def _numbers(loaded: Loaded, sample: Sample, original: Path | None, tell: Tell) 
             yield from number_checks(backends["reference"], backends["compiled"], sample, pooling, precision)
         embeddings[precision] = _embedded(backends.get("compiled", backends["reference"]), sample, loaded.encoder)
     if "compiled" in loaded.missing:
-        yield skipped(NUMBERS, "blocks", NO_KERNELS, loaded.missing["compiled"])
+        checks = len(NUMBER_CHECKS) * len(loaded.parameters)
+        remedy = loaded.missing["compiled"]
+        yield skipped(NUMBERS, "blocks", NO_KERNELS, remedy, reason="no compiled kernels", checks=checks)
     for precision in ("int8", "float32"):
         if precision in loaded.missing:
             yield skipped(NUMBERS, "int8 to float32", f"there is no {precision} form", loaded.missing[precision])
@@ -202,13 +222,13 @@ def _numbers(loaded: Loaded, sample: Sample, original: Path | None, tell: Tell) 
     if loaded.encoder.precision != "int8":
         return
     if original is None:
-        yield skipped(NUMBERS, title, "the float32 original is not on this machine", "see `as quantised` above")
+        yield skipped(NUMBERS, title, NO_ORIGINAL, "see `as quantised` above", reason="no original here")
         return
     tell(title)
     try:
         blocks = load_blocks("auto", load_parameters(original))
     except MinitransError as error:
-        yield skipped(NUMBERS, title, f"the original cannot be read: {error}")
+        yield skipped(NUMBERS, title, f"the original cannot be read: {error}", reason="the original cannot be read")
         return
     yield _int8(title, _embedded(blocks, sample, loaded.encoder), embeddings["int8"], sample)
 
@@ -231,7 +251,7 @@ def _pruning(loaded: Loaded, sample: Sample, policies: Mapping[str, PruningPolic
     precision = loaded.encoder.precision
     backends = loaded.backends(precision)
     if "compiled" not in backends:
-        yield skipped(PRUNING, "all", NO_KERNELS, "as above")
+        yield skipped(PRUNING, "all", NO_KERNELS, "as above", reason="no compiled kernels", checks=len(policies))
         return
     for name, policy in policies.items():
         tell(f"pruning, {name}")
@@ -247,7 +267,9 @@ def _peer(
     tell: Tell,
 ) -> Iterator[Check]:
     if why_not is not None:
-        yield skipped(PEER, "all", why_not, oracle.REMEDY)
+        checks = oracle.how_many(loaded.backends("float32") if "float32" in loaded.parameters else {}, policies)
+        reason = "not installed" if "not installed" in why_not else "cannot be imported"
+        yield skipped(PEER, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
         return
     full = loaded.parameters.get("float32")
     if full is None:

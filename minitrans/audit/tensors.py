@@ -41,6 +41,8 @@ from minitrans.weights import (
     weight_files,
 )
 
+NO_ORIGINAL = "the float32 original is not on this machine"
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -176,7 +178,7 @@ def tensor_checks(
     yield _sound(config, precision, weights, unread)
     recorded = [each for each in digests if each.tensors]
     for each in recorded:
-        yield _compared(each, weights, sources, "tensor digests" if len(recorded) == 1 else f"tensors, {each.model}")
+        yield _compared(each, weights, sources, "tensor digests" if len(recorded) == 1 else f"tensors, {each.label}")
     if not recorded:
         yield _plausible(weights)
     if precision == "int8":
@@ -230,11 +232,11 @@ def _compared(digests: Digests, weights: Sequence[WeightFile], sources: Sources,
             found = list(_differs(file, tensor, digest, sources))
             equal += not found
             detail += found
-        detail += [f"{file.place(each)}: not in {digests.model}" for each in file.tensors if each not in tensors]
-    detail += [f"{name}: not in {digests.model}" for name in by_name]
+        detail += [f"{file.place(each)}: not in {digests.label}" for each in file.tensors if each not in tensors]
+    detail += [f"{name}: not in {digests.label}" for name in by_name]
     measured = f"{equal} of {counted(wanted, 'tensor')}"
     return judged(
-        FOLDER, title, not detail, measured, f"as in {digests.model}", detail, {"equal": equal, "compared": wanted}
+        FOLDER, title, not detail, measured, f"as in {digests.label}", detail, {"equal": equal, "compared": wanted}
     )
 
 
@@ -292,9 +294,10 @@ def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
     try:
         right = sources.requantised
     except MinitransError as error:
-        return skipped(FOLDER, title, f"the original cannot be read: {error}", sources.remedy)
+        why = f"the original cannot be read: {error}"
+        return skipped(FOLDER, title, why, sources.remedy, reason="the original cannot be read")
     if right is None:
-        return skipped(FOLDER, title, "the float32 original is not on this machine", sources.remedy)
+        return skipped(FOLDER, title, NO_ORIGINAL, sources.remedy, reason="no original here")
     detail: list[str] = []
     equal = 0
     for file in weights:
