@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from minitrans import options
 from minitrans.errors import InputError
+
+if TYPE_CHECKING:
+    from minitrans.audit.report import Shown
 
 
 @click.command(
@@ -128,30 +131,32 @@ def explain(
     that of --pruning, else of the classifier, else the default one.
     """
     from minitrans.audit.explanation import explain as explain_texts
-    from minitrans.audit.report import check_page, write_page
+    from minitrans.audit.report import check_page, shown, write_page
     from minitrans.audit.terminal import lines
-    from minitrans.classifier import FewShotClassifier
-    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
     if page is not None:
         check_page(page)
     wanted = options.texts(texts, file, column)
-    given = options.encoder(model, None, local_files_only=local_files_only, **encoder) if model or not folder else None
-    classifier = None if folder is None else FewShotClassifier.load(folder, given, local_files_only=local_files_only)
-    used = given if classifier is None else classifier.encoder_
-    if not isinstance(used, SentenceEncoder):
-        raise InputError(f"{folder} was fitted with an encoder of another kind, wanted a SentenceEncoder")
-    policy = used.pruning or PruningPolicy() if pruning is None else options.policy(pruning)
-    found = explain_texts(used, wanted, pruning=policy, classifier=classifier, timed=not no_timing)
-    if page is not None:
-        write_page(page, used, policy, found)
-        count = "1 text" if len(found) == 1 else f"{len(found)} texts"
-        click.echo(f"{page}: written, {count} explained; open it in a browser", err=True)
-    if as_json:
-        options.print_all(json.dumps(each.to_dict()) for each in found)
-    elif page is None:
-        for number, each in enumerate(found):
-            if number:
-                options.print_all(["", "-" * 72, ""])
+    classifier = None
+    if folder is None:
+        used = options.encoder(model, None, local_files_only=local_files_only, **encoder)
+    elif model is not None:
+        raise InputError(f"--model is {model!r}, but a classifier names its own; leave --model out")
+    else:
+        classifier, used = options.classifier(folder, local_files_only=local_files_only, **encoder)
+    policy = options.policy(pruning)
+    if pruning is None:
+        policy = used.pruning or PruningPolicy.default_for(used.config, used.pooling.modes)
+    explained: list[Shown | None] = []
+    for each in explain_texts(used, wanted, pruning=policy, classifier=classifier, timed=not no_timing):
+        if as_json:
+            click.echo(json.dumps(each.to_dict(), allow_nan=False))
+        elif page is None:
+            options.print_all(["", "-" * 72, ""] if explained else [])
             options.print_all(lines(each, options.mark_dropped, options.can_print("█┊»→")))
+        explained.append(None if page is None else shown(each))
+    if page is not None:
+        write_page(page, used, policy, [each for each in explained if each is not None])
+        count = "1 text" if len(explained) == 1 else f"{len(explained)} texts"
+        click.echo(f"{page}: written, {count} explained; open it in a browser", err=True)

@@ -307,7 +307,7 @@ class FewShotClassifier:
 
         Raises:
             NotFittedError: before `fit`.
-            InputError: the folder is there and holds anything but a classifier.
+            InputError: the folder is there and holds anything but a classifier, or the texts are too long to be kept.
         """
         self._check_fitted()
         target = check_folder(folder)

@@ -320,8 +320,13 @@ class SentenceEncoder:
         """
         prompt, texts = self._prompt(None, prompt_name), as_texts(sentences)
         tokenized = self.tokenizer.encode([prompt + text for text in texts])
-        self._warn(len(self._too_long(tokenized.lengths, 0)), len(texts))
+        self._warn(len(self._too_long(tokenized.lengths, 0)), len(texts), 3)
         return pack(tokenized.ids, self.tokenizer.prefix, self.tokenizer.suffix)
+
+    @property
+    def default_prompt(self) -> str:
+        """What stands before every text of a call that names no prompt; "" without a default."""
+        return self._prompt(None, None)
 
     def policy_for(self, pruning: PruningPolicy | str | None) -> PruningPolicy | None:
         """The policy that a call with this ``pruning`` uses, as ``encode`` takes it. PolicyError if it does not fit."""
@@ -384,7 +389,7 @@ class SentenceEncoder:
                 for place, result in results:
                     yield place, result
                     progress.update(place.stop - place.start)
-        self._warn(len(truncated), len(texts))
+        self._warn(len(truncated), len(texts), 4)
 
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
         vectors = pool_encoded(encoded, self.pooling)  # [B, H]
@@ -403,13 +408,13 @@ class SentenceEncoder:
             )
         return too_long
 
-    def _warn(self, truncated: int, texts: int) -> None:
+    def _warn(self, truncated: int, texts: int, stacklevel: int) -> None:
         if truncated and self.on_truncation == "warn":
             warnings.warn(
                 f"{truncated} of {texts} texts are longer than max_seq_length={self.max_seq_length} tokens "
                 'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
                 TruncationWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
 
     def _check_policy(self, policy: object) -> PruningPolicy | None:

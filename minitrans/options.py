@@ -12,7 +12,8 @@ import click
 from minitrans.errors import InputError
 
 if TYPE_CHECKING:
-    from minitrans.model import SentenceEncoder
+    from minitrans.classifier import FewShotClassifier
+    from minitrans.model import OnTruncation, SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
@@ -58,6 +59,23 @@ def encoder(model: str | None, pruning: str | None = None, **options: Any) -> Se
     from minitrans.model import SentenceEncoder
 
     return SentenceEncoder(model, pruning=policy(pruning), **options)
+
+
+def classifier(
+    folder: str, local_files_only: bool, threads: int | None, on_truncation: OnTruncation
+) -> tuple[FewShotClassifier, SentenceEncoder]:
+    """What `minitrans fit` wrote, and its encoder with these options. ClassifierError, InputError: it has none."""
+    from minitrans.classifier import FewShotClassifier
+    from minitrans.model import SentenceEncoder
+    from minitrans.threads import resolve_threads
+
+    found = FewShotClassifier.load(folder, local_files_only=local_files_only)
+    if not isinstance(found.encoder_, SentenceEncoder):
+        raise InputError(f"{folder} was fitted with an encoder of another kind, wanted a SentenceEncoder")
+    found.encoder_.on_truncation = on_truncation
+    if threads is not None:
+        found.encoder_.threads = resolve_threads(threads)
+    return found, found.encoder_
 
 
 def policy(pruning: str | None) -> PruningPolicy | None:

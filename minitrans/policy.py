@@ -298,6 +298,12 @@ class PruningPolicy:
                 f"has {model[:12]}; fit one for it with `minitrans adapt`"
             )
 
+    @classmethod
+    def default_for(cls, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",)) -> PruningPolicy:
+        """The default policy as far as it fits a model: no later than its last layer, and never the token it pools."""
+        layer = min(cls.layer, config.num_hidden_layers - 1)
+        return cls(layer=layer, protect_special=bool({"cls", "lasttoken"} & {*pooling}))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; ``from_dict`` reads them back to an equal policy, given the fitted arrays."""
         values: dict[str, Any] = {"format": FORMAT, "version": VERSION}

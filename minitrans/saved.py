@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import as_int, read_json
+from minitrans.config import JSON_LIMIT, as_int, read_json
 from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
 from minitrans.rejection import SCORES
 from minitrans.resources import atomic_folder
@@ -59,6 +59,11 @@ def write_folder(
 
     version = VERSION if "rejection" in description else PLAIN_VERSION
     text = json.dumps({"format": FORMAT, "version": version} | description, indent=2) + "\n"
+    if len(text) > JSON_LIMIT:  # it is ASCII: `load` would refuse it
+        raise InputError(
+            f"{JSON_FILE} would have {len(text)} bytes, wanted at most {JSON_LIMIT}; leave the examples' texts out: "
+            "save(folder, keep_texts=False), or `minitrans fit --no-keep-texts`"
+        )
     with atomic_folder(target, replace=True) as temporary:
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None}
         (temporary / TENSOR_FILE).write_bytes(save(contiguous))

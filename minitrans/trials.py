@@ -75,8 +75,7 @@ def _smaller(each: Draw, most: int) -> Draw:
 
 def prompted(encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
     """The texts as ``encode`` sees them, behind the prompt of the encoder, if it has one."""
-    prompt = encoder.prompts.get(encoder.default_prompt_name or "", "")
-    return [prompt + text for text in texts]
+    return [encoder.default_prompt + text for text in texts]
 
 
 def unlabelled_texts(tasks: Sequence[Task], texts: Sequence[str], most: int) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from fitted_policies import fitted_to
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.audit.explanation import explain
+from minitrans.audit.report import shown as to_show
 from minitrans.audit.report import write_page
 from minitrans.pruning import Ranking, kept_count, select
 
@@ -89,9 +90,9 @@ class Shown:
 def written(request, encoder, tmp_path_factory):
     policy = POLICIES[request.param](encoder)
     classifier = FewShotClassifier(encoder).fit(*TRAIN)
-    found = explain(encoder, TEXTS, pruning=policy, classifier=classifier, timed=False)
+    found = list(explain(encoder, TEXTS, pruning=policy, classifier=classifier, timed=False))
     path = tmp_path_factory.mktemp("pages") / f"{request.param}.html"
-    return write_page(path, encoder, policy, found), policy, found
+    return write_page(path, encoder, policy, [to_show(each) for each in found]), policy, found
 
 
 @pytest.fixture
@@ -179,6 +180,40 @@ def test_the_selection_of_the_page_is_the_selection_of_python(browser, written):
             )
             assert [np.flatnonzero(row).tolist() for row in seen] == wanted
     opened.close()
+
+
+def page_of(encoder, path, texts, policy, classifier=None):
+    found = list(explain(encoder, texts, pruning=policy, classifier=classifier, timed=False))
+    return write_page(path, encoder, policy, [to_show(each) for each in found]), found
+
+
+@pytest.mark.parametrize("quantile", [0.335, 0.995])
+def test_a_quantile_between_the_steps_of_the_slider_is_kept(browser, encoder, tmp_path, quantile):
+    policy = PruningPolicy(quantile=quantile, min_tokens=2)
+    path, (found,) = page_of(encoder, tmp_path / "a.html", ["word " * 120], policy)
+    opened = Shown(browser, path)
+    assert json.loads(opened.page.locator("#decision").get_attribute("data-kept")) == found.stages[0].kept
+    assert f"{quantile} · 122" in opened.page.locator("#decision").inner_text()
+    opened.close()
+
+
+def test_what_goes_lies_left_of_the_cut(shown):
+    for quantile in (0.2, 0.6, 0.9):
+        shown.move(quantile, 1)
+        at = "all => all.map((e) => e.cx?.baseVal.value ?? e.getBBox().x + e.getBBox().width / 2)"
+        cut = shown.page.locator("#explorer line.cut").evaluate("e => e.x1.baseVal.value")
+        assert all(x < cut for x in shown.page.locator("#explorer svg .go").evaluate_all(at))
+        assert all(x > cut for x in shown.page.locator("#explorer svg .stay").evaluate_all(at))
+
+
+def test_long_labels_do_not_push_the_page_wide(browser, encoder, tmp_path):
+    classifier = FewShotClassifier(encoder, label_names=False).fit(TRAIN[0], ["x" * 900, "y" * 900])
+    path, _ = page_of(encoder, tmp_path / "a.html", ["hello"], PruningPolicy(), classifier)
+    for width in (320, 1100):
+        opened = Shown(browser, path, viewport={"width": width, "height": 800})
+        over = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert opened.page.evaluate(over) == 0
+        opened.close()
 
 
 def test_by_keyboard_alone(shown):

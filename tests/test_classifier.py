@@ -597,6 +597,17 @@ def test_texts_are_kept_as_long_as_all_are_known(encoder, tmp_path):
     assert FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS).texts_ is None
 
 
+def test_texts_that_are_too_long_to_be_kept_leave_what_was_there(encoder, tmp_path, monkeypatch):
+    classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
+    classifier.save(tmp_path / "saved")
+    before = (tmp_path / "saved" / "classifier.json").read_bytes()
+    monkeypatch.setattr("minitrans.saved.JSON_LIMIT", len(before) - 1)
+    with pytest.raises(InputError, match="keep_texts=False"):
+        classifier.save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "classifier.json").read_bytes() == before
+    classifier.save(tmp_path / "saved", keep_texts=False)
+
+
 def test_an_encoder_without_identity(tmp_path, encoder):
     class Plain:
         encode = staticmethod(encoder.encode)

@@ -282,6 +282,15 @@ def test_pruning_takes_files_and_names(run, intents):
     assert "layer 2" not in run("explain", text, "--classifier", intents, "--pruning", "none", "--no-timing")[1]
 
 
+def test_explain_with_a_classifier_takes_the_options_that_can_be_taken(run, intents):
+    code, _, err = run("explain", "a", "--classifier", intents, "--model", "whatever")
+    assert (code, "leave --model out" in err) == (2, True)
+    code, _, err = run("explain", "word " * 300, "--classifier", intents, "--on-truncation", "error")
+    assert (code, "has 302 tokens" in err) == (2, True)
+    code, _, err = run("explain", "a", "--classifier", intents, "--threads", "0")
+    assert (code, "threads" in err) == (2, True)
+
+
 def test_explain_json_is_an_object_a_line(run, tmp_path):
     (tmp_path / "a.txt").write_text(f"{QUESTION}\nhello\n")
     code, out, err = run("explain", "-i", tmp_path / "a.txt", "--json", "--no-timing", "--pruning", "balanced")

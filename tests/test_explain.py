@@ -10,9 +10,10 @@ from fitted_policies import fitted_to
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.audit.explanation import explain, multiply_adds
 from minitrans.audit.terminal import lines
-from minitrans.audit.trace import trace
-from minitrans.errors import InputError, InputTypeError, PolicyError, TruncationWarning
+from minitrans.audit.trace import trace, trace_text
+from minitrans.errors import InputError, InputTypeError, NumericalError, PolicyError, TruncationWarning
 from minitrans.pruning import kept_count
+from minitrans.tokenizer import Tokenized
 
 TEXT = "Where is the parcel that I ordered on Monday morning?"
 TRAIN = ["hi there", "good morning", "where is my parcel", "track my order"], ["hi", "hi", "track", "track"]
@@ -98,7 +99,7 @@ def test_work_is_counted_by_hand(encoder):
     pruned = 3 * (4 * n * H * H + 2 * n * n * H) + 3 * (4 * left * H * H + 2 * left * left * H)
     pruned += 2 * H * I * (2 * n + 4 * left)
     assert found.multiply_adds == pruned
-    assert found.work_saved == 1 - pruned / whole
+    assert found.work_saved == (whole - pruned) / whole
 
 
 def test_the_shift_is_that_of_encode(encoder):
@@ -160,7 +161,7 @@ def test_a_long_text_is_cut_with_one_warning(plain):
     assert len(warned) == 1
     assert (long.truncated, short.truncated) == (True, False)
     assert len(long.tokens) == 10
-    assert any("cut after 10 tokens" in line for line in lines(long, bracketed))
+    assert any("cut to 10 tokens" in line for line in lines(long, bracketed))
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
@@ -178,10 +179,59 @@ def test_any_backend_and_precision(plain, backend, precision):
 def test_bad_input(encoder, classifier):
     with pytest.raises(InputError, match="no texts"):
         explain(encoder, [])
-    with pytest.raises(InputTypeError, match="text 1 is a int"):
+    with pytest.raises(InputTypeError, match="text 1 is 3 of type int"):
         explain(encoder, ["a", 3])
     with pytest.raises(PolicyError, match="layer 9"):
         explain(encoder, ["a"], pruning=PruningPolicy(layer=9))
+    with pytest.raises(InputTypeError):
+        explain(encoder, "a bare string")
+
+
+def test_it_goes_text_by_text(encoder, monkeypatch):
+    """A long list must not be held in memory: each text is run when it is asked for."""
+    ran = []
+    monkeypatch.setattr("minitrans.audit.explanation.trace_text", lambda *a, **k: ran.append(1) or trace_text(*a, **k))
+    found = explain(encoder, (text for text in ["one", "two", "three"]), timed=False)
+    assert ran == []
+    assert next(found).text == "one"
+    assert len(ran) == 2
+    assert next(found).unpruned.layers[1].attention == ()
+
+
+def test_the_prompt_counts(plain):
+    encoder = SentenceEncoder(plain, prompts={"p": "one two three four five six "}, default_prompt_name="p")
+    encoder.max_seq_length = 6
+    with pytest.warns(TruncationWarning):
+        (found,) = explain(encoder, ["seven"], pruning=None, timed=False)
+    assert found.truncated
+    assert found.pruned.batch.ids.tolist() == encoder.tokenizer.encode(["one two three four five six seven"]).ids[0]
+
+
+def test_scores_that_are_not_finite_are_reported(plain):
+    encoder = SentenceEncoder(plain, backend="reference")
+    policy = fitted_to(encoder, min_tokens=2, layer=1, score="learned")
+    policy.fitted.scorers[1].weight[:] = np.float32(3e38)
+    with pytest.raises(NumericalError, match="scores at layer 1"), np.errstate(all="ignore"):
+        list(explain(encoder, [TEXT], pruning=policy, timed=False))
+
+
+def test_what_steers_a_terminal_is_written_out(encoder):
+    classifier = FewShotClassifier(encoder).fit(["a \x1b]0;name\x07", "other"], ["x\x1b[2J", "y"])
+    (found,) = explain(encoder, ["a \x1b]0;name\x07 b"], classifier=classifier, timed=False)
+    printed = "".join(lines(found, bracketed))
+    assert "\\x1b" in printed
+    assert printed.isprintable()
+
+
+def test_no_tokens_at_all(plain, monkeypatch):
+    encoder = SentenceEncoder(plain)
+    monkeypatch.setattr(
+        type(encoder.tokenizer), "encode", lambda self, texts: Tokenized([[]] * len(texts), [0] * len(texts))
+    )
+    (found,) = explain(encoder, [""], pruning=PruningPolicy(layer=1), timed=False)
+    assert (found.tokens, found.work_saved) == ([], 0)
+    assert list(lines(found, bracketed))
+    json.dumps(found.to_dict(), allow_nan=False)
 
 
 # On the terminal

@@ -454,6 +454,14 @@ def test_a_policy_by_its_name(monkeypatch, tmp_path, encoder, plain):
         assert not np.array_equal(encoder.encode(text), vector)
 
 
+def test_the_default_as_far_as_it_fits(random_folder):
+    for name, wanted in (("plain", {}), ("one_layer", {"layer": 0}), ("cls_pooling", {"protect_special": True})):
+        encoder = SentenceEncoder(random_folder(name))
+        policy = PruningPolicy.default_for(encoder.config, encoder.pooling.modes)
+        assert policy == PruningPolicy(**({"layer": min(2, encoder.config.num_hidden_layers - 1)} | wanted))
+        assert np.isfinite(encoder.encode("a b c d e f g h i j", pruning=policy)).all()
+
+
 def test_a_name_is_read_once_and_default_is_one():
     assert PruningPolicy.named("default") == PruningPolicy()
     for name in shipped_policies():

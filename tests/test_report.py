@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.audit.explanation import explain
-from minitrans.audit.report import LONGEST, check_page, page, page_data, write_page
+from minitrans.audit.report import LONGEST, check_page, page, page_data, shown, write_page
 from minitrans.errors import InputError
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <!-- ]]> \u2028 \ud800 {title}"
@@ -27,7 +27,7 @@ def encoder():
 
 def made(encoder, texts, policy=None, classifier=None):
     found = explain(encoder, texts, pruning=policy, classifier=classifier, timed=False)
-    return page_data(encoder, policy, found)
+    return page_data(encoder, policy, [shown(each) for each in found])
 
 
 class Outline(HTMLParser):
@@ -85,9 +85,9 @@ def test_attention_is_in_the_page_as_it_was(encoder):
     (found,) = explain(
         encoder, ["where is the parcel that I ordered?"], pruning=PruningPolicy(min_tokens=4), timed=False
     )
-    shown = page_data(encoder, PruningPolicy(min_tokens=4), [found])["texts"][0]
-    assert shown["maps"] == 13
-    for layer, drawn in zip(found.pruned.layers[1:], shown["attention"], strict=True):
+    values = shown(found).values
+    assert values["maps"] == 13
+    for layer, drawn in zip(found.pruned.layers[1:], values["attention"], strict=True):
         n = len(layer.entered)
         assert drawn["entered"] == layer.entered.tolist()
         maps = np.frombuffer(base64.b64decode(drawn["data"]), "<u2").reshape(13, n, n) / 65535
@@ -101,7 +101,7 @@ def test_long_texts_keep_the_average_of_the_heads(encoder):
 
 
 def test_a_page_is_written_whole(encoder, tmp_path, monkeypatch):
-    found = explain(encoder, ["one"], pruning=None, timed=False)
+    found = [shown(each) for each in explain(encoder, ["one"], pruning=None, timed=False)]
     path = tmp_path / "a.html"
     assert write_page(path, encoder, None, found) == path
     before = path.read_bytes()
@@ -115,6 +115,9 @@ def test_a_page_is_written_whole(encoder, tmp_path, monkeypatch):
 def test_bad_paths(encoder, tmp_path):
     with pytest.raises(InputError, match=r"does not end in \.html"):
         check_page(tmp_path / "a.txt")
+    (tmp_path / "b.html").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        check_page(tmp_path / "b.html")
     with pytest.raises(InputError, match="there is no folder"):
         check_page(tmp_path / "no" / "a.html")
     with pytest.raises(InputError, match="no explanations"):

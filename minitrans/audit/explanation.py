@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from minitrans.audit.trace import TracedStage, TracedText, reference_blocks, trace
+from minitrans.audit.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
+from minitrans.backends.reference import ReferenceBlocks
 from minitrans.classifier import FewShotClassifier
 from minitrans.config import EncoderConfig
 from minitrans.costs import interleaved
-from minitrans.errors import InputError, TruncationWarning
-from minitrans.inputs import Label
+from minitrans.errors import InputError, NumericalError, TruncationWarning
+from minitrans.inputs import Label, text_list
 from minitrans.model import SentenceEncoder
+from minitrans.packing import PackedBatch
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import normalized
 from minitrans.pruning import kept_count
 
-ROUNDS = {1: 31, 64: 15}  # of timing, with and without pruning in turn: the text alone, and so many copies in one call
+# Of timing, with and without pruning in turn: the text alone, and as many copies in one call as have so many tokens.
+COPIES, COPIED_TOKENS = 64, 1024
+MOST_ROUNDS, LEAST_ROUNDS = 31, 3
+SECONDS, ALL_SECONDS = 0.3, 12.0  # for each of the two; for all texts together, as far as the least rounds allow
 LABELS, NEIGHBOURS = 5, 3
 
 
@@ -55,7 +60,7 @@ class Stage:
     entered: list[int]  # tokens, by their place in the text
     scores: list[float]  # of these
     kept: list[int]  # tokens that stayed
-    threshold: float | None  # the lowest score that stayed on its merit; None: nothing was dropped
+    threshold: float | None  # the lowest score that stayed on its merit; None: nothing was dropped, or all of these
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Explanation:
     """One text, followed through the encoder with and without pruning."""
 
     text: str
-    truncated: bool  # the tokens are those of its beginning only
+    truncated: bool  # it is longer than the model takes, and these are the tokens that it keeps
     tokens: list[Token]
     stages: list[Stage]
     rows: list[int]  # that left each layer
@@ -126,7 +131,7 @@ class Explanation:
     @property
     def work_saved(self) -> float:
         """Share of the multiply-adds that pruning saved."""
-        return 1 - self.multiply_adds / self.unpruned_multiply_adds
+        return (self.unpruned_multiply_adds - self.multiply_adds) / max(1, self.unpruned_multiply_adds)
 
 
 def _plain(value: Any) -> Any:
@@ -142,7 +147,7 @@ def explain(
     pruning: PruningPolicy | str | None = "inherit",
     classifier: FewShotClassifier | None = None,
     timed: bool = True,
-) -> list[Explanation]:
+) -> Iterator[Explanation]:
     """Follow texts through the encoder, each with and without pruning.
 
     Args:
@@ -152,24 +157,22 @@ def explain(
         classifier: a fitted one of this encoder, to say what pruning changes in its predictions.
         timed: whether to time the runs; times differ from run to run.
 
+    Returns:
+        One explanation after the other, made when it is asked for: it holds every number of its text's run.
+
     Raises:
         InputError: no texts.
-        InputTypeError, TruncationError, PolicyError, NumericalError: as ``SentenceEncoder.encode``.
+        InputTypeError, TruncationError, PolicyError, NumericalError: as ``SentenceEncoder.encode``; NumericalError too
+            where the scores of the policy are not finite.
         NotFittedError: the classifier is not fitted.
     """
+    texts = text_list(texts)
     if not texts:
         raise InputError("there are no texts, wanted at least one to explain")
     policy = encoder.policy_for(pruning)
-    reference = reference_blocks(encoder)
-    with_pruning = trace(encoder, texts, pruning=policy, reference=reference)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # given above
-        without = trace(encoder, texts, pruning=None, reference=reference)
-        lengths = encoder.tokenizer.encode([*texts]).lengths
-        return [
-            _explain(encoder, policy, classifier, text, length > encoder.max_seq_length, pruned, unpruned, timed)
-            for text, length, pruned, unpruned in zip(texts, lengths, with_pruning, without, strict=True)
-        ]
+    batch = encoder.tokenize(texts)  # warns once for all of them
+    maker = _Maker(encoder, policy, classifier, reference_blocks(encoder), min(SECONDS, ALL_SECONDS / len(texts) / 2))
+    return (maker.explain(text, one, timed) for text, one in zip(texts, alone(batch), strict=True))
 
 
 def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
@@ -182,37 +185,47 @@ def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
     return total
 
 
-def _explain(
-    encoder: SentenceEncoder,
-    policy: PruningPolicy | None,
-    classifier: FewShotClassifier | None,
-    text: str,
-    truncated: bool,
-    pruned: TracedText,
-    unpruned: TracedText,
-    timed: bool,
-) -> Explanation:
-    both = normalized(np.stack([pruned.embedding, unpruned.embedding]))  # [2, H]
-    answers: list[Prediction | None] = [None, None]
-    if classifier is not None:
-        # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
-        answers = [_predict(classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
-    shrank = len(pruned.layers[-1].rows) < len(pruned.batch.ids)
-    return Explanation(
-        text=text,
-        truncated=truncated,
-        tokens=_tokens(encoder, pruned, unpruned),
-        stages=[] if policy is None else _stages(policy, pruned),
-        rows=[len(layer.rows) for layer in pruned.layers[1:]],
-        multiply_adds=multiply_adds(encoder.config, pruned),
-        unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
-        timings=[_time(encoder, policy, text, texts) for texts in ROUNDS] if timed and shrank else [],
-        cosine=float(both[0] @ both[1]),
-        prediction=answers[0],
-        unpruned_prediction=answers[1],
-        pruned=pruned,
-        unpruned=unpruned,
-    )
+@dataclass(frozen=True)
+class _Maker:
+    """What the explanations of a call share."""
+
+    encoder: SentenceEncoder
+    policy: PruningPolicy | None
+    classifier: FewShotClassifier | None
+    reference: ReferenceBlocks
+    seconds: float  # for each timing
+
+    def explain(self, text: str, batch: PackedBatch, timed: bool) -> Explanation:
+        encoder, policy = self.encoder, self.policy
+        pruned = trace_text(encoder, batch, policy, self.reference)
+        unpruned = trace_text(encoder, batch, None, self.reference, keep_attention=False)
+        both = normalized(np.stack([pruned.embedding, unpruned.embedding]))  # [2, H]
+        shrank = len(pruned.layers[-1].rows) < len(batch.ids)
+        answers: list[Prediction | None] = [None, None]
+        timings: list[Timing] = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # given already
+            if self.classifier is not None:
+                # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
+                answers = [_predict(self.classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
+            if timed and shrank:
+                copies = max(2, min(COPIES, COPIED_TOKENS // len(batch.ids)))
+                timings = [_time(encoder, policy, text, texts, self.seconds) for texts in (1, copies)]
+        return Explanation(
+            text=text,
+            truncated=encoder.tokenizer.encode([encoder.default_prompt + text]).lengths[0] > encoder.max_seq_length,
+            tokens=_tokens(encoder, pruned, unpruned),
+            stages=[] if policy is None else _stages(policy, pruned),
+            rows=[len(layer.rows) for layer in pruned.layers[1:]],
+            multiply_adds=multiply_adds(encoder.config, pruned),
+            unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
+            timings=timings,
+            cosine=float(both[0] @ both[1]),
+            prediction=answers[0],
+            unpruned_prediction=answers[1],
+            pruned=pruned,
+            unpruned=unpruned,
+        )
 
 
 def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) -> list[Token]:
@@ -266,6 +279,11 @@ def _stage(
     protected = pruned.batch.prefix + pruned.batch.suffix if policy.protect_special else 0
     least = kept_count(np.array([len(entered)]), quantile, max(policy.min_tokens, protected))
     threshold = float(stage.threshold[0])
+    if not np.isfinite(stage.scores).all():
+        raise NumericalError(
+            f"the policy's scores at layer {layer} are {stage.scores.tolist()}, wanted finite numbers; "
+            "fit it again with `minitrans adapt`"
+        )
     return Stage(
         layer=layer,
         quantile=quantile,
@@ -297,11 +315,13 @@ def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:
     )
 
 
-def _time(encoder: SentenceEncoder, policy: PruningPolicy | None, text: str, texts: int) -> Timing:
+def _time(encoder: SentenceEncoder, policy: PruningPolicy | None, text: str, texts: int, seconds: float) -> Timing:
     wanted: dict[str, PruningPolicy | None] = {"unpruned": None, "pruned": policy}
     runs = {name: partial(encoder.encode, [text] * texts, pruning=each) for name, each in wanted.items()}
-    seconds = interleaved(runs, ROUNDS[texts])
-    medians = {name: statistics.median(each) * 1e3 / texts for name, each in seconds.items()}
-    shares = [mine / other for mine, other in zip(seconds["pruned"], seconds["unpruned"], strict=True)]
+    first = interleaved(runs, 1)  # tells how many rounds there is time for
+    rounds = int(seconds / sum(each[0] for each in first.values()))
+    found = interleaved(runs, max(LEAST_ROUNDS, min(MOST_ROUNDS, rounds)))
+    medians = {name: statistics.median(each) * 1e3 / texts for name, each in found.items()}
+    shares = [mine / other for mine, other in zip(found["pruned"], found["unpruned"], strict=True)]
     low, _, high = statistics.quantiles(shares, n=4)
-    return Timing(texts, medians["unpruned"], medians["pruned"], (high - low) / 2, ROUNDS[texts])
+    return Timing(texts, medians["unpruned"], medians["pruned"], (high - low) / 2, len(shares))

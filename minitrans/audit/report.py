@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,35 @@ FULL = 65535  # an attention of 1
 
 
 def check_page(path: str | Path) -> Path:
-    """The path of a page that can be written. InputError: another ending, or there is no such folder."""
+    """The path of a page that can be written. InputError: another ending, a folder, or there is no folder for it."""
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path} does not end in .html, wanted a name as report.html")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, wanted the name of a file; name another")
     if not path.absolute().parent.is_dir():
         raise InputError(f"there is no folder {path.absolute().parent}, wanted one that exists; make it first")
     return path
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the page holds of one explanation; much smaller than the explanation itself."""
+
+    values: dict[str, Any]  # plain JSON values
+    pruned: Float32  # [H] the embedding at length 1
+    unpruned: Float32  # [H] likewise
+
+
+def shown(explanation: Explanation) -> Shown:
+    """What the page holds of an explanation."""
+    pruned, unpruned = normalized(np.stack([explanation.pruned.embedding, explanation.unpruned.embedding]))  # [H] each
+    embeddings = {"embedding": _rounded(pruned), "unpruned_embedding": _rounded(unpruned)}
+    return Shown({**explanation.to_dict(), **_attention(explanation.pruned), **embeddings}, pruned, unpruned)
+
+
 def write_page(
-    path: str | Path,
-    encoder: SentenceEncoder,
-    policy: PruningPolicy | None,
-    explanations: Sequence[Explanation],
+    path: str | Path, encoder: SentenceEncoder, policy: PruningPolicy | None, explained: Sequence[Shown]
 ) -> Path:
     """Write the page, whole or not at all.
 
@@ -56,16 +71,16 @@ def write_page(
         path: ends in .html; a file that is there is replaced.
         encoder: that of the explanations.
         policy: likewise.
-        explanations: at least one.
+        explained: at least one.
 
     Raises:
         InputError: the path cannot be that of a page, or there are no explanations.
         OSError: it cannot be written.
     """
     path = check_page(path)
-    if not explanations:
+    if not explained:
         raise InputError("there are no explanations, wanted at least one")
-    text = page(page_data(encoder, policy, explanations))
+    text = page(page_data(encoder, policy, explained))
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
@@ -93,16 +108,14 @@ def page(data: dict[str, Any]) -> str:
     return "".join([*pieces, template])
 
 
-def page_data(
-    encoder: SentenceEncoder, policy: PruningPolicy | None, explanations: Sequence[Explanation]
-) -> dict[str, Any]:
+def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained: Sequence[Shown]) -> dict[str, Any]:
     """What the page draws, as plain JSON values."""
-    pruned = normalized(np.stack([each.pruned.embedding for each in explanations]))  # [B, H]
-    unpruned = normalized(np.stack([each.unpruned.embedding for each in explanations]))  # [B, H]
-    shown = None
+    pruned = np.stack([each.pruned for each in explained])  # [B, H]
+    unpruned = np.stack([each.unpruned for each in explained])  # [B, H]
+    fields_shown = None
     if policy is not None:
         left_out = ("fitted", "provenance")
-        shown = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name not in left_out}
+        fields_shown = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name not in left_out}
     config = encoder.config
     return {
         "version": __version__,
@@ -112,19 +125,12 @@ def page_data(
             "backend": encoder.backend,
             "heads": config.num_attention_heads,
             "layers_list": list(range(config.num_hidden_layers)),
+            "pooling": " and ".join(encoder.pooling.modes),
         },
-        "policy": shown,
+        "policy": fields_shown,
         "policy_text": describe(policy),
         "special": {"prefix": encoder.tokenizer.prefix, "suffix": encoder.tokenizer.suffix},
-        "texts": [
-            {
-                **each.to_dict(),
-                **_attention(each.pruned),
-                "embedding": _rounded(row),
-                "unpruned_embedding": _rounded(without),
-            }
-            for each, row, without in zip(explanations, pruned, unpruned, strict=True)
-        ],
+        "texts": [each.values for each in explained],
         "similarity": {
             "pruned": [_rounded(row) for row in pruned @ pruned.T],
             "unpruned": [_rounded(row) for row in unpruned @ unpruned.T],

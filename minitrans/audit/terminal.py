@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import click
 
+from minitrans.audit.checks import printable
 from minitrans.audit.explanation import Explanation, Prediction, Stage
 
 Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
@@ -33,15 +34,15 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         pictures: whether block characters and arrows can be shown; else ASCII.
     """
     arrow = _FORMS[pictures][3]
-    yield explanation.text if explanation.text.strip() else "(the empty text)"
+    yield printable(explanation.text) if explanation.text.strip() else "(the empty text)"
     if explanation.truncated:
-        yield f"(cut after {len(explanation.tokens)} tokens, the most that this model takes)"
+        yield f"(cut to {len(explanation.tokens)} tokens, the most that this model takes)"
     for stage in explanation.stages:
         yield ""
         yield from _stage_lines(explanation, stage, mark, pictures)
     if not explanation.stages:
         yield ""
-        yield " ".join(token.token for token in explanation.tokens)
+        yield " ".join(printable(token.token) for token in explanation.tokens)
     yield ""
     yield "  " + " ".join(_final(explanation, mark))
     yield ""
@@ -73,24 +74,26 @@ def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: b
         f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
         + ("" if stage.threshold is None else f", threshold {stage.threshold:.4f}")
     )
-    width = min(MOST_TOKEN, max(len(explanation.tokens[place].token) for place in stage.entered)) + 4
+    names = (printable(explanation.tokens[place].token) for place in stage.entered)
+    width = min(MOST_TOKEN, max(map(len, names), default=0)) + 4
     drawn = _bars(explanation, stage, pictures)
     for place, score, bar in zip(stage.entered, stage.scores, drawn, strict=True):
         token = explanation.tokens[place]
-        name = token.token if len(token.token) <= MOST_TOKEN else token.token[: MOST_TOKEN - 1] + "~"
+        name = printable(token.token)
+        name = name if len(name) <= MOST_TOKEN else name[: MOST_TOKEN - 1] + "~"
         if place in stage.kept:
             yield f"  {name.ljust(width)} {score:8.4f} {bar}".rstrip()
             continue
         fate = "dropped"
         if token.merged_into is not None and token.dropped_at == stage.layer:
-            fate = f"merged into {explanation.tokens[token.merged_into].token} (token {token.merged_into})"
+            fate = f"merged into {printable(explanation.tokens[token.merged_into].token)} (token {token.merged_into})"
         marked = mark(name)
         padding = " " * (width - len(click.unstyle(marked)))
         yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
     full, tick, over, _ = _FORMS[pictures]
     legend = [f"{tick} the threshold"] * (stage.threshold is not None)
     legend += [f"{over} goes on"] * any(bar.endswith(over) for bar in drawn)
-    legend += [f"{full} begins at the lowest score"] * (min(stage.scores) < 0)
+    legend += [f"{full} begins at the lowest score"] * (min(stage.scores, default=0) < 0)
     if legend:
         yield f"  {' ' * width}          {', '.join(legend)}"
 
@@ -113,7 +116,7 @@ def _bars(explanation: Explanation, stage: Stage, pictures: bool) -> list[str]:
         bar = full * length + " " * (BAR - length)
         if at is not None and at >= length:
             bar = bar[:at] + tick + bar[at + 1 :]
-        bars.append((bar[:BAR].rstrip() if score <= high else full * BAR + over).rstrip())
+        bars.append(bar.rstrip() if score <= high else full * BAR + over)
     return bars
 
 
@@ -123,16 +126,18 @@ def _column(score: float, low: float, span: float) -> int:
 
 def _final(explanation: Explanation, mark: Mark) -> Iterator[str]:
     for token in explanation.tokens:
-        yield token.token if token.dropped_at is None else mark(token.token)
+        name = printable(token.token)
+        yield name if token.dropped_at is None else mark(name)
 
 
 def _prediction_lines(before: Prediction, after: Prediction) -> Iterator[str]:
     for name, each in (("unpruned", before), ("pruned", after)):
         best, share = each.probabilities[0]
         said = f"{each.label} (rejected; would be {best})" if each.rejected else f"{each.label}"
-        yield f"{name.ljust(11)} {said}, {share:.0%}; nearest examples:"
+        yield f"{name.ljust(11)} {printable(said)}, {share:.0%}; nearest examples:"
         for near in each.nearest:
-            yield f"            {near.cosine:.3f}  {near.label}" + ("" if near.text is None else f': "{near.text}"')
+            example = "" if near.text is None else f': "{near.text}"'
+            yield f"            {near.cosine:.3f}  {printable(f'{near.label}{example}')}"
 
 
 def _change(saved: float) -> str:

@@ -32,7 +32,7 @@ class TracedStage:
 
     scores: Float32  # [T] by which the rows were ranked, as the backend computed them
     kept: NDArray[np.int64]  # [T'] rows that stayed, ascending
-    threshold: Float32  # [B] the lowest score that stayed on its merit; NaN where the text lost nothing
+    threshold: Float32  # [B] the lowest score that stayed on its merit; NaN where a text lost nothing, or all on merit
     target: (
         NDArray[np.int64] | None
     )  # [T] which of the T' rows each was merged into (a kept one: itself); None: dropped
@@ -64,14 +64,17 @@ class Trace:
     Args:
         reference: the weights of the encoder in the reference backend (`reference_blocks`).
         policy: that of the run: it says which rows were protected.
+        keep_attention: without it only the importance is kept of it, n numbers of A * n * n.
 
     Attributes:
         layers: what it saw, the embeddings first.
     """
 
-    def __init__(self, reference: ReferenceBlocks, policy: PruningPolicy | None = None) -> None:
+    def __init__(
+        self, reference: ReferenceBlocks, policy: PruningPolicy | None = None, keep_attention: bool = True
+    ) -> None:
         self.layers: list[TracedLayer] = []
-        self._reference, self._policy = reference, policy
+        self._reference, self._policy, self._keep = reference, policy, keep_attention
         self._before: Encoded | None = None
 
     def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
@@ -82,7 +85,8 @@ class Trace:
         importance = np.empty(0, np.float32)
         if before is not None:
             attention = tuple(self._attend(before, layer))
-            importance = np.concatenate([each.mean(axis=(0, 1)) for each in attention], dtype=np.float32)
+            received = [each.sum(axis=(0, 1)) / max(1, each.shape[0] * each.shape[1]) for each in attention]  # [n] each
+            importance = np.concatenate(received, dtype=np.float32)
         self.layers.append(
             TracedLayer(
                 layer,
@@ -91,7 +95,7 @@ class Trace:
                 state.offsets,
                 state.hidden.copy(),
                 sizes,
-                attention,
+                attention if self._keep else (),
                 importance,
                 None if before is None or selection is None else self._stage(before, selection),
             )
@@ -154,13 +158,25 @@ def trace(
     policy = encoder.policy_for(pruning)
     whole = encoder.tokenize(sentences)
     reference = reference_blocks(encoder) if reference is None else reference
-    traced = []
-    with encoder.blocks.session(), np.errstate(all="ignore"):
-        for text in segments(whole.offsets):
-            ids = whole.ids[text]  # [n]
-            batch = PackedBatch(ids, np.array([0, len(ids)]), whole.prefix, whole.suffix)
-            seen = Trace(reference, policy)
-            with encoder.blocks.chunk(len(ids), 0):
-                encoded = forward(encoder.blocks, batch, policy, observer=seen)
-            traced.append(TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0]))
-    return traced
+    return [trace_text(encoder, one, policy, reference) for one in alone(whole)]
+
+
+def alone(batch: PackedBatch) -> Iterator[PackedBatch]:
+    """Each text of a batch as a batch of its own."""
+    for text in segments(batch.offsets):
+        ids = batch.ids[text]  # [n]
+        yield PackedBatch(ids, np.array([0, len(ids)]), batch.prefix, batch.suffix)
+
+
+def trace_text(
+    encoder: SentenceEncoder,
+    batch: PackedBatch,
+    policy: PruningPolicy | None,
+    reference: ReferenceBlocks,
+    keep_attention: bool = True,
+) -> TracedText:
+    """`trace` of one text that is tokenised already."""
+    seen = Trace(reference, policy, keep_attention)
+    with encoder.blocks.session(), np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), 0):
+        encoded = forward(encoder.blocks, batch, policy, observer=seen)
+    return TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0])

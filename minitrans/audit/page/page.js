@@ -44,6 +44,11 @@ function fate(text, token) {
   return `dropped at layer ${token.dropped_at}` + (DATA.policy?.reduce === "restore" ? ", restored for the pooling" : "");
 }
 
+function specials(text) {
+  const names = [...new Set(text.tokens.filter((token) => token.special).map((token) => token.token))];
+  return names.length ? `${names.join(" and ")} ${names.length > 1 ? "are" : "is"} put around every text.` : "";
+}
+
 function sentence(text) {
   let flow = null;
   const chips = text.tokens.map((token, i) => {
@@ -59,10 +64,10 @@ function sentence(text) {
   flow = el("ol", { class: merges ? "flow linked" : "flow", translate: "no", "aria-label": "Tokens in their order" }, chips);
   if (merges) onResize(flow, () => drawLinks(text, flow, chips));
   const parts = [el("blockquote", { dir: "auto" }, text.text || "(the empty text)"), flow];
-  if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: these are its first ${text.tokens.length} tokens.`));
+  if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: ${text.tokens.length} of its tokens are left.`));
   return section("sentence", "The text, as the encoder sees it",
     note("Solid tokens reach the end; struck ones were taken out at the layer written below them (L2 is layer 2; layers count "
-      + "from 0). “##” continues a word; [CLS] and [SEP] are put around every text."
+      + "from 0). “##” continues a word. " + specials(text)
       + (DATA.policy?.reduce === "merge" ? " An arrow leads from a merged token to the one that took it in." : "")),
     ...parts, tiles(text));
 }
@@ -136,30 +141,31 @@ function explorer(text) {
   const caption = el("figcaption");
   const long = text.tokens.length > 40; // the list scrolls by itself, below controls that stay in sight
   const curve = el("div");
-  let [state, first] = [null, true];
+  let [state, first, quantile] = [null, true, 0];
   function choose(reset) {
     const source = choices[pick.value];
-    if (reset) slider.value = first && kept.quantile !== null ? kept.quantile : source.quantile;
-    else [kept.quantile, kept.least] = [slider.value, least.value];
+    if (reset) quantile = first && kept.quantile !== null ? kept.quantile : source.quantile;
+    else [quantile, kept.quantile, kept.least] = [Number(slider.value), Number(slider.value), least.value];
+    slider.value = quantile; // has steps of 0.01; a policy may lie between them
+    const asText = String(Math.round(quantile * 1e4) / 1e4);
     if (!first && reset) [kept.source, kept.quantile] = [Number(pick.value), null];
     first = false;
-    const quantile = Number(slider.value);
     const minTokens = Math.max(1, Math.floor(Number(least.value)) || 1);
     const guard = policy.protect_special ? DATA.special : { prefix: 0, suffix: 0 };
     const result = select(source.scores, quantile, minTokens, { ...guard, threshold: source.threshold });
     const stay = source.places.filter((_, i) => result.stays[i]);
     const gone = source.places.filter((_, i) => !result.stays[i]).map((place) => text.tokens[place].token);
-    value.textContent = quantile.toFixed(2);
+    value.textContent = asText;
     const n = source.places.length;
     const asked = Math.floor(quantile * n + 1e-9);
     const why = n <= minTokens ? `texts of up to s = ${minTokens} tokens are left alone`
-      : gone.length === asked ? `⌊${quantile.toFixed(2)} · ${n}⌋ = ${asked} go` : `⌊${quantile.toFixed(2)} · ${n}⌋ = ${asked} should go, `
+      : gone.length === asked ? `⌊${asText} · ${n}⌋ = ${asked} go` : `⌊${asText} · ${n}⌋ = ${asked} should go, `
         + (n - asked < minTokens ? `s = ${minTokens} lets ${gone.length}` : `${gone.length} do: others score enough, or are protected`);
     decision.textContent = `${stay.length} of ${n} tokens stay: ${why}`
       + (gone.length ? `. Gone: ${gone.slice(0, 30).join(" ")}${gone.length > 30 ? ` and ${gone.length - 30} more` : ""}` : "");
     decision.dataset.kept = JSON.stringify(stay);
     decision.dataset.threshold = JSON.stringify(result.threshold);
-    state = { text, source, quantile, result };
+    state = { text, source, quantile, asText, result };
     drawBars(bars, state);
     caption.textContent = "Bars begin at 0 or at the lowest score; one that ends in a point goes on beyond the picture."
       + (result.threshold === null ? "" : " Dashed line: the threshold, the lowest score that stays.");
@@ -200,10 +206,10 @@ function drawBars(list, { text, source, result }) {
   }));
 }
 
-function drawCurve(box, { text, source, quantile, result }) {
+function drawCurve(box, { text, source, quantile, asText, result }) {
   const [width, height, left, bottom, top] = [box.clientWidth, 270, 46, 36, 24];
   const { low, high } = span(text, source);
-  const order = source.scores.map((_, i) => i).sort((i, j) => source.scores[i] - source.scores[j] || j - i);
+  const order = [...result.order].reverse(); // the first to go first; what is protected comes last
   const x = (share) => left + share * (width - left - 12);
   const y = (score) => top + (1 - Math.min(1, (score - low) / (high - low))) * (height - bottom - top);
   const n = order.length;
@@ -212,7 +218,7 @@ function drawCurve(box, { text, source, quantile, result }) {
   const cut = x(gone / n);
   const tick = (value) => el("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value === 0 ? "0" : value.toPrecision(2));
   box.replaceChildren(el("svg", { width, height, role: "img", "aria-label":
-      `Scores in ascending order; at q = ${quantile.toFixed(2)} the lowest ${gone} of ${n} go` },
+      `Scores in ascending order; at q = ${asText} the lowest ${gone} of ${n} go` },
     el("rect", { class: "loss", x: left, y: top, width: Math.max(0, cut - left), height: height - bottom - top }),
     el("line", { class: "axis", x1: left, x2: width - 12, y1: height - bottom, y2: height - bottom }),
     el("line", { class: "axis", x1: left, x2: left, y1: top, y2: height - bottom }),
@@ -226,7 +232,7 @@ function drawCurve(box, { text, source, quantile, result }) {
       return el("circle", { class: look, cx: u, cy: v, r: n > 60 ? 2.5 : 4.5 }, title);
     }),
     el("line", { class: "asked", x1: x(quantile), x2: x(quantile), y1: top, y2: height - bottom }),
-    el("text", { x: x(quantile) + 4, y: height - bottom - 6 }, `q = ${quantile.toFixed(2)}`),
+    el("text", { x: x(quantile) + 4, y: height - bottom - 6 }, `q = ${asText}`),
     el("text", { x: left, y: top - 10 }, source.label),
     el("line", { class: "cut", x1: cut, x2: cut, y1: top, y2: height - bottom })));
 }
@@ -430,7 +436,7 @@ function glossary() {
     "Threshold": "The lowest score among the tokens that stay on their merit.",
     "Merge, restore": "What becomes of a token that goes: nothing; or it is averaged into the most similar token that stays (merge); or what it is expected to have "
       + "become is still counted in the mean (restore).",
-    "Embedding": "The mean of the rows that reach the end (the pooling): one vector for the text.",
+    "Embedding": `One vector for the text, made of the rows that reach the end (the pooling: ${DATA.model.pooling}).`,
     "Quantile q, minimum length s": "A text of n tokens keeps max(s, n − ⌊q · n⌋) of them, the most important ones; of equals the earlier. Texts of up to s tokens are left alone.",
     "Work and time": "Work counts the multiply-adds of the layers' products and of attention. A text alone takes most of its time for fetching the weights "
       + "from memory, which pruning does not change; among many texts that time is shared, and saved work becomes saved time.",
@@ -447,7 +453,7 @@ function policyInWords(policy) {
     restore: "what they are expected to have become still enters the pooling" };
   return `Pruning gives up ${stages.join(", then ")}, those ${scores[policy.score]}, but never goes below ${policy.min_tokens} tokens`
     + (policy.threshold === null ? "" : `; tokens that score ${policy.threshold} or more stay besides`)
-    + (policy.protect_special ? "; [CLS] and [SEP] always stay" : "") + `; ${rest[policy.reduce]} (${DATA.policy_text}).`;
+    + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. Tokens that go: ${rest[policy.reduce]} (${DATA.policy_text}).`;
 }
 
 function open(index) {

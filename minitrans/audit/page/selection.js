@@ -7,7 +7,8 @@ function keptCount(n, quantile, minTokens) {
   return Math.min(n, Math.max(minTokens, n - givenUp));
 }
 
-// Which of the scores stay: true or false for each, and the lowest that stays on its merit (null: nothing goes).
+// Which of the scores stay: true or false for each; their order, best first; the lowest that stays on its merit (null
+// where nothing goes, or all of these).
 function select(scores, quantile, minTokens, options) {
   const n = scores.length;
   const guarded = (i) => i < options.prefix || i >= n - options.suffix;
@@ -20,5 +21,5 @@ function select(scores, quantile, minTokens, options) {
   });
   const earned = scores.filter((_, i) => stays[i] && !guarded(i));
   const threshold = stays.includes(false) && earned.length ? Math.min(...earned) : null;
-  return { stays, least, threshold };
+  return { stays, order, threshold };
 }
