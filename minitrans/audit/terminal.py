@@ -107,7 +107,7 @@ def _bars(explanation: Explanation, stage: Stage, pictures: bool) -> list[str]:
         for place, score in zip(stage.entered, scores, strict=True)
         if not explanation.tokens[place].special and math.isfinite(score)
     ]
-    low, high = min(0.0, *ordinary, *scores), max([*ordinary, stage.threshold or 0.0])
+    low, high = min([0.0, *ordinary, *scores]), max([*ordinary, stage.threshold or 0.0])
     span = (high - low) or 1.0
     at = None if stage.threshold is None else _column(stage.threshold, low, span)
     bars = []
