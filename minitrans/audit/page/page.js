@@ -4,6 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 const css = (share) => `${(100 * share).toFixed(2)}%`;
 const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(4));
+const LONG = 40; // tokens: longer texts are drawn in less room
 const byId = (id) => document.getElementById(id);
 
 function el(name, attributes = {}, ...children) {
@@ -61,14 +62,15 @@ function sentence(text) {
       el("small", { "aria-hidden": "true" }, label));
   });
   const merges = text.tokens.some((token) => token.merged_into !== null);
-  flow = el("ol", { class: merges ? "flow linked" : "flow", translate: "no", "aria-label": "Tokens in their order" }, chips);
+  flow = el("ol", { class: `flow${merges ? " linked" : ""}${merges && text.tokens.length > LONG ? " many" : ""}`, translate: "no", "aria-label": "Tokens in their order" }, chips);
   if (merges) onResize(flow, () => drawLinks(text, flow, chips));
   const parts = [el("blockquote", { dir: "auto" }, text.text || "(the empty text)"), flow];
   if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: ${text.tokens.length} of its tokens are left.`));
   return section("sentence", "The text, as the encoder sees it",
     note("Solid tokens reach the end; struck ones were taken out at the layer written below them (L2 is layer 2; layers count "
       + "from 0). “##” continues a word. " + specials(text)
-      + (DATA.policy?.reduce === "merge" ? " An arrow leads from a merged token to the one that took it in." : "")),
+      + (DATA.policy?.reduce === "merge" ? " An arrow leads from a merged token to the one that took it in"
+        + (text.tokens.length > LONG ? "; point at a token to see its own." : ".") : "")),
     ...parts, tiles(text));
 }
 
@@ -139,7 +141,7 @@ function explorer(text) {
   const decision = el("p", { class: "decision", id: "decision", "aria-live": "polite" });
   const bars = el("ol", { class: "bars", "aria-label": "Score of every token" });
   const caption = el("figcaption");
-  const long = text.tokens.length > 40; // the list scrolls by itself, below controls that stay in sight
+  const long = text.tokens.length > LONG; // the list scrolls by itself, below controls that stay in sight
   const curve = el("div");
   let [state, first, quantile] = [null, true, 0];
   function choose(reset) {
@@ -255,7 +257,7 @@ function journey(text) {
     note("Averaged over all heads and over the tokens that look: a column adds up to 100 %. At a layer with ✂ tokens are taken out "
       + "after its attention; from the next layer on they are gone. The colour is full at the most that an ordinary token receives."),
     el("p", { class: "soft narrow" }, "The table scrolls sideways."),
-    el("div", { class: text.tokens.length > 40 ? "scroll tall" : "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
+    el("div", { class: text.tokens.length > LONG ? "scroll tall" : "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
       el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "left" }, "token"), head, el("th", { scope: "col", class: "left" }, "what became of it"))), el("tbody", {}, rows))));
 }
 
@@ -317,7 +319,7 @@ function attention(text) {
   }
   function draw(layer, at, n, name) {
     if (!box.clientWidth) return;
-    margin = n <= 40 ? Math.min(96, box.clientWidth * 0.25) : 0;
+    margin = n <= LONG ? Math.min(96, box.clientWidth * 0.25) : 0;
     cell = Math.max(1, Math.min(30, (box.clientWidth - margin) / n));
     const [side, ratio] = [Math.ceil(margin + cell * n), devicePixelRatio || 1];
     canvas.width = canvas.height = side * ratio;
