@@ -58,11 +58,13 @@ def audit(
     with FAIL, exit code 1 and what is wrong where; the last line also says what was not checked. Exit code 2: the audit
     could not be made (no such model, no model in that folder, an option that cannot be used).
     """
-    from minitrans.audit.digests import Digests
+    from minitrans.audit.digests import Digests, check_destination
     from minitrans.audit.signoff import sign_off
 
     if digests is not None and write_digests is not None:
         raise InputError("--digests compares and --write-digests writes; give one of them")
+    if write_digests is not None:
+        check_destination(write_digests)
     policy = options.policy(pruning)
     result = sign_off(
         model,

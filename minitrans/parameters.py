@@ -198,3 +198,20 @@ def tensor_shapes(config: EncoderConfig, precision: str) -> Iterator[tuple[str, 
             yield f"{layer_prefix(layer)}{LINEAR_NAMES[field]}.bias", "float", shape[:1]
         for name in NORM_NAMES.values():
             yield from norm(layer_prefix(layer) + name)
+
+
+def named_arrays(parameters: Parameters) -> dict[str, Float32 | Int8]:
+    """Every array of the weights, as it is (no copy), under the name and in the order of `tensor_shapes`."""
+    records: dict[str, AnyEmbedding | AnyLinear | LayerNorm] = {
+        name: getattr(parameters, field) for field, name in EMBEDDING_NAMES.items()
+    }
+    records[EMBEDDINGS_NORM] = parameters.embeddings_norm
+    for index, layer in enumerate(parameters.layers):
+        for field, name in (LINEAR_NAMES | NORM_NAMES).items():
+            records[layer_prefix(index) + name] = getattr(layer, field)
+    arrays: dict[str, Float32 | Int8] = {}
+    for name, record in records.items():
+        for field, suffix in (("weight", "weight"), ("scale", "weight_scale"), ("bias", "bias")):
+            if hasattr(record, field):
+                arrays[f"{name}.{suffix}"] = getattr(record, field)
+    return arrays

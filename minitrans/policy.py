@@ -300,7 +300,10 @@ class PruningPolicy:
 
     @classmethod
     def default_for(cls, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",)) -> PruningPolicy:
-        """The default policy as far as it fits a model: no later than its last layer, and never the token it pools."""
+        """The default policy as far as it fits a model of this ``config`` and ``pooling``.
+
+        It prunes no later than the last layer, and never the token that is pooled.
+        """
         layer = min(cls.layer, config.num_hidden_layers - 1)
         return cls(layer=layer, protect_special=bool({"cls", "lasttoken"} & {*pooling}))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 import numpy as np
@@ -45,9 +45,9 @@ class PoolingConfig:
             return cls()
         modes: tuple[PoolingMode, ...] | None = None
         normalize = False
-        for kind, path in _modules(folder):
+        for kind, path in read_modules(folder):
             if kind == "Pooling" and modes is None:
-                modes = _read_modes(folder, f"{path}/config.json" if path else "config.json", hidden_size)
+                modes = _read_modes(folder, pooling_file(path), hidden_size)
             elif kind == "Normalize" and modes is not None:
                 normalize = True
             elif kind in ("Pooling", "Normalize"):
@@ -69,8 +69,13 @@ class PoolingConfig:
         return cls(modes, normalize)
 
 
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """(kind, path) of each module; its type ends in the kind, whatever the release that wrote it."""
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """(kind, path) of each module of ``modules.json``; its type ends in the kind, whatever the release that wrote it.
+
+    Raises:
+        ConfigError: the file is broken.
+        ModelNotFoundError: there is none.
+    """
     file = model_file(folder, "modules.json")
     modules = read_json(file, list)
     wanted = "a list of objects with a 'type' and a 'path'"
@@ -81,6 +86,11 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
             raise ConfigError(f"{file} holds {module!r}, wanted {wanted}")
         entries.append((kind.rpartition(".")[2], path))
     return entries
+
+
+def pooling_file(path: str) -> str:
+    """The file, inside the model folder, that says how a module of kind "Pooling" with this path pools."""
+    return (PurePosixPath(path) / "config.json").as_posix()
 
 
 def _read_modes(folder: Path, name: str, hidden_size: int) -> tuple[PoolingMode, ...]:

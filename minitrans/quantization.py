@@ -28,10 +28,6 @@ from minitrans.config import check_choice, model_file, read_json
 from minitrans.errors import InputError, ModelNotFoundError
 from minitrans.manifest import load_manifest
 from minitrans.parameters import (
-    EMBEDDING_NAMES,
-    EMBEDDINGS_NORM,
-    LINEAR_NAMES,
-    NORM_NAMES,
     AnyEmbedding,
     AnyLinear,
     Embedding,
@@ -42,8 +38,7 @@ from minitrans.parameters import (
     LayerParameters,
     Linear,
     Parameters,
-    layer_prefix,
-    tensor_shapes,
+    named_arrays,
 )
 from minitrans.resources import atomic_folder, sha256_of
 from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
@@ -235,20 +230,5 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
 def _write_tensors(path: Path, parameters: Parameters) -> None:
     from safetensors.numpy import save
 
-    arrays: dict[str, NDArray[Any]] = {}
-
-    def add(name: str, record: Any) -> None:
-        arrays[f"{name}.weight"] = record.weight
-        if hasattr(record, "scale"):
-            arrays[f"{name}.weight_scale"] = record.scale
-        if hasattr(record, "bias"):
-            arrays[f"{name}.bias"] = record.bias
-
-    for field, name in EMBEDDING_NAMES.items():
-        add(name, getattr(parameters, field))
-    add(EMBEDDINGS_NORM, parameters.embeddings_norm)
-    for index, layer in enumerate(parameters.layers):
-        for field, name in (LINEAR_NAMES | NORM_NAMES).items():
-            add(layer_prefix(index) + name, getattr(layer, field))
-    ordered = {name: np.ascontiguousarray(arrays[name]) for name, _, _ in tensor_shapes(parameters.config, "int8")}
-    path.write_bytes(save(ordered, metadata={"format": INT8_FORMAT}))
+    arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(parameters).items()}
+    path.write_bytes(save(arrays, metadata={"format": INT8_FORMAT}))

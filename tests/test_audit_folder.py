@@ -1,6 +1,7 @@
 """minitrans.audit: files, digests, weights and tokenizer of a model folder. Whatever is broken is found and named."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -17,16 +18,19 @@ from minitrans.audit.digests import (
     LONGEST_HEADER,
     Digests,
     WeightFile,
+    check_destination,
     digests_of,
     implausible,
     length_by_header,
     published,
 )
-from minitrans.audit.folder import audit_folder, files_read, named_model, recognise
+from minitrans.audit.folder import Recognised, audit_folder, files_read, named_model, recognise
+from minitrans.audit.signoff import sign_off
 from minitrans.errors import InputError
+from minitrans.parameters import named_arrays, tensor_shapes
 from minitrans.quantization import quantize_folder
 from minitrans.resources import bundled, sha256_of
-from minitrans.weights import StoredTensor
+from minitrans.weights import StoredTensor, load_parameters
 
 BUNDLED = "all-MiniLM-L6-v2-int8"
 FLOAT32 = "sentence-transformers/all-MiniLM-L6-v2"
@@ -198,9 +202,43 @@ def test_names_that_look_like_the_format_read_back_too(tmp_path):
 def test_a_file_that_cannot_be_written_leaves_nothing(copy, tmp_path):
     _, digests = copy("plain")
     (tmp_path / "there").mkdir()
-    with pytest.raises(OSError, match="there"):
+    with pytest.raises(InputError, match="there is a folder, wanted the name of a file; name another"):
         digests.save(tmp_path / "there")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "there"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (".", "is a folder, wanted the name of a file; name another file"),
+        ("pipe", "pipe is a pipe, wanted the name of a file; name another file"),
+        ("/dev/null", "/dev/null is a device, wanted the name of a file; name another file"),
+        ("file/seal.json", "file is a file, wanted a folder; name another file"),
+        ("file/deeper/seal.json", "file is a file, wanted a folder; name another file"),
+        ("x" * 300, "File name too long; name another file"),
+    ],
+)
+def test_where_no_digests_can_be_written_is_told_before_the_work(tmp_path, path, message):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=message):
+        check_destination(tmp_path / path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"the folder {tmp_path} may not be written to; name another file"):
+        check_destination(tmp_path / "new" / "seal.json")
+
+
+def test_where_digests_can_be_written_nothing_is_made_yet(tmp_path, copy):
+    _, digests = copy("plain")
+    path = tmp_path / "new" / "folder" / "seal.json"
+    assert check_destination(str(path)) == path
+    assert not (tmp_path / "new").exists()
+    digests.save(path)
+    assert check_destination(path) == path  # an older file is replaced
 
 
 GOOD = {
@@ -223,11 +261,16 @@ def with_tensor(**changes):
         ({"format": "other"}, "format is 'other', wanted 'minitrans-digests'"),
         ({"format": ["minitrans-digests"]}, "format is"),
         ({"version": 2}, "version is 2, wanted 1"),
+        ({"version": True}, "version is True, wanted 1"),
+        ({"version": 1.0}, r"version is 1\.0, wanted 1"),
+        ({"version": None}, "version is None, wanted 1"),
         ({"extra": 1}, "the top level"),
         ({"model": ""}, "model is '', wanted a name"),
         ({"model": 5}, "model is 5"),
         ({"model": "x" * 5000}, "model is"),
         ({"files": []}, r"files is \[\], wanted a JSON object"),
+        ({"files": {}, "tensors": {}}, "files is {}, wanted at least one entry: nothing would be compared"),
+        ({"tensors": {}}, "tensors is {}, wanted at least one entry: nothing would be compared"),
         ({"files": {"../config.json": "0" * 64}}, "files is '../config.json', wanted a relative path"),
         ({"files": {"/etc/passwd": "0" * 64}}, "wanted a relative path"),
         ({"files": {"a\x1b": "0" * 64}}, "wanted a relative path"),
@@ -270,6 +313,16 @@ def test_what_is_no_file_of_digests_is_refused(tmp_path, data):
 def test_a_missing_file_of_digests_is_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: No such file"):
         Digests.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/dev/zero", "a device"), ("/dev/null", "a device"), ("pipe", "a pipe"), (".", "a folder")]
+)
+def test_what_is_no_regular_file_is_refused_unread(tmp_path, path, kind):
+    os.mkfifo(tmp_path / "pipe")  # to open it would be to wait for a writer
+    message = f"{path.removeprefix('.')} is {kind}, wanted a regular file; .* `minitrans audit --write-digests FILE`"
+    with pytest.raises(InputError, match=message):
+        Digests.load(tmp_path / path)
 
 
 # One bit
@@ -532,6 +585,35 @@ def test_a_link_out_of_the_folder_fails(copy, tmp_path):
     assert by_name(found)["tensors"].verdict == "SKIP"
 
 
+def move_out(folder, name, place):
+    """The file lies elsewhere from now on, and a link to it in the folder."""
+    (folder / name).rename(place / name)
+    (folder / name).symlink_to(place / name)
+
+
+@pytest.mark.parametrize(("model", "part"), [("plain", WEIGHTS), ("sharded", "model-00002-of-00003.safetensors")])
+def test_every_line_about_weights_that_lie_elsewhere_has_the_remedy(copy, tmp_path, model, part):
+    folder, _ = copy(model)
+    move_out(folder, part, tmp_path)
+    checks = {check.name: check for check in sign_off(folder).failed}
+    assert checks.keys() == {"files", "tensors", "loads"}
+    for check in checks.values():
+        assert f"{part!r} leads to {tmp_path / part}" in check.detail[0]
+        assert check.detail[0].endswith("; replace the link by the file")
+    assert checks["files"].measured.startswith(f"{len(files_read(folder)) - 1} of ")
+
+
+def test_a_name_that_leads_out_and_is_no_link_has_no_such_remedy(copy, tmp_path):
+    folder, _ = copy("sharded")
+    weight_map = {"a": f"../{WEIGHTS}", "b": "model-00001-of-00003.safetensors", "c": "x" * 300 + ".safetensors"}
+    random_models.edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)
+    checks = by_name(audit_folder(folder))
+    assert f"'../{WEIGHTS}' leads to " in text_of(checks["files"])
+    assert "cannot name a file" in text_of(checks["files"])
+    assert f"'../{WEIGHTS}' leads to " in text_of(checks["tensors"])
+    assert "replace the link" not in text_of(checks["files"]) + text_of(checks["tensors"])
+
+
 def test_a_changed_file_fails(copy):
     folder, digests = copy("plain")
     random_models.edit_json(folder / "config.json", layer_norm_eps=1e-5)
@@ -540,11 +622,82 @@ def test_a_changed_file_fails(copy):
     assert by_name(found)["sealed digests"].detail[0].startswith("config.json: sha256 ")
 
 
-def test_a_file_that_nobody_wrote_down_is_named(copy):
+def unlisted(name):
+    remedy = "remove it, or write the digests anew if it belongs there"
+    return f"{name}: the encoder reads it, plain does not list it; {remedy}"
+
+
+def test_a_file_that_was_added_after_sealing_fails(copy):
     folder, digests = copy("plain")
-    (folder / "config_sentence_transformers.json").write_text("{}")
+    settings = {"prompts": {"a": "query: "}, "default_prompt_name": "a", "truncate_dim": 3}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    found = audit_folder(folder, sealed=digests)
+    assert failed(found) == {"sealed digests"}
+    check = by_name(found)["sealed digests"]
+    assert check.detail == (unlisted("config_sentence_transformers.json"),)
+    equal = len(digests.files)
+    assert check.measured == f"{equal} of {equal + 1} files"
+    assert check.values == {"equal": equal, "compared": equal + 1}
+
+
+def test_a_tokenizer_that_was_added_beside_a_sealed_vocabulary_fails(copy):
+    folder, _ = copy("plain")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    digests = audit_folder(folder).digests
+    assert "vocab.txt" in digests.files
+    assert failed(audit_folder(folder, sealed=digests)) == set()
+    vocab = tokenizer["model"]["vocab"]
+    vocab["card"], vocab["bank"] = vocab["bank"], vocab["card"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    found = audit_folder(folder, sealed=digests)
+    assert failed(found) == {"sealed digests"}
+    assert by_name(found)["sealed digests"].detail == (unlisted("tokenizer.json"),)
+
+
+def test_weights_that_were_added_beside_sealed_shards_fail(copy):
+    folder, digests = copy("sharded")
+    random_models.write_weights(folder, random_models.write_tensors(random_models.find_spec("sharded")))
     check = by_name(audit_folder(folder, sealed=digests))["sealed digests"]
-    assert check.detail == ("without a digest to compare with: config_sentence_transformers.json",)
+    assert check.verdict == "FAIL"
+    assert any(line.startswith(f"{WEIGHTS}: the encoder reads it") for line in check.detail)
+
+
+@pytest.mark.parametrize("kind", ["Pooling", "sentence_transformers.models.Pooling", "some.module.Pooling"])
+@pytest.mark.parametrize("path", ["pool", "./pool/", ""])
+def test_the_configuration_of_every_pooling_module_that_is_read_is_sealed(copy, tmp_path, kind, path):
+    folder, _ = copy("plain")
+    modules = [{"type": "Transformer", "path": ""}, {"type": kind, "path": path}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    file = folder / path / "config.json"
+    if path:
+        (folder / "1_Pooling").rename(folder / path)
+    name = file.relative_to(folder).as_posix()
+    audit_folder(folder).digests.save(tmp_path / "seal.json")
+    digests = Digests.load(tmp_path / "seal.json")
+    assert name in digests.files
+    assert failed(audit_folder(folder, sealed=digests)) == set()
+    random_models.edit_json(file, pooling_mode="max")
+    found = audit_folder(folder, sealed=digests)
+    assert failed(found) == {"sealed digests"}
+    assert by_name(found)["sealed digests"].detail[0].startswith(f"{name}: sha256 ")
+
+
+def test_digests_that_list_nothing_vouch_for_nothing(folders):
+    found = audit_folder(folders["plain"], sealed=NOTHING)
+    check = by_name(found)["sealed digests"]
+    assert (check.verdict, check.measured) == ("FAIL", f"0 of {len(files_read(folders['plain']))} files")
+
+
+def test_what_the_published_digests_do_not_list_is_noted(minilm, monkeypatch):
+    """Those of some models do not list every file; sealed digests list all that was read."""
+    known = hub.load_manifest()[BUNDLED]
+    right = Digests(BUNDLED, {name: sha for name, sha in known.files.items() if name != "modules.json"}, {})
+    monkeypatch.setattr("minitrans.audit.folder.published", lambda known: right)
+    monkeypatch.setattr("minitrans.audit.folder.recognise", lambda *_, **__: Recognised(known))
+    check = by_name(audit_folder(minilm))["published digests"]
+    assert (check.verdict, check.measured) == ("PASS", "9 of 9 files")
+    assert check.detail == ("without a digest to compare with: modules.json",)
 
 
 def test_files_that_the_encoder_does_not_read_are_named(copy):
@@ -581,6 +734,13 @@ def test_an_unknown_quantisation_fails(copy):
     found = audit_folder(folder)
     assert "'other' is not supported" in text_of(by_name(found)["configuration"])
     assert by_name(found)["tensors"].verdict == "SKIP"
+
+
+@pytest.mark.parametrize("name", ["plain", "sharded", "int8"])
+def test_weights_go_by_the_names_and_shapes_of_a_checkpoint(folders, name):
+    parameters = load_parameters(folders[name])
+    wanted = [(each, shape) for each, _, shape in tensor_shapes(parameters.config, parameters.precision)]
+    assert [(each, array.shape) for each, array in named_arrays(parameters).items()] == wanted
 
 
 def test_every_broken_tensor_is_named_not_only_the_first(folders, tmp_path):

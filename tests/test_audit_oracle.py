@@ -153,6 +153,55 @@ def test_a_tokenizer_that_transformers_cannot_load_fails(tmp_path):
     assert (check.verdict, check.measured) == ("FAIL", "its tokenizer cannot be loaded")
 
 
+HOSTILE = {
+    "id2label": [3, {"a": 1}],
+    "num_labels": [100_000_000],  # whoever made a table of them would be busy for long
+    "pad_token_id": [99999],
+    "use_return_dict": [False],
+    "return_dict": [False],
+    "output_attentions": ["x"],
+    "tie_word_embeddings": [3],
+    "attention_probs_dropout_prob": ["x", 0.9],
+    "chunk_size_feed_forward": [3],
+    "_attn_implementation": ["sdpa", 7],
+    "pruned_heads": [{"0": [0]}],
+    "transformers_version": [3],
+    "torch_dtype": ["float16", "x"],
+    "auto_map": [{"AutoTokenizer": "evil.Tokenizer", "AutoModel": "evil.Model"}],
+    "is_decoder": [False],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+def test_keys_of_the_configuration_that_say_nothing_of_the_encoder_have_no_effect(tmp_path, key, value):
+    folder = random_models.write_model(tmp_path / "m", random_models.find_spec("plain"))
+    random_models.edit_json(folder / "config.json", **{key: value})
+    audit = sign_off(folder, against="transformers")
+    assert audit.passed, audit.failed
+    assert {"token ids", "layers, reference", "rows, default"} <= {check.name for check in audit.checks}
+
+
+def test_the_configuration_may_name_the_tokenizer(tmp_path):
+    folder = random_models.write_model(tmp_path / "m", random_models.find_spec("plain"))
+    random_models.edit_json(folder / "config.json", tokenizer_class="BertTokenizer")
+    assert Setting(folder).checks()["token ids"].verdict == "PASS"
+
+
+@pytest.mark.parametrize("broken", ["__init__", "forward", "load_state_dict"])
+def test_whatever_transformers_raises_is_a_failure_not_an_error(plain, monkeypatch, broken):
+    import transformers
+
+    def fail(*_, **__):
+        raise AttributeError("no such thing\nin this release")
+
+    monkeypatch.setattr(transformers.BertModel, broken, fail)
+    audit = sign_off(plain)
+    (check,) = [check for check in audit.failed if check.group == "transformers"]
+    assert (check.name, check.measured) == ("all", "no result")
+    what = "run" if broken == "forward" else "build"
+    assert check.detail == (f"transformers cannot {what} its BertModel: AttributeError: no such thing",)
+
+
 def test_lower_casing_and_lone_surrogates(tmp_path):
     folder = random_models.write_model(tmp_path / "m", random_models.find_spec("plain"))
     random_models.edit_json(folder / "sentence_bert_config.json", do_lower_case=True)

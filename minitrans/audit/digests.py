@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import reprlib
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,7 +68,8 @@ class Digests:
         return self.source or self.model
 
     def save(self, path: Path) -> None:
-        """Write a digests file, whole or not at all."""
+        """Write a digests file, whole or not at all. InputError: as `check_destination` has it."""
+        check_destination(path)
         values = {
             "format": FORMAT,
             "version": VERSION,
@@ -90,13 +93,47 @@ class Digests:
         """Read a digests file.
 
         Raises:
-            InputError: it is missing, no such file, or a value in it is not what it has to be; the message says which.
+            InputError: it is missing, no regular file, or a value in it is not what it has to be; the message says
+                which.
         """
+        origin = "a digests file is written by `minitrans audit --write-digests FILE`"
         try:
+            # A device may have no end, and opening a pipe waits for a writer.
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path} is {_kind(path)}, wanted a regular file; {origin}")
             values = read_json(path)
         except ConfigError as error:
-            raise InputError(f"{error}; a digests file is written by `minitrans audit --write-digests FILE`") from None
+            raise InputError(f"{error}; {origin}") from None
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}; {origin}") from None
         return replace(_Reader(path).digests(values), source=path.name)
+
+
+def check_destination(path: str | os.PathLike[str]) -> Path:
+    """The path of a digests file that can be written; folders on the way to it need not exist yet.
+
+    Raises:
+        InputError: it is a folder or a device, or the folder for it cannot be had or written to.
+    """
+    path = Path(path)
+    name_another = "name another file for the digests"
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is {_kind(path)}, wanted the name of a file; {name_another}")
+        parent = next(each for each in path.absolute().parents if each.exists())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; {name_another}") from None
+    if not parent.is_dir():
+        raise InputError(f"cannot write {path}: {parent} is {_kind(parent)}, wanted a folder; {name_another}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {path}: the folder {parent} may not be written to; {name_another}")
+    return path
+
+
+def _kind(path: Path) -> str:
+    mode = path.stat().st_mode
+    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
+    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
 
 
 @dataclass(frozen=True)
@@ -272,18 +309,18 @@ class _Reader:
         keys = {"format", "version", "made_by", "model", "files", "tensors"}
         if values.get("format") != FORMAT:
             self.fail("format", values.get("format"), repr(FORMAT))
-        if values.get("version") != VERSION:
+        if as_int(values.get("version")) != VERSION:  # which True and 1.0 equal, too
             self.fail("version", values.get("version"), f"{VERSION}, which this release reads")
         if set(values) != keys:
             self.fail("the top level", sorted(values), f"the keys {sorted(keys)}")
         model = values["model"]
         if not isinstance(model, str) or not 0 < len(model) <= 4096:
             self.fail("model", model, "a name")
-        files = self.table(values["files"], "files")
+        files = self.table(values["files"], "files", empty=False)
         for name, digest in files.items():
             self.path(name, "files")
             self.sha256(digest, f"files, {name!r}")
-        tensors = self.table(values["tensors"], "tensors")
+        tensors = self.table(values["tensors"], "tensors", empty=False)
         for name in tensors:
             self.path(name, "tensors")
             if name not in files:
@@ -308,9 +345,11 @@ class _Reader:
             )
         return found
 
-    def table(self, value: object, where: str) -> dict[str, Any]:
+    def table(self, value: object, where: str, *, empty: bool = True) -> dict[str, Any]:
         if not isinstance(value, dict):
             self.fail(where, value, "a JSON object")
+        if not value and not empty:
+            self.fail(where, value, "at least one entry: nothing would be compared")
         return value
 
     def path(self, name: str, where: str) -> None:

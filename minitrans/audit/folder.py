@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from minitrans import hub
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
@@ -16,10 +17,10 @@ from minitrans.calls import sentence_settings
 from minitrans.config import EncoderConfig, model_file, optional_file, read_json
 from minitrans.errors import InputError, MinitransError
 from minitrans.manifest import KnownModel
-from minitrans.pooling import PoolingConfig
+from minitrans.pooling import PoolingConfig, pooling_file, read_modules
 from minitrans.resources import sha256_of
 from minitrans.tokenizer import Tokenizer
-from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision, weight_files
+from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 NO_KNOWN_MODEL = "none"
@@ -81,6 +82,7 @@ def audit_folder(
     more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
+    unread = [with_remedy(fault, folder, names) for fault in unread]
     digests = digests_of(name or folder.name or str(folder), seen, weights)
     recognised = recognise(folder, name, known_as, digests, readable=bool(weights) and not unread)
     known = recognised.known
@@ -112,22 +114,24 @@ def _sealed_as(sealed: Digests | None) -> KnownModel | None:
 def files_read(folder: Path) -> list[str]:
     """Every file of a model folder that the encoder reads, whether it is there or not."""
     names = ["config.json", *(name for name in _OPTIONAL if os.path.lexists(folder / name))]
-    try:
-        modules = read_json(model_file(folder, "modules.json"), list)
-    except MinitransError:
-        modules = []
-    for module in modules:
-        kind, path = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
-        if isinstance(path, str) and path and str(kind).endswith(".Pooling"):
-            names.append(f"{path}/config.json")
+    with suppress(MinitransError):  # the check of the configuration says why
+        names += [pooling_file(path) for kind, path in read_modules(folder) if kind == "Pooling"]
     names.append("vocab.txt" if _only_vocabulary(folder) else "tokenizer.json")
     if (folder / INDEX_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
-        names.append(INDEX_FILE)
-    try:
-        names += [file.relative_to(folder).as_posix() for file in weight_files(folder)]
-    except MinitransError:  # the check of the tensors says why
+        names += [INDEX_FILE, *_shards(folder)]
+    else:
         names.append(WEIGHTS_FILE)
     return list(dict.fromkeys(names))
+
+
+def _shards(folder: Path) -> list[str]:
+    """The weight files that the index names, also those that are missing or lead out of the folder."""
+    try:
+        weight_map = read_json(model_file(folder, INDEX_FILE)).get("weight_map")
+    except MinitransError:  # the check of the tensors says why
+        return []
+    names = weight_map.values() if isinstance(weight_map, dict) else ()
+    return sorted({PurePosixPath(name).as_posix() for name in names if isinstance(name, str) and name})
 
 
 def _only_vocabulary(folder: Path) -> bool:
@@ -143,8 +147,7 @@ def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[s
             with path.open("rb"):
                 sizes[name] = path.stat().st_size
         except (MinitransError, OSError) as error:
-            remedy = "; replace the link by the file" if (folder / name).is_symlink() else ""
-            faults.append(f"{error}{remedy}")
+            faults.append(with_remedy(str(error), folder, [name]))
             continue
         wanted = length_by_header(path) if name.endswith(".safetensors") else None
         if wanted is not None and wanted != sizes[name]:
@@ -153,6 +156,12 @@ def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[s
                 f"{name} has {sizes[name]:,} bytes, its header speaks of {wanted:,}: {short}; fetch the model again"
             )
     return sizes, faults
+
+
+def with_remedy(message: str, folder: Path, names: Iterable[str]) -> str:
+    """An error's message; where it is about one of these files, and that is a link, with how to put it right."""
+    linked = any(f"{name!r} leads to " in message and (folder / name).is_symlink() for name in names)
+    return f"{message}; replace the link by the file" if linked else message
 
 
 def _files(folder: Path, names: Sequence[str], sizes: Mapping[str, int], faults: Sequence[str]) -> Check:
@@ -289,7 +298,7 @@ def _digests(
             check = replace(check, detail=(*check.detail, hint))
         yield check
     if sealed is not None:
-        yield _compared("sealed digests", names, seen, sealed)
+        yield _compared("sealed digests", names, seen, sealed, complete=True)
     if right is None and sealed is None:
         detail = [recognised.near] if recognised.near else []
         detail += [f"{seen[name]}  {name}" for name in seen]
@@ -297,7 +306,10 @@ def _digests(
         yield skipped(FOLDER, DIGESTS, "not recognised as a known model", remedy, detail)
 
 
-def _compared(title: str, names: Sequence[str], seen: Mapping[str, str], right: Digests) -> Check:
+def _compared(
+    title: str, names: Sequence[str], seen: Mapping[str, str], right: Digests, *, complete: bool = False
+) -> Check:
+    """Each file against its digest; ``complete`` digests list all that the encoder read, so one more is a fault."""
     both = [name for name in right.files if name in seen]
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
@@ -306,10 +318,16 @@ def _compared(title: str, names: Sequence[str], seen: Mapping[str, str], right: 
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
     rest = sorted(set(names) & set(seen) - set(right.files))
-    equal = len(both) - len(wrong)
-    measured = f"{equal} of {counted(len(both) + len(missing), 'file')}"
-    note = [f"without a digest to compare with: {', '.join(rest)}"] if rest else []
-    values = {"equal": equal, "compared": len(both) + len(missing)}
+    equal, compared = len(both) - len(wrong), len(both) + len(missing)
+    note = []
+    if complete:
+        remedy = "remove it, or write the digests anew if it belongs there"
+        detail += [f"{name}: the encoder reads it, {right.label} does not list it; {remedy}" for name in rest]
+        compared += len(rest)
+    elif rest:
+        note = [f"without a digest to compare with: {', '.join(rest)}"]
+    measured = f"{equal} of {counted(compared, 'file')}"
+    values = {"equal": equal, "compared": compared}
     return judged(FOLDER, title, not detail, measured, f"as in {right.label}", [*detail, *note], values)
 
 

@@ -1,18 +1,23 @@
 """transformers as the second opinion: the folder's own weights in its BertModel, and its tokenizer, compared with ours.
 
 The one module that imports torch and transformers, and only inside functions: nothing else needs them. The model is
-built from config.json alone and filled with the weights that minitrans validated, as float32; nothing is fetched, no
-code of the folder is run. One text at a time and no padding, so that there is no mask to get wrong.
+built from those keys of config.json that minitrans reads and validates, and filled with the weights that it validated,
+as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that there is no
+mask to get wrong.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,19 +32,25 @@ from minitrans.audit.comparison import (
     kept_rows_measured,
 )
 from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
-from minitrans.audit.tensors import named_arrays
 from minitrans.backends import Blocks
 from minitrans.config import EncoderConfig, model_file, optional_file, read_json
 from minitrans.encoder import forward
 from minitrans.errors import BackendError, MinitransError
 from minitrans.model import pool_encoded
 from minitrans.packing import pack, segments
-from minitrans.parameters import Float32, Parameters
+from minitrans.parameters import Float32, Parameters, named_arrays
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import rank, select
 
 BLIND = ("random", "first")  # scores that look at no number
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 REMEDY = 'pip install "minitrans[transformers]"'
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -84,26 +95,33 @@ class Oracle:
         parameters: the weights, in float32.
 
     Raises:
-        BackendError: transformers does not return what has to be compared.
+        BackendError: the model cannot be built.
+        ConfigError: config.json cannot be read.
     """
 
     def __init__(self, folder: Path, parameters: Parameters) -> None:
         import torch
         from transformers import BertConfig, BertModel
 
-        values = read_json(model_file(folder, "config.json"))
-        for key in ("quantization_config", "auto_map", "torch_dtype", "dtype"):
-            values.pop(key, None)
-        config = BertConfig.from_dict(values, attn_implementation="eager")
-        self.model = BertModel(config, add_pooling_layer=False).eval()
-        weights = {name: torch.from_numpy(np.array(array)) for name, array in named_arrays(parameters).items()}
-        missing, unexpected = self.model.load_state_dict(weights, strict=False)
+        sizes = _chosen(folder, [field.name for field in dataclasses.fields(EncoderConfig)])
+        with _as_backend_error("build its BertModel"):
+            # padding and dropout play no part: one text at a time, in evaluation mode
+            config = BertConfig(
+                **sizes,
+                pad_token_id=None,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                attn_implementation="eager",
+            )
+            self.model = BertModel(config, add_pooling_layer=False).eval()
+            weights = {name: torch.from_numpy(np.array(array)) for name, array in named_arrays(parameters).items()}
+            missing, unexpected = self.model.load_state_dict(weights, strict=False)
         if unexpected or [name for name in missing if not name.endswith("position_ids")]:
             raise BackendError(f"transformers' BertModel lacks weights {missing} and has no place for {unexpected}")
         self.folder = folder
 
     def ask(self, ids: tuple[int, ...]) -> Opinion:
-        """Run one text [n]."""
+        """Run one text [n]. BackendError: it cannot be run, or not all comes back that has to be compared."""
         import torch
 
         kept: dict[str, list[Any]] = {"attended": [], "value": []}
@@ -118,7 +136,7 @@ class Oracle:
         hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
         hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _as_backend_error("run its BertModel"):
                 output = self.model(
                     input_ids=torch.tensor([ids]), output_hidden_states=True, output_attentions=True, return_dict=True
                 )
@@ -141,7 +159,15 @@ class Oracle:
         """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True, trust_remote_code=False)
+        # Its loader reads far more of a config.json than says which tokenizer this is.
+        config = {"model_type": "bert", **_chosen(self.folder, ["tokenizer_class"])}
+        with TemporaryDirectory() as name:
+            alone = Path(name)
+            for each in TOKENIZER_FILES:
+                if (file := optional_file(self.folder, each)) is not None:
+                    shutil.copyfile(file, alone / each)
+            (alone / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
         file = optional_file(self.folder, "sentence_bert_config.json")
         lower = file is not None and read_json(file).get("do_lower_case") is True
         found = []
@@ -149,6 +175,28 @@ class Oracle:
             text = _LONE_SURROGATE.sub("\ufffd", text.lower() if lower else text)
             found.append([int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]])
         return found
+
+
+def _chosen(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
+    """These keys of config.json, as far as they are there.
+
+    Any other may be hostile, or ask transformers for something that does not change what the encoder computes.
+    """
+    values = read_json(model_file(folder, "config.json"))
+    return {key: values[key] for key in keys if key in values}
+
+
+@contextmanager
+def _as_backend_error(what: str) -> Iterator[None]:
+    """Whatever a library raises for a model that it does not understand becomes a BackendError."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError(f"transformers cannot {what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 @contextmanager
@@ -222,6 +270,9 @@ def oracle_checks(
         pooling: as the model's files say.
         limit: max_seq_length.
         policies: name -> policy, of which the first stage is compared.
+
+    Raises:
+        BackendError: transformers cannot build or run the model.
     """
     with one_thread():
         oracle = Oracle(folder, parameters)
@@ -245,8 +296,7 @@ def _token_check(oracle: Oracle, sample: Sample, limit: int) -> Check:
     try:
         theirs = oracle.token_ids(sample.texts, limit)
     except Exception as error:  # whatever its loader raises for a folder that it does not understand
-        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        return judged(PEER, title, False, "its tokenizer cannot be loaded", "the same ids", [reason])
+        return judged(PEER, title, False, "its tokenizer cannot be loaded", "the same ids", [_first_line(error)])
     faults = []
     for text, (ours, ids) in enumerate(zip(sample.ids, theirs, strict=True)):
         if list(ours) != ids:

@@ -24,7 +24,7 @@ from minitrans.audit.comparison import (
     pruning_check,
 )
 from minitrans.audit.digests import Digests
-from minitrans.audit.folder import audit_folder, named_model
+from minitrans.audit.folder import audit_folder, files_read, named_model, with_remedy
 from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import Blocks, load_blocks
@@ -104,7 +104,8 @@ def sign_off(
     loaded = _load(folder, sample_texts)
     if isinstance(loaded, MinitransError):
         groups = (NUMBERS, PRUNING, PEER, INVARIANCE)
-        loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
+        why = with_remedy(str(loaded), folder, files_read(folder))
+        loads = judged(FOLDER, "loads", False, "no", "without an error", [why])
         rest = [skipped(group, "all", "the model cannot be used") for group in groups]
     else:
         encoder = loaded.encoder
@@ -183,9 +184,7 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
     Raises:
         PolicyError: one of these does not fit.
     """
-    layer = min(PruningPolicy().layer, encoder.config.num_hidden_layers - 1)
-    protect = bool({"cls", "lasttoken"} & {*encoder.pooling.modes})
-    policies = {"default": PruningPolicy(layer=layer, protect_special=protect)}
+    policies = {"default": PruningPolicy.default_for(encoder.config, encoder.pooling.modes)}
     for name in shipped_policies():
         policy = PruningPolicy.named(name)
         try:

@@ -18,15 +18,7 @@ from minitrans.config import EncoderConfig, model_file, read_json
 from minitrans.errors import InputError, MinitransError, WeightsError
 from minitrans.manifest import KnownModel
 from minitrans.parameters import (
-    EMBEDDING_NAMES,
-    EMBEDDINGS_NORM,
-    LINEAR_NAMES,
-    NORM_NAMES,
-    AnyEmbedding,
-    AnyLinear,
-    LayerNorm,
-    Parameters,
-    layer_prefix,
+    named_arrays,
     tensor_shapes,
 )
 from minitrans.quantization import with_precision
@@ -313,21 +305,3 @@ def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
     measured = f"{equal} of {counted(len(right), 'tensor')}"
     wanted = "what quantising the original gives"
     return judged(FOLDER, title, equal == len(right) and not detail, measured, wanted, detail, {"equal": equal})
-
-
-def named_arrays(parameters: Parameters) -> dict[str, NDArray[np.float32] | NDArray[np.int8]]:
-    """The weights under the names that a checkpoint gives them."""
-    arrays: dict[str, NDArray[np.float32] | NDArray[np.int8]] = {}
-
-    def add(name: str, record: AnyLinear | AnyEmbedding | LayerNorm) -> None:
-        for field, suffix in (("weight", "weight"), ("scale", "weight_scale"), ("bias", "bias")):
-            if hasattr(record, field):
-                arrays[f"{name}.{suffix}"] = getattr(record, field)
-
-    for field, name in EMBEDDING_NAMES.items():
-        add(name, getattr(parameters, field))
-    add(EMBEDDINGS_NORM, parameters.embeddings_norm)
-    for index, layer in enumerate(parameters.layers):
-        for field, name in (LINEAR_NAMES | NORM_NAMES).items():
-            add(layer_prefix(index) + name, getattr(layer, field))
-    return arrays
