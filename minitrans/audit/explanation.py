@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -142,7 +142,7 @@ def _plain(value: Any) -> Any:
 
 def explain(
     encoder: SentenceEncoder,
-    texts: Sequence[str],
+    texts: Iterable[str],
     *,
     pruning: PruningPolicy | str | None = "inherit",
     classifier: FewShotClassifier | None = None,
@@ -247,7 +247,7 @@ def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) 
                 taker[place] = int(layer.rows[layer.stage.target[row]])
     last = pruned.layers[-1]
     sizes = dict(zip(last.rows.tolist(), last.sizes.tolist(), strict=True))
-    alone = [layer.importance.tolist() for layer in unpruned.layers[1:]]
+    without = [layer.importance.tolist() for layer in unpruned.layers[1:]]
     strings = encoder.tokenizer.tokens(ids.tolist())
     return [
         Token(
@@ -258,7 +258,7 @@ def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) 
             merged_into=taker.get(place),
             size=sizes.get(place, 0.0),
             importance=importance[place],
-            unpruned=[layer[place] for layer in alone],
+            unpruned=[layer[place] for layer in without],
         )
         for place in range(count)
     ]
