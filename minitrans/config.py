@@ -81,7 +81,10 @@ def model_file(folder: Path, name: str) -> Path:
         allowed.append(root.parent.parent / "blobs")
     plain = not Path(name).is_absolute() and ".." not in Path(name).parts
     if not plain or not any(target.is_relative_to(place) for place in allowed):
-        raise ConfigError(f"{folder}: {name!r} leads to {target}, wanted a relative name inside the model folder")
+        remedy = "; replace the link by the file" if path.is_symlink() else ""
+        raise ConfigError(
+            f"{folder}: {name!r} leads to {target}, wanted a relative name inside the model folder{remedy}"
+        )
     if not is_file:
         raise ModelNotFoundError(f"{path} is missing; fetch the model again")
     return path

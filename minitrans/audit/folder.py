@@ -82,7 +82,6 @@ def audit_folder(
     more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
-    unread = [with_remedy(fault, folder, names) for fault in unread]
     digests = digests_of(name or folder.name or str(folder), seen, weights)
     recognised = recognise(folder, name, known_as, digests, readable=bool(weights) and not unread)
     known = recognised.known
@@ -147,7 +146,7 @@ def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[s
             with path.open("rb"):
                 sizes[name] = path.stat().st_size
         except (MinitransError, OSError) as error:
-            faults.append(with_remedy(str(error), folder, [name]))
+            faults.append(str(error))
             continue
         wanted = length_by_header(path) if name.endswith(".safetensors") else None
         if wanted is not None and wanted != sizes[name]:
@@ -156,12 +155,6 @@ def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[s
                 f"{name} has {sizes[name]:,} bytes, its header speaks of {wanted:,}: {short}; fetch the model again"
             )
     return sizes, faults
-
-
-def with_remedy(message: str, folder: Path, names: Iterable[str]) -> str:
-    """An error's message; where it is about one of these files, and that is a link, with how to put it right."""
-    linked = any(f"{name!r} leads to " in message and (folder / name).is_symlink() for name in names)
-    return f"{message}; replace the link by the file" if linked else message
 
 
 def _files(folder: Path, names: Sequence[str], sizes: Mapping[str, int], faults: Sequence[str]) -> Check:
