@@ -6,7 +6,7 @@ import string
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -104,22 +104,17 @@ def adaptation() -> None:
                 found.policy.save(ROOT / "weights" / "policies" / file)
 
 
+def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int], test_texts: int, name: str) -> Search:
+    """One at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
+    fit_on = [task(each) for each in ADAPTATION]
+    return Search(model, tasks, (10,), seeds, (), 2000, test_texts, journal(name), PROGRESS, fit_on=fit_on)
+
+
 def long_inputs() -> None:
     """A policy for long texts: the strongest that loses nothing on held-out training texts; arrays from short texts."""
     model, data = encoder("int8"), task(LONG)
     held_out = Task(f"{LONG} (train)", {"all": data.splits["train"]}, {}, data.source)
-    search = Search(
-        model,
-        [held_out],
-        (10,),
-        range(FEWER_DRAWS),
-        (),
-        2000,
-        300,
-        journal("long"),
-        PROGRESS,
-        fit_on=[task(name) for name in ADAPTATION],
-    )
+    search = _search(model, [held_out], range(FEWER_DRAWS), 300, "long")
     recipes = [
         Recipe(((layer, quantile),), "learned", "restore") for layer in (0, 1) for quantile in (0.5, 0.6, 0.7, 0.8)
     ]
@@ -194,18 +189,7 @@ def ablation() -> None:
         ("attention", "drop"), ("attention_value", "drop"), ("learned", "drop"), ("random", "drop"), ("first", "drop"),
         ("attention", "merge"), ("attention", "restore"), ("learned", "restore"),
     ]  # fmt: skip
-    search = Search(
-        encoder("int8"),
-        [task(name) for name in EVALUATION],
-        (10,),
-        (0,),
-        (),
-        2000,
-        600,
-        journal("ablation"),
-        PROGRESS,
-        fit_on=[task(name) for name in ADAPTATION],
-    )
+    search = _search(encoder("int8"), [task(name) for name in EVALUATION], (0,), 600, "ablation")
     recipes = [
         Recipe(((layer, quantile),), score, reduce, protect_special=protect)
         for layer in range(search.num_layers)
