@@ -14,18 +14,20 @@ from minitrans.audit.digests import Digests
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
 
-FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, INVARIANCE = (
+FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE = (
     "Folder",
     "Tokenizer",
     "Numbers",
     "Pruning",
     "transformers",
+    "sentence-transformers",
     "Invariance",
 )
 NOTES = {
     NUMBERS: "NumPy reference against compiled kernels; 1e-02 is 1% of the numbers' usual size (root mean square)",
     PRUNING: "which tokens both keep; a tie: a score so near the cut that rounding decides (1e-02: 1% of a mean score)",
     PEER: "its BertModel with these weights in float32, against ours",
+    SENTENCES: "SentenceTransformer, which reads the folder by itself, in float32, against ours",
 }
 DIGESTS = "digests"  # the check that is skipped where nothing says what the files should be
 FORMAT, VERSION = "minitrans-audit", 1
@@ -242,7 +244,7 @@ def _because(why: str, checks: Sequence[Check]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def counted(number: int, what: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from minitrans import hub
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
@@ -23,6 +24,7 @@ from minitrans.tokenizer import Tokenizer
 from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
+MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
@@ -32,6 +34,7 @@ _OPTIONAL = (
     "config_sentence_transformers.json",
     "tokenizer_config.json",
 )
+_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
@@ -352,13 +355,14 @@ def _configuration(folder: Path) -> tuple[EncoderConfig | None, str | None, Chec
 
 
 def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
-    names = ("tokenizer", "special tokens", "token ids")
+    names = ("tokenizer", "special tokens", "added tokens", "token ids", "limits")
     if config is None:
         yield from (skipped(TOKENIZER, name, "the configuration cannot be read") for name in names)
         return
     try:
         tokenizer = Tokenizer.from_folder(folder, config)
         special = _special_tokens(folder)
+        declared = declared_tokens(folder)
         encoded = tokenizer.encode(["a", *ROUND_TRIPS]).ids
     except MinitransError as error:
         yield judged(TOKENIZER, names[0], False, "cannot be used", "one that fits the weights", [str(error)])
@@ -376,6 +380,7 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
     if around[0] != first or around[-1] != last:
         detail.append(f"a text becomes {around!a}, wanted {first!a} first and {last!a} last")
     yield judged(TOKENIZER, names[1], not detail, " ".join(special), "known, the outer ones around a text", detail)
+    yield _added_tokens(names[2], tokenizer, declared)
 
     faults = []
     for text, ids in zip(ROUND_TRIPS, encoded[1:], strict=True):
@@ -386,7 +391,74 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
         if back.casefold() != "".join(text.split()).casefold() and len(ids) < tokenizer.max_seq_length:
             faults.append(f"{text!r} becomes {inner!a}")
     measured = f"{len(ROUND_TRIPS) - len(faults)} of {counted(len(ROUND_TRIPS), 'text')} come back"
-    yield judged(TOKENIZER, names[2], not faults, measured, f"all, with ids below {config.vocab_size}", faults)
+    yield judged(TOKENIZER, names[3], not faults, measured, f"all, with ids below {config.vocab_size}", faults)
+    yield _limits(names[4], folder, tokenizer, config)
+
+
+def declared_tokens(folder: Path) -> dict[str, str]:
+    """Every token that a file declares besides the vocabulary -> that file; read without the tokenizer's reader.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    for name in _TOKEN_FILES:
+        if (file := optional_file(folder, name)) is None:
+            continue
+        values = read_json(file)
+        for each in values if name == "added_tokens.json" else _tokens_in(values):
+            found.setdefault(each, name)
+    return found
+
+
+def _tokens_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """What a tokenizer's file of JSON declares; some tokens are objects, some strings."""
+    entries: list[Any] = [value for key, value in values.items() if key.endswith("_token")]
+    for key in ("added_tokens", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
+        more = values.get(key)
+        entries += more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
+    for entry in entries:
+        token = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(token, str) and token:
+            yield token
+
+
+def _added_tokens(title: str, tokenizer: Tokenizer, declared: Mapping[str, str]) -> Check:
+    """A declared token that falls to pieces gives other embeddings than the model was trained with."""
+    detail = []
+    texts = list(declared)[:MOST_DECLARED]
+    for token in texts:
+        try:
+            ids = tokenizer.encode([token]).ids[0]
+        except MinitransError as error:
+            detail.append(f"{token!a} of {declared[token]}: {error}")
+            continue
+        inner = tokenizer.tokens(ids[tokenizer.prefix : len(ids) - tokenizer.suffix])
+        if inner != [token]:
+            detail.append(f"{token!a} of {declared[token]} becomes {inner!a:.100}")
+    measured = f"{len(texts) - len(detail)} of {counted(len(texts), 'token')}"
+    return judged(TOKENIZER, title, not detail, measured, "one id each", detail)
+
+
+def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
+    """Texts of about the longest length that there is, and what the files say of that length."""
+    limit, special = tokenizer.max_seq_length, tokenizer.prefix + tokenizer.suffix
+    faults = []
+    if limit > config.max_position_embeddings:
+        faults.append(f"{limit} tokens, but positions end at {config.max_position_embeddings}")
+    for words in (limit - special - 1, limit - special, limit - special + 1):
+        tokenized = tokenizer.encode(["a " * words])
+        ids, length = tokenized.ids[0], tokenized.lengths[0]
+        if len(ids) != min(length, limit) or length != words + special:
+            faults.append(f"a text of {words} words and {special} special tokens becomes {len(ids)} of {length} ids")
+    says = [f"{config.max_position_embeddings} positions"]
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        file = optional_file(folder, name)
+        value = None if file is None else read_json(file).get(key)
+        if value is not None:
+            says.append(f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value!r:.40}")
+    wanted = "one id a word, cut at the limit"
+    return judged(TOKENIZER, title, not faults, f"up to {limit} tokens a text", wanted, [*faults, ", ".join(says)])
 
 
 def _special_tokens(folder: Path) -> list[str]:

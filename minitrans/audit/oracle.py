@@ -1,9 +1,9 @@
 """transformers as the second opinion: the folder's own weights in its BertModel, and its tokenizer, compared with ours.
 
-The one module that imports torch and transformers, and only inside functions: nothing else needs them. The model is
-built from those keys of config.json that minitrans reads and validates, and filled with the weights that it validated,
-as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that there is no
-mask to get wrong.
+This module and sentence_oracle.py import torch and transformers, and only inside functions: nothing else needs them.
+The model is built from those keys of config.json that minitrans reads and validates, and filled with the weights that
+it validated, as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that
+there is no mask to get wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.audit.checks import PEER, Check, counted, judged
+from minitrans.audit.checks import PEER, Check, counted, judged, listed
 from minitrans.audit.comparison import (
     BARS,
     Sample,
@@ -58,15 +58,19 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 def why_not() -> str | None:
     """Why transformers cannot be asked, or None."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
+    if missing := missing_modules("torch", "transformers"):
+        return f"{missing} not installed"
     try:
         import torch  # noqa: F401
         from transformers import BertModel  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         return f"transformers cannot be imported: {str(error).splitlines()[0]}"
     return None
+
+
+def missing_modules(*names: str) -> str:
+    """Which of these modules are not installed, in words; "" if all are."""
+    return listed([name.replace("_", "-") for name in names if find_spec(name) is None])
 
 
 def versions() -> dict[str, str]:
@@ -103,8 +107,8 @@ class Oracle:
         import torch
         from transformers import BertConfig, BertModel
 
-        sizes = _chosen(folder, [field.name for field in dataclasses.fields(EncoderConfig)])
-        with _as_backend_error("build its BertModel"):
+        sizes = encoder_keys(read_json(model_file(folder, "config.json")))
+        with as_backend_error("build its BertModel"):
             # padding and dropout play no part: one text at a time, in evaluation mode
             config = BertConfig(
                 **sizes,
@@ -136,7 +140,7 @@ class Oracle:
         hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
         hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
         try:
-            with torch.inference_mode(), _as_backend_error("run its BertModel"):
+            with torch.inference_mode(), as_backend_error("run its BertModel"):
                 output = self.model(
                     input_ids=torch.tensor([ids]), output_hidden_states=True, output_attentions=True, return_dict=True
                 )
@@ -160,7 +164,8 @@ class Oracle:
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
-        config = {"model_type": "bert", **_chosen(self.folder, ["tokenizer_class"])}
+        values = read_json(model_file(self.folder, "config.json"))
+        config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
             alone = Path(name)
             for each in TOKENIZER_FILES:
@@ -170,32 +175,34 @@ class Oracle:
             tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
         file = optional_file(self.folder, "sentence_bert_config.json")
         lower = file is not None and read_json(file).get("do_lower_case") is True
-        found = []
-        for text in texts:
-            text = _LONE_SURROGATE.sub("\ufffd", text.lower() if lower else text)
-            found.append([int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]])
-        return found
+        texts = without_surrogates(text.lower() if lower else text for text in texts)
+        return [[int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]] for text in texts]
 
 
-def _chosen(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """These keys of config.json, as far as they are there.
+def without_surrogates(texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts with the usual replacement for half of a surrogate pair, which other libraries refuse."""
+    return tuple(_LONE_SURROGATE.sub("\ufffd", text) for text in texts)
 
-    Any other may be hostile, or ask transformers for something that does not change what the encoder computes.
+
+def encoder_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the values of a config.json those that say what the encoder computes, as far as they are there.
+
+    Any other may be hostile, or ask a library for something that does not change what the encoder computes.
     """
-    values = read_json(model_file(folder, "config.json"))
-    return {key: values[key] for key in keys if key in values}
+    return {field.name: values[field.name] for field in dataclasses.fields(EncoderConfig) if field.name in values}
 
 
 @contextmanager
-def _as_backend_error(what: str) -> Iterator[None]:
+def as_backend_error(what: str, who: str = "transformers") -> Iterator[None]:
     """Whatever a library raises for a model that it does not understand becomes a BackendError."""
     try:
         yield
     except Exception as error:
-        raise BackendError(f"transformers cannot {what}: {_first_line(error)}") from error
+        raise BackendError(f"{who} cannot {what}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -256,6 +263,7 @@ def oracle_checks(
     parameters: Parameters,
     blocks: Mapping[str, Blocks],
     sample: Sample,
+    probes: Sample,
     pooling: PoolingConfig,
     limit: int,
     policies: Mapping[str, PruningPolicy],
@@ -267,6 +275,7 @@ def oracle_checks(
         parameters: its weights in float32.
         blocks: name -> a backend with these weights.
         sample: the texts.
+        probes: these and more, of which the token ids are compared.
         pooling: as the model's files say.
         limit: max_seq_length.
         policies: name -> policy, of which the first stage is compared.
@@ -276,7 +285,7 @@ def oracle_checks(
     """
     with one_thread():
         oracle = Oracle(folder, parameters)
-        yield _token_check(oracle, sample, limit)
+        yield token_check(PEER, probes, lambda: oracle.token_ids(probes.texts, limit))
         opinions = [oracle.ask(ids) for ids in sample.ids]
         right = np.stack([pooled(opinion.hidden[-1], pooling.modes) for opinion in opinions])  # [B, W]
     for name, each in blocks.items():
@@ -291,20 +300,21 @@ def oracle_checks(
         yield _kept_check(name, policy, next(iter(blocks.values())), theirs, sample)
 
 
-def _token_check(oracle: Oracle, sample: Sample, limit: int) -> Check:
+def token_check(group: str, sample: Sample, theirs: Callable[[], list[list[int]]]) -> Check:
+    """The ids of a sample against those that another library gives."""
     title = "token ids"
     try:
-        theirs = oracle.token_ids(sample.texts, limit)
+        wanted = theirs()
     except Exception as error:  # whatever its loader raises for a folder that it does not understand
-        return judged(PEER, title, False, "its tokenizer cannot be loaded", "the same ids", [_first_line(error)])
+        return judged(group, title, False, "its tokenizer cannot be loaded", "the same ids", [first_line(error)])
     faults = []
-    for text, (ours, ids) in enumerate(zip(sample.ids, theirs, strict=True)):
+    for text, (ours, ids) in enumerate(zip(sample.ids, wanted, strict=True)):
         if list(ours) != ids:
             apart = (i for i, (one, other) in enumerate(zip(ours, ids, strict=False)) if one != other)
             place = next(apart, min(len(ours), len(ids)))
             faults.append(f"{sample.named(text)}: {len(ours)} ids, wanted {len(ids)}; they differ from id {place} on")
-    measured = f"equal for {len(theirs) - len(faults)} of {counted(len(theirs), 'text')}"
-    return judged(PEER, title, not faults, measured, "all", faults)
+    measured = f"equal for {len(wanted) - len(faults)} of {counted(len(wanted), 'text')}"
+    return judged(group, title, not faults, measured, "all", faults)
 
 
 def _number_checks(

@@ -12,8 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from minitrans import __version__, hub
-from minitrans.audit import oracle
-from minitrans.audit.checks import FOLDER, INVARIANCE, NUMBERS, PEER, PRUNING, Audit, Check, judged, skipped
+from minitrans.audit import oracle, sentence_oracle
+from minitrans.audit.checks import (
+    FOLDER,
+    INVARIANCE,
+    NUMBERS,
+    PEER,
+    PRUNING,
+    SENTENCES,
+    Audit,
+    Check,
+    judged,
+    skipped,
+)
 from minitrans.audit.comparison import (
     NUMBER_CHECKS,
     TEXTS,
@@ -21,10 +32,11 @@ from minitrans.audit.comparison import (
     embed,
     int8_check,
     number_checks,
+    probe_texts,
     pruning_check,
 )
 from minitrans.audit.digests import Digests
-from minitrans.audit.folder import audit_folder, named_model
+from minitrans.audit.folder import audit_folder, declared_tokens, named_model
 from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import Blocks, load_blocks
@@ -38,7 +50,7 @@ from minitrans.quantization import with_precision
 from minitrans.threads import resolve_threads
 from minitrans.weights import load_parameters
 
-PEERS = ("transformers",)
+PEERS = {PEER: oracle, SENTENCES: sentence_oracle}
 NO_KERNELS = "there are no compiled kernels to compare the reference with"
 Tell = Callable[[str], None]
 
@@ -59,7 +71,8 @@ def sign_off(
 
     Args:
         model: a folder or a name; None for the bundled model.
-        against: "transformers" insists on the comparison with it, which is otherwise made where it is installed.
+        against: "transformers" or "sentence-transformers" insists on the comparison with it, which is otherwise made
+            where it is installed.
         texts: to be compared on, besides the built-in ones.
         pruning: name -> policy to be checked, besides the default one and those that travel with minitrans for this
             model.
@@ -81,9 +94,9 @@ def sign_off(
     tell = progress or (lambda _: None)
     if against is not None:
         check_choice("against", against, PEERS)
-    why_not = oracle.why_not()
-    if against is not None and why_not is not None:
-        raise InputError(f"no comparison with {against}: {why_not}; {oracle.REMEDY}")
+    why_not = {name: peer.why_not() for name, peer in PEERS.items()}
+    if against is not None and why_not[against] is not None:
+        raise InputError(f"no comparison with {against}: {why_not[against]}; {oracle.REMEDY}")
     resolve_threads(threads)
     if known_as is not None:
         named_model(known_as)
@@ -103,14 +116,15 @@ def sign_off(
     found = audit_folder(folder, None if is_path else name, digests, source, known_as)
     loaded = _load(folder, sample_texts)
     if isinstance(loaded, MinitransError):
-        groups = (NUMBERS, PRUNING, PEER, INVARIANCE)
+        groups = (NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE)
         loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
         rest = [skipped(group, "all", "the model cannot be used") for group in groups]
     else:
         encoder = loaded.encoder
         machine |= {key: value for key, value in encoder.blocks.info().items() if value is not None}
         machine |= {"backend": encoder.backend, "precision": encoder.precision, "threads": str(encoder.threads)}
-        versions |= {} if why_not else oracle.versions()
+        for each, peer in PEERS.items():
+            versions |= {} if why_not[each] else peer.versions()
         how = f"in {encoder.precision}, on the {encoder.backend} backend"
         loads = judged(FOLDER, "loads", True, how, "without an error")
         given = pruning or {}
@@ -119,7 +133,8 @@ def sign_off(
         rest = [
             *_numbers(loaded, sample, found.original, tell),
             *_pruning(loaded, sample, policies, tell),
-            *_peer(folder, loaded, sample, policies, why_not, tell),
+            *_peer(folder, loaded, sample, policies, why_not[PEER], tell),
+            *_sentences(folder, loaded, why_not[SENTENCES], tell),
             *_invariance(loaded, sample, policies, given, threads, tell),
         ]
     of_folder = [check for check in found.checks if check.group == FOLDER]
@@ -145,6 +160,7 @@ class Loaded:
 
     encoder: SentenceEncoder
     sample: Sample
+    probes: Sample  # these texts and more: what tokenizers are known to treat differently
     parameters: Mapping[str, Parameters]  # by precision, the stored one first
     missing: dict[str, str]  # precision or backend -> why it is not there
     _last: tuple[str, dict[str, Blocks]] = ("", {})
@@ -165,6 +181,8 @@ def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
     try:
         encoder = SentenceEncoder(folder, local_files_only=True, on_truncation="ignore")
         sample = Sample.of(texts, encoder.tokenizer)
+        more = probe_texts(list(declared_tokens(folder)), encoder.tokenizer)
+        probes = Sample.of(dict.fromkeys((*sample.texts, *more)), encoder.tokenizer)
         stored = load_parameters(folder)
     except MinitransError as error:
         return error
@@ -174,7 +192,7 @@ def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
             parameters[precision] = with_precision(stored, precision)
         except MinitransError as error:
             missing[precision] = str(error)
-    return Loaded(encoder, sample, parameters, missing)
+    return Loaded(encoder, sample, probes, parameters, missing)
 
 
 def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> dict[str, PruningPolicy]:
@@ -266,8 +284,7 @@ def _peer(
 ) -> Iterator[Check]:
     if why_not is not None:
         checks = oracle.how_many(loaded.backends("float32") if "float32" in loaded.parameters else {}, policies)
-        reason = "not installed" if "not installed" in why_not else "cannot be imported"
-        yield skipped(PEER, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
+        yield _not_asked(PEER, why_not, checks)
         return
     full = loaded.parameters.get("float32")
     if full is None:
@@ -277,10 +294,41 @@ def _peer(
     encoder = loaded.encoder
     try:
         yield from oracle.oracle_checks(
-            folder, full, loaded.backends("float32"), sample, encoder.pooling, encoder.max_seq_length, policies
+            folder,
+            full,
+            loaded.backends("float32"),
+            sample,
+            loaded.probes,
+            encoder.pooling,
+            encoder.max_seq_length,
+            policies,
         )
     except MinitransError as error:
         yield judged(PEER, "all", False, "no result", "a second opinion", [str(error)])
+
+
+def _sentences(folder: Path, loaded: Loaded, why_not: str | None, tell: Tell) -> Iterator[Check]:
+    if why_not is not None:
+        yield _not_asked(SENTENCES, why_not, sentence_oracle.how_many(loaded.encoder))
+        return
+    full = loaded.parameters.get("float32")
+    if full is None:
+        yield skipped(SENTENCES, "all", "there is no float32 form", loaded.missing["float32"])
+        return
+    tell(SENTENCES)
+    try:
+        encoder = loaded.encoder
+        if encoder.precision != "float32":
+            encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
+        yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
+    except MinitransError as error:
+        yield judged(SENTENCES, "all", False, "no result", "a third opinion", [str(error)])
+
+
+def _not_asked(group: str, why_not: str, checks: int) -> Check:
+    reasons = ("not installed", "older than")
+    reason = next((each for each in reasons if each in why_not), "cannot be imported")
+    return skipped(group, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
 
 
 def _invariance(
