@@ -158,7 +158,8 @@ def test_a_tokenizer_that_fails_on_a_text_fails(folder):
     tokenizer["added_tokens"] = [each for each in tokenizer["added_tokens"] if each["content"] != "[UNK]"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     failed = {check.name: check for check in sign_off(folder).failed}
-    assert failed.keys() == {"special tokens", "added tokens", "loads"}  # the plain texts need no unknown token, the others do
+    # The plain texts need no unknown token, the others do.
+    assert failed.keys() == {"special tokens", "added tokens", "loads"}
     assert "the tokenizer cannot encode" in failed["loads"].detail[0]
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +35,8 @@ from minitrans.audit.comparison import (
 )
 from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
 from minitrans.backends import Blocks
-from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import TRANSFORMER_FILES, ModelFolder, read_json
 from minitrans.encoder import forward
 from minitrans.errors import BackendError, MinitransError
 from minitrans.model import pool_encoded
@@ -44,13 +47,6 @@ from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import rank, select
 
 BLIND = ("random", "first")  # scores that look at no number
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 REMEDY = 'pip install "minitrans[transformers]"'
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -107,7 +103,8 @@ class Oracle:
         import torch
         from transformers import BertConfig, BertModel
 
-        sizes = encoder_keys(read_json(model_file(folder, "config.json")))
+        self.folder = ModelFolder.open(folder)
+        sizes = encoder_keys(read_json(self.folder.file("config.json")))
         with as_backend_error("build its BertModel"):
             # padding and dropout play no part: one text at a time, in evaluation mode
             config = BertConfig(
@@ -122,7 +119,6 @@ class Oracle:
             missing, unexpected = self.model.load_state_dict(weights, strict=False)
         if unexpected or [name for name in missing if not name.endswith("position_ids")]:
             raise BackendError(f"transformers' BertModel lacks weights {missing} and has no place for {unexpected}")
-        self.folder = folder
 
     def ask(self, ids: tuple[int, ...]) -> Opinion:
         """Run one text [n]. BackendError: it cannot be run, or not all comes back that has to be compared."""
@@ -164,17 +160,15 @@ class Oracle:
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
-        values = read_json(model_file(self.folder, "config.json"))
+        values = read_json(self.folder.file("config.json"))
         config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
             alone = Path(name)
-            for each in TOKENIZER_FILES:
-                if (file := optional_file(self.folder, each)) is not None:
-                    shutil.copyfile(file, alone / each)
+            for each in filter(self.folder.has, TRANSFORMER_FILES):
+                shutil.copyfile(self.folder.file(each), alone / each)
             (alone / "config.json").write_text(json.dumps(config), encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
-        file = optional_file(self.folder, "sentence_bert_config.json")
-        lower = file is not None and read_json(file).get("do_lower_case") is True
+        lower = self.folder.sentence_settings()[1].get("do_lower_case") is True
         texts = without_surrogates(text.lower() if lower else text for text in texts)
         return [[int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]] for text in texts]
 
@@ -217,6 +211,28 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, warnings or log lines of the libraries; afterwards as before."""
+    from transformers.utils import logging as of_transformers
+
+    bars = of_transformers.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    of_transformers.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            of_transformers.enable_progress_bar()
 
 
 def pooled(hidden: Float32, modes: tuple[str, ...]) -> Float32:
@@ -283,7 +299,7 @@ def oracle_checks(
     Raises:
         BackendError: transformers cannot build or run the model.
     """
-    with one_thread():
+    with one_thread(), quiet():
         oracle = Oracle(folder, parameters)
         yield token_check(PEER, probes, lambda: oracle.token_ids(probes.texts, limit))
         opinions = [oracle.ask(ids) for ids in sample.ids]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,14 +26,15 @@ from minitrans.audit.oracle import (
     first_line,
     missing_modules,
     one_thread,
+    quiet,
     token_check,
     without_surrogates,
 )
-from minitrans.config import JSON_LIMIT, model_file, read_json
+from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, ModelFolder, model_file, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
 from minitrans.model import SentenceEncoder
 from minitrans.parameters import Parameters, named_arrays
-from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, weight_files
+from minitrans.weights import stored_precision, weight_files
 
 PROMPTS = 16  # of a model that are tried
 _READ = (".json", ".txt", ".jinja", ".model")  # what it may read besides weights; neither code nor pickles
@@ -47,7 +47,7 @@ def why_not() -> str | None:
     if missing := missing_modules("torch", "transformers", "sentence_transformers"):
         return f"{missing} not installed"
     try:
-        with _quiet():
+        with quiet():
             from sentence_transformers import SentenceTransformer
     except Exception as error:  # of torch, transformers, scipy and scikit-learn, whatever they raise
         return f"sentence-transformers cannot be imported: {first_line(error)}"
@@ -163,7 +163,7 @@ def _sentence_transformer(folder: Path, parameters: Parameters) -> Iterator[Any]
     import torch
     from sentence_transformers import SentenceTransformer
 
-    with TemporaryDirectory(ignore_cleanup_errors=True) as name, _offline(), _quiet(), one_thread():
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name, _offline(), quiet(), one_thread():
         alone = Path(name) / "model"
         lay_out(folder, alone, parameters)
         with as_backend_error("load this folder", "SentenceTransformer"):
@@ -217,17 +217,19 @@ def _check_modules(file: Path) -> None:
 
 
 def _place_weights(folder: Path, alone: Path, parameters: Parameters) -> None:
-    files = weight_files(folder)
-    if read_json(model_file(folder, "config.json")).get("quantization_config") is not None:
+    there = ModelFolder.open(folder)
+    inner = alone / there.transformer
+    if stored_precision(folder) == "int8":
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(parameters).items()}
-        save_file(arrays, alone / WEIGHTS_FILE, {"format": "pt"})
+        save_file(arrays, inner / WEIGHTS_FILE, {"format": "pt"})
         return
+    files = weight_files(folder)
     for file in files:
-        _link(file, alone / file.name)
+        _link(file, inner / file.name)
     if files[0].name != WEIGHTS_FILE:
-        _link(model_file(folder, INDEX_FILE), alone / INDEX_FILE)
+        _link(there.file(INDEX_FILE), inner / INDEX_FILE)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -254,21 +256,3 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither progress bars nor warnings of the libraries; afterwards as before."""
-    from transformers.utils import logging
-
-    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
