@@ -29,6 +29,7 @@ ORDER = [
     "packing",
     "pruning",
     "pooling",
+    "identity",
     "backends.activations",
     "kernels",
     "kernels.levels",
