@@ -22,6 +22,7 @@ ORDER = [
     "hub",
     "config",
     "parameters",
+    "policy_files",
     "policy",
     "weights",
     "quantization",
