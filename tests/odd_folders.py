@@ -1,4 +1,4 @@
-"""Model folders that are unlike the usual ones, each of one kind, and what becomes of them: honoured or refused by name.
+"""Model folders that are unlike the usual ones, each of one kind: honoured or refused by name.
 
 Every function is given the folder of the random model "plain" and changes it; `KINDS` says what is to come of it: None
 where SentenceTransformer's embeddings are wanted, else the words that a refusal has to hold.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minitrans.audit.digests import Digests
+from minitrans.identity import Identity
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
@@ -113,6 +114,7 @@ class Audit:
         machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
         checks: in the order in which they were made.
         digests: of the folder as it is; None where it could not be opened.
+        encoder_identity: of the encoder; None where it could not be loaded.
         identity: what its files were compared with: "published digests", "given digests", both joined by " and ";
             None where nothing says what they should be.
     """
@@ -125,6 +127,7 @@ class Audit:
     machine: Mapping[str, str]
     checks: tuple[Check, ...]
     digests: Digests | None = None
+    encoder_identity: Identity | None = None
     identity: str | None = None
 
     @property
@@ -174,6 +177,7 @@ class Audit:
             "verdict": "PASS" if self.passed else "FAIL",
             "summary": self.summary(),
             "identity": self.identity,
+            "encoder_identity": None if self.encoder_identity is None else self.encoder_identity.to_dict(),
             "skipped": [
                 {
                     "group": check.group,

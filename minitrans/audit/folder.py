@@ -18,6 +18,7 @@ from minitrans.calls import sentence_settings
 from minitrans.config import EncoderConfig
 from minitrans.contents import SENTENCE_CONFIGS, TRANSFORMER_FILES, ModelFolder, model_file, read_json
 from minitrans.errors import InputError, MinitransError
+from minitrans.identity import PROVENANCE
 from minitrans.manifest import KnownModel
 from minitrans.pooling import PoolingConfig, pooling_file, read_modules
 from minitrans.resources import sha256_of
@@ -29,7 +30,7 @@ MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
-_OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
+_OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
 _TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _ESSENTIAL = ("modules.json", "config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")

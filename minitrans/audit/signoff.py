@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -42,7 +42,9 @@ from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import Blocks, load_blocks
 from minitrans.calls import as_texts
 from minitrans.config import check_choice
+from minitrans.contents import model_file, read_json
 from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
+from minitrans.identity import PROVENANCE
 from minitrans.model import SentenceEncoder
 from minitrans.parameters import Float32, Parameters
 from minitrans.policy import PruningPolicy, shipped_policies
@@ -119,6 +121,7 @@ def sign_off(
         groups = (NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE)
         loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
         rest = [skipped(group, "all", "the model cannot be used") for group in groups]
+        written, identity, of_encoder = found.digests, None, []
     else:
         encoder = loaded.encoder
         machine |= {key: value for key, value in encoder.blocks.info().items() if value is not None}
@@ -127,6 +130,9 @@ def sign_off(
             versions |= {} if why_not[each] else peer.versions()
         how = f"in {encoder.precision}, on the {encoder.backend} backend"
         loads = judged(FOLDER, "loads", True, how, "without an error")
+        identity = encoder.identity
+        of_encoder = [_identity(folder, loaded, found.original, digests)]
+        written = replace(found.digests, identity=identity)
         given = pruning or {}
         policies = _policies(encoder, given)
         sample = loaded.sample
@@ -138,9 +144,9 @@ def sign_off(
             *_invariance(loaded, sample, policies, given, threads, tell),
         ]
     of_folder = [check for check in found.checks if check.group == FOLDER]
-    checks = *of_folder, loads, *(check for check in found.checks if check.group != FOLDER), *rest
+    checks = *of_folder, loads, *of_encoder, *(check for check in found.checks if check.group != FOLDER), *rest
     known = None if found.known is None else found.known.name
-    return Audit(name, str(folder), known, date, versions, machine, checks, found.digests, found.identity)
+    return Audit(name, str(folder), known, date, versions, machine, checks, written, identity, found.identity)
 
 
 def _find(model: str | os.PathLike[str] | None) -> Path:
@@ -193,6 +199,37 @@ def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
         except MinitransError as error:
             missing[precision] = str(error)
     return Loaded(encoder, sample, probes, parameters, missing)
+
+
+def _identity(folder: Path, loaded: Loaded, original: Path | None, sealed: Digests | None) -> Check:
+    """Which encoder this is, and whether what an int8 folder says of its origin is about these very weights."""
+    identity = loaded.encoder.identity
+    faults, notes = [], [f"{name}: {part}" for name, part in asdict(identity).items()]
+    provenance = folder / PROVENANCE
+    if loaded.encoder.precision == "int8":
+        try:
+            said = read_json(model_file(folder, PROVENANCE))
+            own = loaded.parameters["int8"].sha256
+            if said.get("weights") is None:
+                notes.append(f"{provenance.name} names no weights, so these count as a model of their own")
+            elif said["weights"] != own:
+                faults.append(f"{provenance.name} is of the weights {said['weights']!r:.66}, here are {own}")
+        except ModelNotFoundError:
+            notes.append(f"without a {provenance.name} these weights count as a model of their own")
+        except MinitransError as error:
+            faults.append(str(error))
+        if original is not None and not faults and identity.weights != loaded.parameters["int8"].sha256:
+            right = load_parameters(original).sha256
+            if identity.weights != right:
+                faults.append(f"{provenance.name} says that they were made from {identity.weights}, wanted {right}")
+    if sealed is not None and sealed.identity is not None and (parts := sealed.identity.difference(identity)):
+        faults.append(
+            f"other {parts} than in {sealed.label}; where all files are as sealed, this release or its libraries read "
+            "them otherwise"
+        )
+    measured = f"{identity.sha256[:16]}.., {identity.pooling}, {identity.precision}"
+    wanted = "provenance and seal as they are"
+    return judged(FOLDER, "encoder identity", not faults, measured, wanted, [*faults, *notes])
 
 
 def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> dict[str, PruningPolicy]:
