@@ -1,4 +1,4 @@
-"""minitrans.audit against SentenceTransformer, live: what it reads of a folder, and every way in which ours may differ."""
+"""minitrans.audit against SentenceTransformer, live: what it reads of a folder, every way in which we may differ."""
 
 import json
 import logging
@@ -85,7 +85,7 @@ def other_width(encoder):
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        (shorter, {"settings", "embeddings", "queries", "documents", "prompts"}),
+        (shorter, {"settings", "token ids", "embeddings", "queries", "documents", "prompts"}),
         (other_prompt, {"settings", "queries", "prompts"}),
         (no_default, {"settings", "embeddings"}),
         (other_pooling, {"embeddings", "queries", "documents", "prompts"}),
@@ -110,13 +110,7 @@ def test_a_file_that_only_the_other_reads_is_found(folder, monkeypatch):
 
 
 def test_only_what_may_be_read_is_copied(folder, tmp_path):
-    for name in (
-        "evil.py",
-        "pytorch_model.bin",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "more.safetensors",
-    ):
+    for name in ("evil.py", "pytorch_model.bin", "more.safetensors"):
         (folder / name).write_text("{}")
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"")
@@ -125,7 +119,6 @@ def test_only_what_may_be_read_is_copied(folder, tmp_path):
     (folder / "vocab.txt").unlink()
     odd_folders.edit(folder, "config.json", auto_map=None, id2label={"0": "x"}, torch_dtype="float16")
     parameters = load_parameters(folder)
-    (folder / "adapter_config.json").write_text("{}")
     lay_out(folder, tmp_path / "copy", parameters)
     names = {each.relative_to(tmp_path / "copy").as_posix() for each in (tmp_path / "copy").rglob("*")}
     assert names == {
@@ -164,13 +157,13 @@ def test_nothing_is_fetched_and_nothing_stays_changed(folder, no_network, capfd,
 
 
 def test_what_it_cannot_load_fails(folder, monkeypatch):
-    import sentence_transformers
+    from sentence_transformers import SentenceTransformer
 
     def fail(*_, **__):
         raise AttributeError("no such thing\nin this release")
 
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", fail)
-    audit = sign_off(folder, against=None)
+    monkeypatch.setattr(SentenceTransformer, "__init__", fail)
+    audit = sign_off(folder)
     (check,) = audit.failed
     assert (check.group, check.name, check.measured) == ("sentence-transformers", "all", "no result")
     assert check.detail == ("SentenceTransformer cannot load this folder: AttributeError: no such thing",)
@@ -200,6 +193,7 @@ def test_the_whole_audit_asks_it(plain, no_network, monkeypatch):
 
 
 def test_an_installation_that_is_too_old_or_broken_is_skipped(plain, monkeypatch):
+    monkeypatch.setattr("minitrans.audit.oracle.find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=object))
     assert why_not() == "sentence-transformers is older than 5.0, which brought encode_query"
     (skip,) = [check for check in sign_off(plain).skipped if check.group == "sentence-transformers"]
