@@ -15,6 +15,7 @@ from minitrans.audit.digests import Digests, digests_of, length_by_header, publi
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
 from minitrans.calls import sentence_settings
 from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.contents import TRANSFORMER_SETTINGS
 from minitrans.errors import InputError, MinitransError
 from minitrans.manifest import KnownModel
 from minitrans.pooling import PoolingConfig, pooling_file, read_modules
@@ -28,9 +29,8 @@ ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", 
 
 _OPTIONAL = (
     "modules.json",
-    "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "tokenizer_config.json",
+    *TRANSFORMER_SETTINGS,
 )
 _ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
