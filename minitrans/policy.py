@@ -38,7 +38,7 @@ class Fitted:
     """What `minitrans adapt` fits for one model: linear maps of a token's hidden state after a layer's attention block.
 
     Args:
-        model: fingerprint of the model they were fitted for (Parameters.fingerprint).
+        model: `Identity.weights` of the model they were fitted for.
         scorers: layer -> map [1, H] to the logarithm of what the embedding would lose with the token (adaptation.py).
         restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
 
@@ -262,7 +262,7 @@ class PruningPolicy:
         Args:
             config: its sizes.
             pooling: its poolings.
-            model: its fingerprint; None checks only the widths of fitted arrays.
+            model: its `Identity.weights`; None checks only the widths of fitted arrays.
 
         Raises:
             PolicyError: a layer that the model does not have, the pooled token itself could be dropped, or the policy
@@ -294,7 +294,7 @@ class PruningPolicy:
             )
         if model is not None and model != self.fitted.model:
             raise PolicyError(
-                f"pruning policy: it was fitted for a model with the fingerprint {self.fitted.model[:12]}, this one "
+                f"pruning policy: it was fitted for a model with the weights {self.fitted.model[:12]}, this one "
                 f"has {model[:12]}; fit one for it with `minitrans adapt`"
             )
 
@@ -418,6 +418,15 @@ def shipped_policies() -> tuple[str, ...]:
         return _shipped_names(bundled(SHIPPED))
     except ModelNotFoundError:
         return ()
+
+
+def as_policy(pruning: object) -> PruningPolicy | None:
+    """A policy, or the one of a name. PolicyError for anything else."""
+    if isinstance(pruning, str):
+        pruning = PruningPolicy.named(pruning)
+    if not isinstance(pruning, PruningPolicy | None):
+        raise PolicyError(f"pruning is {pruning!r}, wanted a PruningPolicy, the name of one, or None")
+    return pruning
 
 
 # A call of `encode` may name its policy: what was read once is not read again.

@@ -201,7 +201,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
             folder / "provenance.json",
             {
                 "made_by": "minitrans quantize",
-                "from": {**_origin(made_from), "weights_sha256": made_from},
+                "weights": quantized.sha256,
+                "from": {**_origin(made_from), "weights": parameters.sha256, "weights_sha256": made_from},
                 "what": "int8 per output channel and per embedding row; layer norms, biases and scales float32",
             },
         )

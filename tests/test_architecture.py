@@ -16,6 +16,7 @@ PACKAGE = Path(minitrans.__file__).parent
 # Each module imports only what stands before it. A new module has to find its place here.
 ORDER = [
     "errors",
+    "contents",
     "resources",
     "manifest",
     "mirror",
@@ -30,6 +31,7 @@ ORDER = [
     "packing",
     "pruning",
     "pooling",
+    "identity",
     "backends.activations",
     "kernels",
     "kernels.levels",

@@ -354,7 +354,7 @@ def test_arrays_however_they_lie_in_memory(encoder, lay_out):
     def changed(linears):
         return {layer: Linear(lay_out(linear.weight), lay_out(linear.bias)) for layer, linear in linears.items()}
 
-    other = Fitted(encoder.fingerprint, changed(policy.fitted.scorers), changed(policy.fitted.restore))
+    other = Fitted(encoder.identity.weights, changed(policy.fitted.scorers), changed(policy.fitted.restore))
     same = dataclasses.replace(policy, fitted=other)
     assert same == policy
     texts = random_models.texts()
@@ -374,13 +374,13 @@ def test_a_pickled_encoder_keeps_its_policy(encoder, plain):
 
 def test_another_model_is_refused_with_the_remedy(encoder, plain, random_folder):
     policy = fitted_to(encoder, **BOTH)
-    assert SentenceEncoder(plain, precision="int8", pruning=policy).fingerprint == encoder.fingerprint
+    assert SentenceEncoder(plain, precision="int8", pruning=policy).identity.weights == encoder.identity.weights
     for make in (
         lambda: SentenceEncoder(random_folder("float16"), pruning=policy),
         lambda: SentenceEncoder(random_folder("float16")).encode("help", pruning=policy),
     ):
         message = refusal(make)
-        assert f"the fingerprint {encoder.fingerprint[:12]}, this one has " in message
+        assert f"the weights {encoder.identity.weights[:12]}, this one has " in message
         assert "`minitrans adapt`" in message
 
 
@@ -393,10 +393,10 @@ def test_another_width_is_refused(random_folder, encoder):
     )
 
 
-def test_a_fingerprint_is_checked_where_one_is_given():
+def test_the_weights_are_checked_where_they_are_given():
     policy = PruningPolicy(fitted=FITTED, **BOTH)
     policy.check_fits(CONFIG, ("mean",), MODEL)
-    assert "fingerprint" in refusal(lambda: policy.check_fits(CONFIG, ("mean",), "cd" * 32))
+    assert "fitted for a model with the weights" in refusal(lambda: policy.check_fits(CONFIG, ("mean",), "cd" * 32))
     PruningPolicy().check_fits(CONFIG, ("mean",), "cd" * 32)
 
 
