@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, files_to_fetch
 from minitrans.errors import ConfigError, DigestError, MinitransError, ModelNotFoundError
-from minitrans.resources import atomic_file, bundled, is_inside, sha256_of
+from minitrans.resources import bundled, is_inside, sha256_of, write_file
 
 MANIFEST = "weights/manifest.toml"
 NOTE_LIMIT = 1_000_000  # bytes
@@ -233,13 +233,13 @@ class Seal:
             DigestError: a file is another one, is gone, or was added.
             ModelNotFoundError: a file of the manifest is missing.
         """
+        names = files_read(self.folder)
+        states = {name: _state(self.folder / name) for name in names}  # before the files are read
         if self.known is not None:
             verify(self.folder, self.known)
         published, noted = self._digests(), {} if whole else self._note().get("sha256", {})
         if not (published or noted or whole or _can_write(self.path)):
             return
-        names = files_read(self.folder)
-        states = {name: _state(self.folder / name) for name in names}
         seen = {name: published.get(name) or sha256_of(self.folder / name) for name in names}
         for name in sorted({*names, *noted}, key=lambda name: _size(self.folder / name)):
             path = self.folder / name
@@ -252,8 +252,7 @@ class Seal:
                 raise DigestError(f"{path} is not what was fetched: it has sha256 {seen[name]}, wanted {wanted}.")
         note = {"folder": str(self.folder), "digests": published, "files": states, "sha256": seen}
         try:
-            with atomic_file(self.path) as temporary:
-                temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
+            write_file(self.path, json.dumps(note, indent=1).encode())
         except (OSError, MinitransError):
             return  # a cache that cannot be written costs a check at each load, nothing else
 
