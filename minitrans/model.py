@@ -182,11 +182,6 @@ class SentenceEncoder:
             precision="float32 from int8" if self._dequantized else self.precision,
         )
 
-    @property
-    def model_sha256(self) -> str:
-        """`Identity.sha256`, under the name that a saved classifier knows."""
-        return self.identity.sha256
-
     @cached_property
     def _weights(self) -> str:
         weights = weights_identity(self.folder, load_parameters(self.folder))

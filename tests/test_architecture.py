@@ -28,6 +28,8 @@ ORDER = [
     "policy",
     "weights",
     "quantization",
+    "tokenizer_program",
+    "tokenizer_file",
     "tokenizer",
     "packing",
     "pruning",
