@@ -156,7 +156,7 @@ def _library_errors(what: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
     except BaseException as error:
         raise TokenizerError(f"{what()} ({error}); fetch the model again") from error
