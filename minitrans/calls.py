@@ -12,7 +12,8 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import check_choice, check_int, optional_file, read_json
+from minitrans.config import check_choice, check_int
+from minitrans.contents import check_keys, optional_file, read_json
 from minitrans.errors import ConfigError, InputError, InputTypeError
 from minitrans.policy import PruningPolicy
 from minitrans.vectors import Precision, SimilarityName
@@ -64,11 +65,12 @@ def check_prompts(prompts: object, source: str) -> dict[str, str]:
 
 
 def sentence_settings(folder: Path) -> dict[str, Any]:
-    """``config_sentence_transformers.json``, its fields checked."""
+    """``config_sentence_transformers.json``, its fields checked; ModelError names the one that is wrong."""
     file = optional_file(folder, "config_sentence_transformers.json")
     if file is None:
         return {}
     settings = read_json(file)
+    check_keys(settings, file.name, str(file))
     try:
         settings["prompts"] = check_prompts(settings.get("prompts") or {}, str(file))
         if (name := settings.get("default_prompt_name")) is not None:

@@ -130,13 +130,14 @@ def fit(
     """
     from minitrans.classifier import FewShotClassifier
     from minitrans.datasets import read_examples, read_texts
-    from minitrans.saved import check_folder
+    from minitrans.saved import JSON_FILE, check_folder
 
     reject = reject or out_of_scope is not None
     for name, value in {"keep": keep, "score": score, "abstention": abstention}.items():
         if value is not None and not reject:
             raise InputError(f"--{name} is {value!r}, but nothing is rejected; add --reject or --out-of-scope FILE")
-    check_folder(folder)
+    if (check_folder(folder) / JSON_FILE).exists():
+        click.echo(f"{folder}: holds a classifier, which will be replaced", err=True)
     examples = read_examples(data, text_column, label_column)
     outside = None if out_of_scope is None else read_texts(out_of_scope, text_column)
     classifier = FewShotClassifier(options.encoder(**model), C=regularization, label_names=label_names)
@@ -166,6 +167,7 @@ def fit(
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
 @click.option("--no-reject", is_flag=True, help="Never abstain, whatever was calibrated.")
+@click.option("--model", metavar="NAME", help="Where the model of `fit` is now, if it was moved: folder or hub name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--local-files-only", is_flag=True, help="Never open a connection.")
 def predict(
@@ -175,6 +177,7 @@ def predict(
     column: str,
     top: int,
     no_reject: bool,
+    model: str | None,
     as_json: bool,
     local_files_only: bool,
 ) -> None:
@@ -187,7 +190,7 @@ def predict(
     from minitrans.classifier import FewShotClassifier
 
     wanted = options.texts(texts, file, column)
-    classifier = FewShotClassifier.load(folder, local_files_only=local_files_only)
+    classifier = FewShotClassifier.load(folder, model, local_files_only=local_files_only)
     answers = zip(wanted, classifier.answer(wanted, top, reject=not no_reject), strict=True)
     if as_json:
         options.print_all(json.dumps({"text": text, **answer.to_dict()}) for text, answer in answers)

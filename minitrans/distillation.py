@@ -197,7 +197,7 @@ def fit(model: str, moments: dict[int, Moments], by_threshold: bool = False) -> 
     """Solve for the scorer and the restoring map of every layer.
 
     Args:
-        model: fingerprint of the model that was measured.
+        model: `Identity.weights` of the model that was measured.
         moments: layer -> sums.
         by_threshold: scores that can be compared between texts, for a policy with a threshold; else they are made to
             rank the tokens of one text, which is all that a quantile needs.

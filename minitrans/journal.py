@@ -6,6 +6,7 @@ Lines are only ever appended, in one write each, so that a crash can damage no m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minitrans.errors import InputError
+from minitrans.resources import reporting
 
 FORMAT, VERSION = "minitrans-journal", 1
 
@@ -52,11 +54,13 @@ class Journal:
 
         Raises:
             InputError: a key or value that is not plain JSON (finite numbers, str, bool, None, lists, objects).
-            OSError: the file cannot be written; it holds no part of the line then.
+            WriteError: the file cannot be written; it holds no part of the line then.
         """
         name, text = _canonical(key, "key"), _canonical(value, "value")
         if self.path is not None:
-            _append(self.path, f'{{"key":{name},"value":{text}}}\n'.encode())
+            line = f'{{"key":{name},"value":{text}}}\n'.encode()
+            with reporting(self.path, len(line)):
+                _append(self.path, line)
         self._values[name] = text
 
 
@@ -126,7 +130,7 @@ def _append(path: Path, line: bytes) -> None:
             data = line if size else _header() + line
             try:
                 if os.write(descriptor, data) < len(data):
-                    raise OSError(f"the disk took only a part of a line of {path}; make room and run again")
+                    raise OSError(errno.ENOSPC, "the disk took only a part of a line")
             except OSError:
                 os.ftruncate(descriptor, size)
                 raise

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
-from minitrans.resources import atomic_file, bundled, is_inside, sha256_of
+from minitrans.resources import bundled, is_inside, sha256_of, write_file
 
 MANIFEST = "weights/manifest.toml"
 NOTE_LIMIT = 1_000_000  # bytes
@@ -198,8 +198,7 @@ class Seal:
         states = {name: self._state(name) for name in names}
         note = {"snapshot": str(self.snapshot), "digests": self._digests(), "files": states}
         try:
-            with atomic_file(self.path) as temporary:
-                temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
+            write_file(self.path, json.dumps(note, indent=1).encode())
         except OSError:
             return  # a cache that cannot be written costs a check at each load, nothing else
 

@@ -150,10 +150,8 @@ class Search:
         self._unpruned: NDArray[np.float64] | None = None
         self.key = {
             "minitrans": __version__,
-            "model": encoder.model_sha256,
-            "precision": encoder.precision,
+            "encoder": encoder.identity.sha256,
             "backend": encoder.backend,
-            "max_seq_length": encoder.max_seq_length,
             "tasks": {task.name: task.digest for task in tasks},
             "shots": self.shots,
             "seeds": self.seeds,
@@ -163,10 +161,6 @@ class Search:
         }
         if texts:
             self.key["texts"] = hashlib.sha256(json.dumps(sorted({*texts})).encode()).hexdigest()
-        if prompt := prompted(encoder, [""])[0]:
-            self.key["prompt"] = prompt
-        if encoder.truncate_dim is not None:
-            self.key["truncate_dim"] = encoder.truncate_dim
         if fit_on is not None:
             self.key["fit_on"] = sorted(task.digest for task in fit_on)
 
@@ -269,7 +263,7 @@ class Search:
             layer: add_moments([{layer: part[name]} for name in names])[layer]
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
-        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
+        return fit(self.encoder.identity.weights, moments, by_threshold=recipe.threshold is not None)
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:

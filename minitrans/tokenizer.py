@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,8 +146,21 @@ class Tokenizer:
                 return encoding
         raise TokenizerError("the tokenizer gives no token for any text tried, wanted one; fetch the model again")
 
+    @property
+    def sha256(self) -> str:
+        """Of all that decides the ids of a text, as the library writes it down: not of the files that say so."""
+        return hashlib.sha256(repr((self._fast_sha256, *self._options)).encode()).hexdigest()
+
+    @cached_property
+    def _fast_sha256(self) -> str:
+        return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+
+    @property
+    def _options(self) -> tuple[int, bool, str]:
+        return self._max_seq_length, self._lowercase, self._truncation_side
+
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._lowercase, self._truncation_side)
+        return _rebuild, (self._fast.to_str(), *self._options)
 
 
 @contextmanager

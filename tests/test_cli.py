@@ -340,7 +340,7 @@ def test_info_names_model_backend_and_threads(run):
     assert details["backend"] == SentenceEncoder().backend
     plain = run("info")[1]
     assert "sentence-transformers/all-MiniLM-L12-v2" in plain
-    assert details["sha256"] in plain
+    assert details["identity"]["sha256"] in plain
 
 
 def test_pull_prints_the_folder(run, monkeypatch, tmp_path):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from minitrans.config import as_int, read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
 from minitrans.manifest import KnownModel
-from minitrans.resources import atomic_file, bundled, is_inside
+from minitrans.resources import bundled, is_inside, write_file
 from minitrans.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1
@@ -85,8 +85,7 @@ class Digests:
             },
         }
         text = re.sub(r"\{\s*(\"dtype\"[^{}]*)\}", _one_line, json.dumps(values, indent=1))
-        with atomic_file(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_file(path, (text + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Digests:
