@@ -27,6 +27,8 @@ ORDER = [
     "policy",
     "weights",
     "quantization",
+    "tokenizer_program",
+    "tokenizer_file",
     "tokenizer",
     "packing",
     "pruning",
