@@ -173,11 +173,11 @@ class Tokenizer:
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
     @property
-    def _options(self) -> tuple[int, bool, str]:
-        return self._max_seq_length, self._lowercase, self._truncation_side
+    def _options(self) -> tuple[int, str]:
+        return self._max_seq_length, self._truncation_side
 
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._truncation_side)
+        return _rebuild, (self._fast.to_str(), *self._options)
 
 
 def _special_tokens(mask: list[int]) -> tuple[int, int]:
