@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 )
 @click.argument("model", required=False)
 @click.option(
-    "--against", type=click.Choice(["transformers"]), help="Insist on it; where installed, it is asked anyway."
+    "--against",
+    type=click.Choice(["transformers", "sentence-transformers"]),
+    help="Insist on it; where installed, it is asked anyway.",
 )
 @click.option("-i", "--input", "file", metavar="FILE", help="More texts: a text a line, or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
