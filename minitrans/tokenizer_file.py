@@ -43,7 +43,7 @@ def library_errors(what: Callable[[], str], remedy: str = "fetch the model again
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, MemoryError, TokenizerError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, TokenizerError):
         raise
     except BaseException as error:
         raise TokenizerError(f"{what()} ({error}); {remedy}") from error

@@ -20,6 +20,7 @@ ORDER = [
     "resources",
     "manifest",
     "mirror",
+    "download",
     "hub",
     "config",
     "parameters",
