@@ -258,8 +258,11 @@ def info(model: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(details, indent=2))
         return
-    width = max(map(len, details))
-    options.print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in details.items())
+    rows: dict[str, Any] = {}
+    for key, value in details.items():
+        rows |= {f"{key}.{part}": each for part, each in value.items()} if key == "identity" else {key: value}
+    width = max(map(len, rows))
+    options.print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in rows.items())
     click.echo("known models".ljust(width) + "  " + ", ".join(known.name for known in hub.known_models()))
 
 
