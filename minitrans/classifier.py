@@ -86,7 +86,7 @@ class FewShotClassifier:
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts)
         encoder = _default_encoder() if self.encoder is None else self.encoder
         return self._learn(encoder, encoded(encoder, texts), labels, None, texts)
 
@@ -101,7 +101,7 @@ class FewShotClassifier:
         if not self.__sklearn_is_fitted__():
             return self.fit(texts, labels)
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts, (self.texts_, self.labels_))
         self._check_kind(labels)
         encoder = self._used_encoder()
         embeddings = np.vstack([self.embeddings_, self._check_width(encoded(encoder, texts))])  # [N, H]
