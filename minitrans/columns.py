@@ -27,7 +27,7 @@ def column_items(values: object, what: str) -> list[Any]:
     """
     refusal = _refusal(values)
     if refusal is not None:
-        raise InputTypeError(f"{what} is a {type(values).__name__}{refusal}")
+        raise InputTypeError(f"{what} {refusal}")
     column: Any = values
     # Iterating over a column of pyarrow gives its own scalars.
     return list(column.to_pylist() if hasattr(type(column), "to_pylist") else column)
@@ -70,27 +70,28 @@ def _text_remedy(item: object) -> str:
 def _refusal(values: Any) -> str | None:
     """What is wrong with a container and what to do; None if it is in order."""
     kind = type(values)
+    seen = f"is a {kind.__name__}"
     if isinstance(values, str):
-        return "; wanted a list; put a single one in brackets"
+        return f"{seen}; wanted a list; put a single one in brackets"
     if isinstance(values, bytes | bytearray | memoryview):
-        return "; wanted a list of str; decode it, as with .decode(), and put it in brackets"
+        return f"{seen}; wanted a list of str; decode it, as with .decode(), and put it in brackets"
     if isinstance(values, Mapping):
-        return "; wanted a list; pass one of its columns, or list(....values())"
+        return f"{seen}; wanted a list; pass one of its columns, or list(....values())"
     if isinstance(values, Set) and not isinstance(values, KeysView):
-        return ", which has no order; wanted a list; pass sorted(...)"
+        return f"{seen}, which has no order; wanted a list; pass sorted(...)"
     if isinstance(values, io.IOBase):
-        return "; wanted a list; read the file with minitrans.datasets.read_texts, or read_examples"
+        return f"{seen}; wanted a list; read the file with minitrans.datasets.read_texts, or read_examples"
     if names := next((name for name in ("column_names", "columns") if hasattr(kind, name)), None):
         found = [name for name in getattr(values, names) if isinstance(name, str)]
-        return f", a table; wanted one column of it; pass {_column(found)}"
+        return f"{seen}, a table; wanted one column; pass {_column(found)}"
     if getattr(getattr(values, "dtype", None), "names", None):
-        return f" of several fields; wanted one; pass {_column(list(values.dtype.names))}"
+        return f"{seen} of several fields; wanted one; pass {_column(list(values.dtype.names))}"
     shape = getattr(values, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 1:
-        remedy = "put its item() in brackets" if not shape else "pass a single column, as array[:, 0]"
-        return f" that has {len(shape)} dimensions; wanted one; {remedy}"
+        remedy = "pass a single column, as array[:, 0]" if shape else "put what its item() gives in brackets"
+        return f"has {len(shape)} dimensions; wanted one; {remedy}"
     if not isinstance(values, Iterable):
-        return "; wanted a list; put a single text or label in brackets, or read a file with minitrans.datasets"
+        return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.datasets"
     return None
 
 

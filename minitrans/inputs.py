@@ -73,7 +73,7 @@ def label_array(
         count: how many there should be.
         texts: the texts, where a classifier is to learn from them. Warns with DataWarning of labels that differ in
             case alone, and of one text with several labels.
-        known: the texts, if they are known, and the labels that it has learned from before.
+        known: what it has learned from before: the texts, where they were kept, and the labels.
 
     Raises:
         InputTypeError: no column, a label of another type, or str and int labels mixed.
@@ -85,19 +85,21 @@ def label_array(
         seen = _checked_label(label, f"label {i}")
         if isinstance(label, str) != isinstance(items[0], str):
             raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
+        if isinstance(label, str) and is_blank(label):
+            raise InputError(f"{seen}, which shows nothing; wanted a name; drop the example or name its class")
     if not count or count != len(items):
         raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
     if isinstance(items[0], str):
         items = [plain(label) for label in items]
-    known_texts, known_labels = known if known is not None else ([], np.array([]))
-    before = [label for label in known_labels.tolist() if isinstance(label, str) == isinstance(items[0], str)]
-    names = [str(label) for label in [*before, *items]]
+    names = [str(label) for label in items]
+    if texts is not None and known is not None and (known[1].dtype.kind == "U") == isinstance(items[0], str):
+        known_texts, known_labels = known
+        names = [*map(str, known_labels), *names]
+        texts = [f"text {i}" for i in range(len(names))] if known_texts is None else [*known_texts, *texts]
     _check_spellings(names)
     if texts is not None:
-        told = conflict_warning([*known_texts, *texts], names) if known_texts is not None else None
-        for message in (case_warning(names), told):
-            if message is not None:
-                warnings.warn(message, DataWarning, stacklevel=3)
+        for message in filter(None, (case_warning(names), conflict_warning(texts, names))):
+            warnings.warn(message, DataWarning, stacklevel=3)
     return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)
 
 

@@ -70,25 +70,27 @@ def checked_path(path: object) -> Path:
     raise InputTypeError(f"the file is a {type(path).__name__}, wanted a path as str")
 
 
-def decoded(data: bytes, place: str, offset: int = 0) -> str:
+def decoded(data: bytes, name: str, line: int | None = None, offset: int = 0) -> str:
     """Bytes as text, the one way for arguments, files and pipes.
 
     Args:
         data: UTF-8.
-        place: what holds them, for the message.
+        name: what holds them, for messages.
+        line: which line of it they are.
         offset: where they begin in it, in bytes.
 
     Raises:
         InputError: they are no UTF-8, or hold NUL.
     """
+    place = "" if line is None else f" in line {line},"
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        where = f"{error.reason} {data[error.start]:#04x} at byte {offset + error.start}"
-        raise InputError(f"{place} is not UTF-8 text: {where}; save it as UTF-8") from error
+        seen = f"{error.reason}{place} at byte {offset + error.start} ({data[error.start]:#04x})"
+        raise InputError(f"{name} is not UTF-8 text: {seen}; save it as UTF-8") from error
     if "\0" in text:
-        where = f"at byte {offset + data.index(0)}"
-        raise InputError(f"{place} holds NUL {where}, as no text in UTF-8 does; save it as UTF-8")
+        seen = f"NUL{place} at byte {offset + data.index(0)}"
+        raise InputError(f"{name} is not UTF-8 text: {seen}; save it as UTF-8 if it is UTF-16, or convert it")
     return text
 
 
@@ -112,7 +114,7 @@ def text_lines(file: Iterable[bytes], name: str = "standard input", ends: bool =
                         raise InputError(f"{name} is {kind}, wanted text in UTF-8; convert it to .csv or .jsonl")
             for data in chunk.splitlines(keepends=True):  # of bytes: at LF, CRLF and CR alone
                 number += 1
-                line = decoded(data, f"{name}, line {number}", offset)
+                line = decoded(data, name, number, offset)
                 if not offset:
                     line = line.removeprefix("\ufeff")
                 offset += len(data)
@@ -348,7 +350,13 @@ class _Table:
         faults, plain_faults = (sum(row.fault is not None for row in each) for each in (rows, plain))
         if faults:
             return plain if plain_faults <= faults else rows
-        return [self._without_doubt(row) for row in rows]
+        rows = [self._without_doubt(row) for row in rows]
+        if any(row.fault is not None for row in rows) or _MARK in self.lines[self.header - 1]:
+            return rows  # whoever put the header in marks did so with every field
+        needed, literal = self._marked_fields(rows, plain)
+        if not literal:
+            return rows
+        return [self._refused(row) if row.line in literal else row for row in rows] if needed else plain
 
     def _checked(self, rows: Iterable[Row]) -> list[Row]:
         """The rows with the values of the columns, or a fault."""
@@ -387,6 +395,33 @@ class _Table:
         until = f"a field of lines {row.line} to {row.last}" if row.last > row.line else "a field with a tab in it"
         fault = f"the quotation mark may be a letter of the text or open {until}; take it away, or save the table "
         return replace(row, fault=f"{fault}as .csv or .jsonl")
+
+    def _marked_fields(self, rows: list[Row], plain: list[Row]) -> tuple[bool, set[int]]:
+        """Whether some field needs its marks, and the lines of those that do not: no program puts marks around these.
+
+        Besides tabs, line ends and marks, a comma needs them too where the file has no comma outside of marks, as Excel
+        writes it.
+        """
+        fields = [field for row in plain for field in row.fields or []]
+        excel = not any("," in field for field in fields if not field.startswith(_MARK))
+        needed, literal = False, set()
+        for row in rows:
+            alone = self._alone(row) if row.last == row.line else None
+            if alone is None:
+                needed |= row.last > row.line
+                continue
+            for field, seen in zip(row.fields or [], alone[0], strict=False):
+                if field != seen and (_MARK in field or (excel and "," in field)):
+                    needed = True
+                elif field != seen:
+                    literal.add(row.line)
+        return needed, literal
+
+    def _refused(self, row: Row) -> Row:
+        fault = (
+            "a field in quotation marks that needs none, in a file that has others; take them away, or save the table"
+        )
+        return replace(row, fault=f"{fault} as .csv or .jsonl") if row.fault is None else row
 
     def _without_blank(self, row: Row) -> Row:
         """The row, refused where a quotation mark stands behind a blank, and so would not quote."""
