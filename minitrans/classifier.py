@@ -85,7 +85,7 @@ class FewShotClassifier(LearnedAttributes):
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts)
         encoder = _made(self.encoder)
         return self._set(self._learn(encoder, encoded(encoder, texts), labels, None, texts))
 
@@ -97,10 +97,11 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        if self._learned is None:
+        known = self._learned
+        if known is None:
             return self.fit(texts, labels)
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts, (known.texts, known.head.classes[known.head.codes]))
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)

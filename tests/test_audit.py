@@ -229,7 +229,7 @@ def test_an_original_that_cannot_be_read_is_skipped(plain, tmp_path):
         ({"against": "onnx"}, InputError, "against is 'onnx'"),
         ({"against": "transformers"}, InputError, "torch and transformers not installed; pip install"),
         ({"threads": 0}, InputError, "threads is 0"),
-        ({"texts": [1]}, InputTypeError, "text 0 is a int"),
+        ({"texts": [1]}, InputTypeError, "text 0 is 1 of type int"),
         ({"pruning": {"deep": PruningPolicy(layer=99)}}, PolicyError, "layer 99 is out of range"),
         ({"original": "./nowhere"}, ModelNotFoundError, "no model folder"),
     ],
