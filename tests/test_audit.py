@@ -11,7 +11,7 @@ import random_models
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__, hub
 from minitrans.audit import oracle, signoff
-from minitrans.audit.checks import NOTES, SHOWN, Audit, Check, counted, judged, listed, printable, skipped
+from minitrans.audit.checks import NOTES, SHOWN, Audit, Check, counted, judged, skipped
 from minitrans.audit.signoff import sign_off
 from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
@@ -284,10 +284,6 @@ def test_the_summary_names_what_was_not_checked_by_its_reason():
     assert "  SKIP  all           torch not installed (11 checks)" in found.lines()
 
 
-def test_names_are_listed():
-    assert [listed(names) for names in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
-
-
 def test_lines_are_aligned_and_short():
     audit = sample_audit(
         judged("First", "a", True, "1e-05", "at most 1e-04", ["layer 0..1: 1e-05 1e-06"]),
@@ -308,7 +304,6 @@ def test_lines_are_aligned_and_short():
 
 
 def test_nothing_that_steers_a_terminal_is_printed(folder):
-    assert printable("a\x1b[31m\x07\nb\u202e\ud800é") == "a\\x1b[31m\\x07\\nb\\u202e\\ud800é"
     tensors = random_models.write_tensors(random_models.find_spec("plain"))
     tensors["\x1b[2Jgone\x07"] = np.zeros(1, np.float32)
     random_models.write_weights(folder, tensors)
