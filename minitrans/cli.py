@@ -276,9 +276,12 @@ def info(model: str | None, as_json: bool) -> None:
     if as_json:
         options.say(json.dumps(details, indent=2))
         return
-    width = max(map(len, details))
-    shown = {key: printable("-" if value is None else str(value)) for key, value in details.items()}
-    shown["known models"] = ", ".join(known.name for known in hub.known_models())
+    rows: dict[str, Any] = {}
+    for key, value in details.items():
+        rows |= {f"{key}.{part}": each for part, each in value.items()} if key == "identity" else {key: value}
+    rows["known models"] = ", ".join(known.name for known in hub.known_models())
+    shown = {key: "-" if value is None else printable(str(value)) for key, value in rows.items()}
+    width = max(map(len, shown))
     options.print_all(f"{key.ljust(width)}  {value}" for key, value in shown.items())
 
 
