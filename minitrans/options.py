@@ -12,8 +12,9 @@ import click
 from minitrans.errors import InputError
 
 if TYPE_CHECKING:
+    from minitrans.calls import OnTruncation
     from minitrans.classifier import FewShotClassifier
-    from minitrans.model import OnTruncation, SentenceEncoder
+    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
