@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -146,6 +147,13 @@ def check_prompts(prompts: object, source: str) -> dict[str, str]:
     if not isinstance(prompts, Mapping) or not all(isinstance(x, str) for pair in prompts.items() for x in pair):
         raise InputError(f"{source}: prompts is {prompts!r:.100}, wanted name -> text")
     return dict(prompts)
+
+
+def check_options(options: Mapping[str, object], function: CodeType) -> None:
+    """InputTypeError for a name that is none of the options of a method, behind its first argument."""
+    known = function.co_varnames[2 : function.co_argcount + function.co_kwonlyargcount]
+    if unknown := [name for name in options if name not in known]:
+        raise InputTypeError(f"there is no argument {unknown[0]!r:.100}, wanted {', '.join(known)}")
 
 
 def sentence_settings(folder: Path) -> dict[str, Any]:

@@ -20,13 +20,14 @@ from minitrans.calls import (
     OnTruncation,
     Progress,
     as_texts,
+    check_options,
     check_prompts,
     output_array,
     sentence_settings,
 )
 from minitrans.config import check_choice, check_flag, check_int
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, InputTypeError, ModelError, NumericalError
+from minitrans.errors import InputError, ModelError, NumericalError
 from minitrans.identity import Identity, file_states, pooling_identity, prompts_identity, weights_identity
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
@@ -64,7 +65,8 @@ class SentenceEncoder:
     """A sentence encoder on the CPU, without torch: the part of ``SentenceTransformer`` that encodes.
 
     The embedding of a text is the same to the last bit whatever the other texts of the call, their order,
-    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, and in a forked child.
+    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, in a forked child, and in the
+    middle of another of its calls, as by a signal handler. A call goes by the settings that there are when it begins.
 
     Args:
         model_name_or_path: a model folder, a name on the hub, or None for the bundled int8 all-MiniLM-L6-v2, which
@@ -148,7 +150,8 @@ class SentenceEncoder:
         self.pruning = self._check_policy(policy)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
         self.prompts: dict[str, str] = settings.get("prompts", {}) | given
-        self.default_prompt_name = default_prompt_name or settings.get("default_prompt_name")
+        default = settings.get("default_prompt_name") if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name: str | None = default
         self._prompt(None, None)
         self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
 
@@ -179,7 +182,7 @@ class SentenceEncoder:
             weights=self._weights,
             tokenizer=self.tokenizer.sha256,
             pooling=pooling_identity(self.pooling, None if dimension == whole else dimension),
-            prompts=prompts_identity(self.prompts, self.default_prompt),
+            prompts=prompts_identity(self._checked_prompts(), self.default_prompt),
             precision="float32 from int8" if self._dequantized else self.precision,
         )
 
@@ -264,6 +267,9 @@ class SentenceEncoder:
     ) -> NDArray[Any] | list[NDArray[Any]]:
         """Embed one text or many.
 
+        The first seven arguments have the order, names and defaults of ``SentenceTransformer.encode``, of which the
+        first is called ``inputs`` in its later releases. The others go by name; it has more of them.
+
         Args:
             sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
             prompt_name: which of ``prompts`` to put before every text.
@@ -277,7 +283,8 @@ class SentenceEncoder:
             normalize_embeddings: scale every embedding to length 1.
             truncate_dim: keep only the first dimensions; None takes the encoder's own.
             convert_to_numpy: True; here so that calls written for sentence-transformers run.
-            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own.
+            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own. Texts
+                of other lengths than it was fitted on are counted in a PruningWarning.
             out: an array [B, H] of the right dtype to write into, for example a memmap.
 
         Returns:
@@ -461,24 +468,25 @@ class SentenceEncoder:
             return whole
         return min(check_int("truncate_dim", value), whole)
 
+    def _checked_prompts(self) -> dict[str, str]:
+        return check_prompts(self.prompts, "SentenceEncoder.prompts")
+
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
             return check_prompts({"prompt": prompt}, "encode")["prompt"]
         name = self.default_prompt_name if name is None else name
         if name is None:
             return ""
-        prompts = check_prompts(self.prompts, "SentenceEncoder.prompts")
+        prompts = self._checked_prompts()
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"prompt_name is {name!r:.100}, this model has {sorted(prompts) or 'no prompts'}")
         return prompts[name]
 
     def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        code = SentenceEncoder.encode.__code__
-        known = code.co_varnames[2 : code.co_argcount + code.co_kwonlyargcount]
-        if unknown := [name for name in options if name not in known]:
-            raise InputTypeError(f"there is no argument {unknown[0]!r:.100}, wanted {', '.join(known)}")
+        check_options(options, SentenceEncoder.encode.__code__)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            name = next((name for name in names if name in self.prompts), None)
+            prompts = self._checked_prompts()
+            name = next((name for name in names if name in prompts), None)
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options

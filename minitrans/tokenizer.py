@@ -238,7 +238,7 @@ def check_max_seq_length(value: object, least: int, config: EncoderConfig) -> in
     limit = as_int(value)
     if limit is None or not least <= limit <= config.max_position_embeddings:
         raise InputError(
-            f"max_seq_length is {value!r}, wanted an integer from {least} (one token and the special ones) to "
+            f"max_seq_length is {value!r:.100}, wanted an integer from {least} (one token and the special ones) to "
             f"{config.max_position_embeddings} (the positions of this model)"
         )
     return limit
