@@ -14,8 +14,9 @@ from minitrans.errors import InputError
 from minitrans.words import printable
 
 if TYPE_CHECKING:
+    from minitrans.calls import OnTruncation
     from minitrans.classifier import FewShotClassifier
-    from minitrans.model import OnTruncation, SentenceEncoder
+    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
