@@ -305,7 +305,7 @@ def test_lines_are_aligned_and_short():
 
 def test_nothing_that_steers_a_terminal_is_printed(folder):
     tensors = random_models.write_tensors(random_models.find_spec("plain"))
-    tensors["\x1b[2Jgone\x07"] = np.zeros(1, np.float32)
+    tensors["encoder.\x1b[2Jgone\x07"] = np.zeros(1, np.float32)
     random_models.write_weights(folder, tensors)
     audit = sign_off(folder)
     assert not audit.passed
