@@ -97,10 +97,12 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        if self._learned is None:
-            return self.fit(texts, labels)
         texts = text_list(texts)
         labels = label_array(labels, len(texts))
+        if self._learned is None:
+            encoder = _made(self.encoder)
+            if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
+                return self
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)
