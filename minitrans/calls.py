@@ -21,6 +21,7 @@ from minitrans.contents import check_keys, optional_file, read_json
 from minitrans.errors import (
     ConfigError,
     InputError,
+    InputTypeError,
     PruningWarning,
     TruncationError,
     TruncationWarning,

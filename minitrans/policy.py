@@ -392,15 +392,16 @@ class PruningPolicy:
     @classmethod
     def load(cls, path: str | Path) -> PruningPolicy:
         """Read a policy file, and the fitted arrays beside it. PolicyError if it is missing, broken or invalid."""
+        file = target_of(path)
 
         def read() -> PruningPolicy:
             try:
-                values = read_json(Path(path))
+                values = read_json(file)
             except ConfigError as error:
                 raise PolicyError(str(error)) from error
-            return cls.from_dict(values, str(path), arrays_of(Path(path), values))
+            return cls.from_dict(values, str(file), arrays_of(file, values))
 
-        return consistent(Path(path).parent, read)
+        return consistent(file.parent, read)
 
     @classmethod
     def named(cls, name: str) -> PruningPolicy:
