@@ -32,7 +32,7 @@ SENTENCE_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 # Read where they are, beside modules.json.
-_OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
+OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
 # Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
 TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
@@ -72,8 +72,8 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
         if file in TRANSFORMER_FILES or (file in _REFUSED_FILES and file.endswith(".json")):
             return True
         if f"{folder}/{WEIGHTS_FILE}".lstrip("/") in known:
-            return file == WEIGHTS_FILE or name in _OUTER_FILES
-        return file == INDEX_FILE or name in _OUTER_FILES or bool(_SHARD.fullmatch(file))
+            return file == WEIGHTS_FILE or name in OUTER_FILES
+        return file == INDEX_FILE or name in OUTER_FILES or bool(_SHARD.fullmatch(file))
 
     return sorted(name for name in known if is_needed(name))
 
