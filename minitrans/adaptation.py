@@ -336,7 +336,7 @@ def _provenance(search: Search, chosen: Outcome, limits: Limits, ratio: float) -
     mean, worst = chosen.bounds(limits.confidence)
     return {
         "made_by": f"minitrans {__version__} adapt",
-        "model": {"name": encoder.name_or_path, "sha256": encoder.model_sha256, "precision": encoder.precision},
+        "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
         "tasks": {task.name: task.digest for task in search.tasks},
         "shots": search.shots,

@@ -296,13 +296,8 @@ def _identity(encoder: SentenceEncoder) -> dict[str, Any]:
     """All of an encoder that an embedding depends on."""
     return {
         "minitrans": __version__,
-        "model": encoder.model_sha256,
-        "precision": encoder.precision,
+        "encoder": encoder.identity.sha256,
         "backend": encoder.backend,
-        "max_seq_length": encoder.max_seq_length,
-        "dimension": encoder.get_embedding_dimension(),
-        "pooling": [*encoder.pooling.modes, encoder.pooling.normalize],
-        "prompt": encoder.prompts.get(encoder.default_prompt_name or ""),
     }
 
 

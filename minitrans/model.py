@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +25,13 @@ from minitrans.calls import (
 )
 from minitrans.config import check_choice, check_int
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, NumericalError, PolicyError, TruncationError, TruncationWarning
+from minitrans.errors import InputError, ModelError, NumericalError, TruncationError, TruncationWarning
+from minitrans.identity import Identity, file_states, pooling_identity, prompts_identity, weights_identity
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
-from minitrans.policy import PruningPolicy
+from minitrans.policy import PruningPolicy, as_policy
 from minitrans.pooling import PoolingConfig, normalized, pool
 from minitrans.quantization import PRECISIONS, with_precision
-from minitrans.resources import sha256_of
 from minitrans.threads import in_order, resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
 from minitrans.vectors import (
@@ -132,15 +131,20 @@ class SentenceEncoder:
         name = hub.DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
         self.name_or_path = str(self.folder) if Path(name).is_dir() else name  # a path holds from any directory
         settings = sentence_settings(self.folder)
-        parameters = with_precision(load_parameters(self.folder), precision)
+        self._weight_files = file_states(weight_files(self.folder))
+        stored = load_parameters(self.folder)
+        parameters = with_precision(stored, precision)
         self.config = parameters.config
         self.precision = parameters.precision
-        self.fingerprint = parameters.fingerprint
+        self._dequantized = (stored.precision, parameters.precision) == ("int8", "float32")
         self.pooling = PoolingConfig.from_folder(self.folder, self.config.hidden_size)
         self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
         self.blocks = load_blocks(backend, parameters)
         self.backend = self.blocks.name
-        self.pruning = self._check_policy(pruning)
+        policy = as_policy(pruning)
+        if policy is not None and policy.fitted is not None:  # while the weights are at hand
+            self._weights = weights_identity(self.folder, stored)
+        self.pruning = self._check_policy(policy)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
         self.prompts: dict[str, str] = settings.get("prompts", {}) | given
         self.default_prompt_name = default_prompt_name or settings.get("default_prompt_name")
@@ -162,11 +166,28 @@ class SentenceEncoder:
 
     get_sentence_embedding_dimension = get_embedding_dimension  # the name in older sentence-transformers
 
+    @property
+    def identity(self) -> Identity:
+        """Which encoder this is: all that an embedding depends on, as it is now set.
+
+        ModelError if the weight files were changed since they were read: the first use reads them again.
+        """
+        dimension = self._dimension(None)
+        whole = self.config.hidden_size * len(self.pooling.modes)
+        return Identity(
+            weights=self._weights,
+            tokenizer=self.tokenizer.sha256,
+            pooling=pooling_identity(self.pooling, None if dimension == whole else dimension),
+            prompts=prompts_identity(self.prompts, self.default_prompt),
+            precision="float32 from int8" if self._dequantized else self.precision,
+        )
+
     @cached_property
-    def model_sha256(self) -> str:
-        """sha256 of the weight file, or of the digests of the shards one behind the other."""
-        digests = [sha256_of(file) for file in weight_files(self.folder)]
-        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    def _weights(self) -> str:
+        weights = weights_identity(self.folder, load_parameters(self.folder))
+        if file_states(weight_files(self.folder)) != self._weight_files:
+            raise ModelError(f"{self.folder}: its weights are not those that were read; make a new SentenceEncoder")
+        return weights
 
     @overload
     def encode(  # type: ignore[overload-overlap]
@@ -346,7 +367,7 @@ class SentenceEncoder:
         return {
             "model": self.name_or_path,
             "folder": str(self.folder),
-            "sha256": self.model_sha256,
+            "identity": self.identity.to_dict(),
             "backend": self.backend,
             **self.blocks.info(),
             "precision": self.precision,
@@ -374,12 +395,12 @@ class SentenceEncoder:
             about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
             done = []
             # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
-            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers):
+            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers) as blocks:
                 tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
                 truncated.extend(self._too_long(tokenized.lengths, place.start))
                 for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
                     batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
-                    encoded = forward(self.blocks, batch, call.policy)
+                    encoded = forward(blocks, batch, call.policy)
                     done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
             return done
 
@@ -418,13 +439,10 @@ class SentenceEncoder:
             )
 
     def _check_policy(self, policy: object) -> PruningPolicy | None:
-        if policy is None:
-            return None
-        if isinstance(policy, str):
-            policy = PruningPolicy.named(policy)
-        if not isinstance(policy, PruningPolicy):
-            raise PolicyError(f"pruning is {policy!r}, wanted a PruningPolicy, the name of one, or None")
-        policy.check_fits(self.config, self.pooling.modes, self.fingerprint)
+        policy = as_policy(policy)
+        if policy is not None:
+            weights = None if policy.fitted is None else self._weights
+            policy.check_fits(self.config, self.pooling.modes, weights)
         return policy
 
     def _dimension(self, truncate_dim: int | None) -> int:

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from minitrans.config import EncoderConfig, PoolingMode, as_int, as_number, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
 from minitrans.parameters import Linear
-from minitrans.resources import atomic_file, bundled
+from minitrans.policy_files import arrays_in_use, arrays_of, arrays_path, remove_old_arrays
+from minitrans.resources import bundled, consistent, locked, make_folder, reporting, target_of, write_file
 
 Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
@@ -37,7 +38,7 @@ class Fitted:
     """What `minitrans adapt` fits for one model: linear maps of a token's hidden state after a layer's attention block.
 
     Args:
-        model: fingerprint of the model they were fitted for (Parameters.fingerprint).
+        model: `Identity.weights` of the model they were fitted for.
         scorers: layer -> map [1, H] to the logarithm of what the embedding would lose with the token (adaptation.py).
         restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
 
@@ -102,10 +103,9 @@ class Fitted:
     def __reduce__(self) -> tuple[Any, ...]:
         return Fitted, (self.model, self.scorers, self.restore)
 
-    def save(self, path: Path) -> None:
-        """Write the arrays as safetensors, whole or not at all."""
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(self._bytes)
+    def save(self, path: Path, like: Path | None = None) -> None:
+        """Write the arrays as safetensors, whole or not at all, with the permissions of ``like``."""
+        write_file(path, self._bytes, like)
 
     @classmethod
     def load(cls, path: Path, model: str, sha256: str) -> Fitted:
@@ -262,7 +262,7 @@ class PruningPolicy:
         Args:
             config: its sizes.
             pooling: its poolings.
-            model: its fingerprint; None checks only the widths of fitted arrays.
+            model: its `Identity.weights`; None checks only the widths of fitted arrays.
 
         Raises:
             PolicyError: a layer that the model does not have, the pooled token itself could be dropped, or the policy
@@ -294,7 +294,7 @@ class PruningPolicy:
             )
         if model is not None and model != self.fitted.model:
             raise PolicyError(
-                f"pruning policy: it was fitted for a model with the fingerprint {self.fitted.model[:12]}, this one "
+                f"pruning policy: it was fitted for a model with the weights {self.fitted.model[:12]}, this one "
                 f"has {model[:12]}; fit one for it with `minitrans adapt`"
             )
 
@@ -356,27 +356,44 @@ class PruningPolicy:
             raise PolicyError(f"{source}: {str(error).removeprefix('pruning policy: ')}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the policy as JSON, and its fitted arrays, if any, as safetensors beside it: policy.safetensors.
+        """Write the policy as JSON, and its fitted arrays, if any, beside it: policy-<digest>.safetensors.
 
-        Each file is written whole or not at all. If one of the two were missed, their digests would tell.
+        The arrays come first, under a name of their own, so that the one rename of the JSON file changes both: whoever
+        reads, or goes on after this process was killed, has the old policy or the new one. Then the old arrays go.
+
+        Raises:
+            PolicyError: the path is that of a file of arrays.
+            InputTypeError, InputError, WriteError: see `minitrans.resources.atomic_file`.
         """
-        path = Path(path)
-        if arrays_of(path) == path:
+        path = target_of(path)
+        if path.suffix == ".safetensors":
             raise PolicyError(f"{path} is the name of a file of arrays, wanted another ending, such as .json")
-        if self.fitted is not None:
-            arrays_of(path).parent.mkdir(parents=True, exist_ok=True)
-            self.fitted.save(arrays_of(path))
-        with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        data = (json.dumps(self.to_dict(), indent=2) + "\n").encode()
+        with reporting(path):
+            make_folder(path.parent)
+        with locked(path.parent) as held:
+            before = arrays_in_use(path)
+            try:
+                if self.fitted is not None:
+                    self.fitted.save(arrays_path(path, self.fitted.sha256), like=path)
+                write_file(path, data)
+                if self.fitted is not None and not arrays_path(path, self.fitted.sha256).exists():
+                    self.fitted.save(arrays_path(path, self.fitted.sha256), like=path)  # see remove_unnamed
+            finally:
+                remove_old_arrays(path, before, held)
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPolicy:
         """Read a policy file, and the fitted arrays beside it. PolicyError if it is missing, broken or invalid."""
-        try:
-            values = read_json(Path(path))
-        except ConfigError as error:
-            raise PolicyError(str(error)) from error
-        return cls.from_dict(values, str(path), arrays_of(Path(path)))
+
+        def read() -> PruningPolicy:
+            try:
+                values = read_json(Path(path))
+            except ConfigError as error:
+                raise PolicyError(str(error)) from error
+            return cls.from_dict(values, str(path), arrays_of(Path(path), values))
+
+        return consistent(Path(path).parent, read)
 
     @classmethod
     def named(cls, name: str) -> PruningPolicy:
@@ -409,6 +426,15 @@ def shipped_policies() -> tuple[str, ...]:
         return ()
 
 
+def as_policy(pruning: object) -> PruningPolicy | None:
+    """A policy, or the one of a name. PolicyError for anything else."""
+    if isinstance(pruning, str):
+        pruning = PruningPolicy.named(pruning)
+    if not isinstance(pruning, PruningPolicy | None):
+        raise PolicyError(f"pruning is {pruning!r}, wanted a PruningPolicy, the name of one, or None")
+    return pruning
+
+
 # A call of `encode` may name its policy: what was read once is not read again.
 
 
@@ -420,11 +446,6 @@ def _shipped_names(folder: Path) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _read_shipped(path: Path) -> PruningPolicy:
     return PruningPolicy.load(path)
-
-
-def arrays_of(path: Path) -> Path:
-    """The file of the fitted arrays of a policy file."""
-    return path.with_suffix(".safetensors")
 
 
 def _is_quantile(value: object) -> bool:

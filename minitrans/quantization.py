@@ -40,7 +40,7 @@ from minitrans.parameters import (
     Parameters,
     named_arrays,
 )
-from minitrans.resources import atomic_folder, sha256_of
+from minitrans.resources import atomic_folder, sha256_of, target_of
 from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
 
 PRECISIONS = ("auto", "float32", "int8")
@@ -170,15 +170,17 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
     Raises:
         InputError: the destination exists, or the source is int8 already.
         ModelError: the source is not a usable model folder.
+        WriteError: the destination cannot be written.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(source), target_of(destination)
     if os.path.lexists(destination):
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
     parameters = load_parameters(source)
     if parameters.precision == "int8":
         raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
     quantized = with_precision(parameters, "int8")
-    with atomic_folder(destination) as folder:
+    size = sum(array.nbytes for array in named_arrays(quantized).values())
+    with atomic_folder(destination, size=size) as folder:
         # The tokenizer of an older WordPiece model is its vocabulary.
         for name in _COPIED if (source / "tokenizer.json").exists() else (*_COPIED, "vocab.txt"):
             _copy(source, folder, name)
@@ -199,7 +201,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
             folder / "provenance.json",
             {
                 "made_by": "minitrans quantize",
-                "from": {**_origin(made_from), "weights_sha256": made_from},
+                "weights": quantized.sha256,
+                "from": {**_origin(made_from), "weights": parameters.sha256, "weights_sha256": made_from},
                 "what": "int8 per output channel and per embedding row; layer norms, biases and scales float32",
             },
         )

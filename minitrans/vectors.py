@@ -74,8 +74,10 @@ def check_output(path: str | Path) -> None:
 def save_vectors(path: str | Path, texts: Sequence[str], vectors: Vectors) -> None:
     """Write embeddings [B, H] to .npy, or texts and embeddings to .jsonl; whole or not at all."""
     check_output(path)
-    with atomic_file(path) as temporary, temporary.open("wb") as file:
-        if Path(path).suffix == ".npy":
+    npy = Path(path).suffix == ".npy"
+    # "w+b": to a file that is open for writing alone NumPy writes past Python, and a full disk has no number then.
+    with atomic_file(path, size=vectors.nbytes + 128 if npy else None) as temporary, temporary.open("w+b") as file:
+        if npy:
             np.save(file, vectors, allow_pickle=False)
         else:
             file.writelines(line.encode() + b"\n" for line in as_lines(texts, vectors, as_json=True))

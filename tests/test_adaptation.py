@@ -181,7 +181,7 @@ def test_the_saved_policy(encoder, clock, tmp_path):
     time_ratio = next(each.time_ratio for each in found.timings if each.name == str(recipe))
     assert loaded.provenance == {
         "made_by": f"minitrans {__version__} adapt",
-        "model": {"name": encoder.name_or_path, "sha256": encoder.model_sha256, "precision": "float32"},
+        "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
         "tasks": {task.name: task.digest for task in TASKS},
         "shots": [1, 2],
@@ -349,7 +349,7 @@ def test_shallow_models(random_folder, clock, name, layers):
     )
     assert sorted(each.name for each in found.timings if each.kind == "layers") == layers
     assert found.policy is not None
-    found.policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+    found.policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
 
 
 def test_the_grid_of_a_single_layer(random_folder, clock, monkeypatch):
@@ -369,7 +369,7 @@ def test_every_policy_that_is_tried_runs_on_the_model(tmp_path, clock, monkeypat
     found = run(encoder, recipes=None, shots=(1,), seeds=(0,))
     search = Search(encoder, TASKS, (1,), (0,), (), 40, 100, None, False)
     for each in found.outcomes:
-        search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+        search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
     assert encoder.encode("where is my new card please", pruning=found.policy).shape == (32,)
     assert {each.recipe.score for each in found.outcomes} == {"attention", "learned"}
 

@@ -213,7 +213,7 @@ def test_predict_of_nothing_prints_nothing(run, careful):
         (("--reject", "--keep", "0"), "keep is 0.0; wanted a share above 0"),
         (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
         (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
-        (("--out-of-scope", os.devnull), "out_of_scope has 0 texts; wanted at least one"),
+        (("--out-of-scope", os.devnull), "holds no text, wanted at least one"),
     ],
 )
 def test_a_rejection_that_cannot_be_calibrated_writes_nothing(run, tmp_path, arguments, message):
@@ -340,7 +340,7 @@ def test_info_names_model_backend_and_threads(run):
     assert details["backend"] == SentenceEncoder().backend
     plain = run("info")[1]
     assert "sentence-transformers/all-MiniLM-L12-v2" in plain
-    assert details["sha256"] in plain
+    assert details["identity"]["sha256"] in plain
 
 
 def test_pull_prints_the_folder(run, monkeypatch, tmp_path):

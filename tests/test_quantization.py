@@ -17,6 +17,7 @@ from minitrans.backends.reference import EXACT, Int8Product, prepare
 from minitrans.errors import InputError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.parameters import Int8Linear, Linear, layer_prefix
 from minitrans.quantization import TINY, quantize_activations, quantize_rows, with_precision
+from minitrans.resources import sha256_of
 from minitrans.weights import load_parameters
 
 SPEC = find_spec("plain")
@@ -322,7 +323,11 @@ def test_the_same_folder_gives_the_same_bytes(folder, tmp_path):
 
 def test_where_a_folder_came_from(folder, tmp_path):
     provenance = json.loads((quantize_folder(str(folder), str(tmp_path / "int8")) / "provenance.json").read_text())
-    assert provenance["from"] == {"weights_sha256": {"model.safetensors": SentenceEncoder(folder).model_sha256}}
+    assert provenance["weights"] == load_parameters(tmp_path / "int8").sha256
+    assert provenance["from"] == {
+        "weights": load_parameters(folder).sha256,
+        "weights_sha256": {"model.safetensors": sha256_of(folder / "model.safetensors")},
+    }
     config = json.loads((tmp_path / "int8" / "config.json").read_text())
     stored = config.pop("quantization_config")
     assert (stored["quant_method"], stored["version"]) == ("minitrans-int8", 1)

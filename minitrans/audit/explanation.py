@@ -303,14 +303,14 @@ def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:
     label = classifier.predict_embeddings(rows)[0].item()
     cosines = normalized(classifier.embeddings_) @ normalized(rows)[0]  # [N]
     near = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
-    texts = classifier.texts_
+    texts, labels = classifier.texts_, classifier.classes_[classifier.codes_[near]]
     return Prediction(
         label=label,
         rejected=classifier.rejection_ is not None and label == classifier.rejection_.abstention,
         probabilities=[(classifier.classes_[k].item(), float(probabilities[k])) for k in best],
         nearest=[
-            Neighbour(None if texts is None else texts[i], classifier.labels_[i].item(), float(cosines[i]))
-            for i in near.tolist()
+            Neighbour(None if texts is None else texts[i], near_label.item(), float(cosines[i]))
+            for i, near_label in zip(near.tolist(), labels, strict=True)
         ],
     )
 
