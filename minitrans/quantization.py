@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import check_choice
-from minitrans.contents import OUTER_FILES, TRANSFORMER_SETTINGS, ModelFolder, model_file, read_json
-from minitrans.errors import InputError, ModelNotFoundError
-from minitrans.manifest import load_manifest
+from minitrans.contents import ModelFolder, model_file, read_json
+from minitrans.errors import InputError
+from minitrans.manifest import files_read, load_manifest
 from minitrans.parameters import (
     AnyEmbedding,
     AnyLinear,
@@ -42,7 +42,7 @@ from minitrans.parameters import (
     named_arrays,
 )
 from minitrans.resources import atomic_folder, sha256_of, target_of
-from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
+from minitrans.weights import INDEX_FILE, INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
 
 PRECISIONS = ("auto", "float32", "int8")
 
@@ -172,12 +172,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
     quantized = with_precision(parameters, "int8")
     size = sum(array.nbytes for array in named_arrays(quantized).values())
     with atomic_folder(destination, size=size) as folder:
-        # The tokenizer of an older WordPiece model is its vocabulary.
-        tokenizer = "tokenizer.json" if there.has("tokenizer.json") else "vocab.txt"
-        for name in (*OUTER_FILES, *map(there.name, (tokenizer, *TRANSFORMER_SETTINGS))):
+        for name in _to_copy(there):
             _copy(source, folder, name)
-        for file in sorted([*source.glob("LICENSE*"), *source.glob("NOTICE*"), *source.glob("*/config.json")]):
-            _copy(source, folder, file.relative_to(source).as_posix())
         config = read_json(there.file("config.json"))
         config["quantization_config"] = {
             "quant_method": INT8_FORMAT,
@@ -209,13 +205,18 @@ def _origin(digests: dict[str, str]) -> dict[str, str]:
     return {}
 
 
+def _to_copy(there: ModelFolder) -> list[str]:
+    """All that an encoder reads but the weights, and the licences."""
+    names = {name for name in files_read(there.path) if not name.endswith((".safetensors", INDEX_FILE))}
+    if there.has("tokenizer.json"):
+        names.discard(there.name("vocab.txt"))  # not read then
+    licences = [*there.path.glob("LICENSE*"), *there.path.glob("NOTICE*")]
+    return sorted(names | {file.name for file in licences if file.is_file()})
+
+
 def _copy(source: Path, folder: Path, name: str) -> None:
-    try:
-        file = model_file(source, name)
-    except ModelNotFoundError:
-        return
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, folder / name)
+    shutil.copyfile(model_file(source, name), folder / name)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ PACKAGE = Path(minitrans.__file__).parent
 # Each module imports only what stands before it. A new module has to find its place here.
 ORDER = [
     "errors",
+    "words",
     "contents",
     "resources",
     "manifest",
@@ -61,6 +62,7 @@ ORDER = [
     "encoder",
     "threads",
     "vectors",
+    "columns",
     "calls",
     "model",
     "logistic",
@@ -73,6 +75,7 @@ ORDER = [
     "classifier",
     "detection",
     "hub_datasets",
+    "textfiles",
     "datasets",
     "tables",
     "candidates",

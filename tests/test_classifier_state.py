@@ -100,6 +100,13 @@ def test_two_partial_fits_at_once_lose_nothing(encoder):
     assert classifier.predict([*TEXTS, *OTHER]).tolist() == [*LABELS, *OTHER_LABELS]
 
 
+def test_the_first_partial_fits_at_once_lose_nothing(encoder):
+    classifier = FewShotClassifier(encoder)
+    encoder.action = lambda: classifier.partial_fit(OTHER[:3], OTHER_LABELS[:3])
+    classifier.partial_fit(OTHER[3:], OTHER_LABELS[3:])
+    assert classifier.texts_ == OTHER
+
+
 def test_a_fit_during_a_partial_fit_counts(encoder):
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
     encoder.action = lambda: classifier.fit(OTHER[:3], OTHER_LABELS[:3])
@@ -248,6 +255,14 @@ def test_a_model_that_was_changed_is_another(beside, model, change, part, given)
     encoder = {"nothing": None, "encoder": SentenceEncoder(model, threads=1), "path": model}[given]
     with pytest.raises(ClassifierError, match=f"has another {part}; wanted the encoder .* of fit"):
         FewShotClassifier.load(beside, encoder)
+
+
+def test_a_folder_that_shadows_a_name_is_not_the_model(tmp_path, monkeypatch):
+    """A model of the hub stays that, whatever lies in the working folder at the time of a save."""
+    (tmp_path / "hash").mkdir()
+    monkeypatch.chdir(tmp_path)
+    FewShotClassifier(HashEncoder()).fit(TEXTS, LABELS).save("intents")
+    assert "path" not in json.loads((tmp_path / "intents" / "classifier.json").read_text())["encoder"]
 
 
 def test_an_encoder_of_no_identity_is_taken(beside):

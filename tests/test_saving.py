@@ -340,6 +340,15 @@ def test_odd_places(tmp_path, case, make):
         assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("load", [FewShotClassifier.load, PruningPolicy.load])
+@pytest.mark.parametrize("case", ["NUL", "empty", "surrogate", "number", "below a file", "circle", "long"])
+def test_odd_places_to_load_from(tmp_path, case, load):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(MinitransError):
+        load(ODD[case][0](tmp_path))
+
+
 @posix
 @pytest.mark.parametrize("make", [ONE.save, PruningPolicy().save, lambda path: save_text(path, "a")])
 def test_a_deleted_working_folder(tmp_path, monkeypatch, make):

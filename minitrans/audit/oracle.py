@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.audit.checks import PEER, Check, counted, judged, listed
+from minitrans.audit.checks import PEER, Check, counted, judged
 from minitrans.audit.comparison import (
     BARS,
     Sample,
@@ -45,6 +45,7 @@ from minitrans.parameters import Float32, Parameters, named_arrays
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import rank, select
+from minitrans.words import listed
 
 BLIND = ("random", "first")  # scores that look at no number
 REMEDY = 'pip install "minitrans[transformers]"'
