@@ -186,6 +186,11 @@ class SentenceEncoder:
             precision="float32 from int8" if self._dequantized else self.precision,
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
+        return self._weights
+
     @cached_property
     def _weights(self) -> str:
         weights = weights_identity(self.folder, load_parameters(self.folder))
