@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from minitrans import words
 from minitrans.config import check_choice
 from minitrans.errors import InputError, one_of
-from minitrans.resources import atomic_file
+from minitrans.resources import write_file
 
 Style = Literal["text", "markdown", "csv", "json"]
 STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}
@@ -57,12 +58,9 @@ def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: 
     right = [any(isinstance(row.get(column.key), int | float) for row in rows) for column in columns]
     if style == "markdown":
         cells = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line] for line in cells]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    widths = [max(3, *(words.columns(line[i]) for line in cells)) for i in range(len(columns))]
     lines = [
-        [
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(line, widths, right, strict=True)
-        ]
+        [words.padded(cell, width, right=numeric) for cell, width, numeric in zip(line, widths, right, strict=True)]
         for line in cells
     ]
     if style == "markdown":
@@ -81,8 +79,7 @@ def check_table_file(path: str | os.PathLike[str]) -> Style:
 
 def save_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as UTF-8, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(text.encode())
+    write_file(path, text.encode())
 
 
 def save_table(path: str | os.PathLike[str], columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -98,4 +95,4 @@ def _shown(column: Column, row: Mapping[str, Any]) -> str:
     spread = None if column.spread is None else row.get(column.spread)
     if spread is not None:
         text += f" ± {format(spread, column.form.replace('+', ''))}"
-    return " ".join(text.split())  # a line end in a name would break the table
+    return words.printable(" ".join(text.split()))  # a line end in a name would break the table

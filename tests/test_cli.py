@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -365,6 +366,27 @@ def test_fit_can_forget_the_texts(run, tmp_path):
     assert "(saved without" not in run("explain", QUESTION, "--classifier", tmp_path / "forgotten", "--no-timing")[1]
 
 
+def test_fit_says_that_it_replaces_a_classifier(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    assert "will be replaced" not in run("fit", tmp_path / "train.csv", tmp_path / "c")[2]
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "c")
+    assert (code, out) == (0, "")
+    assert f"{tmp_path / 'c'}: holds a classifier, which will be replaced\n" in err
+
+
+def test_predict_with_a_model_that_was_moved(run, tmp_path, plain):
+    model = shutil.copytree(plain, tmp_path / "model")
+    (tmp_path / "train.csv").write_text(TRAIN)
+    assert run("fit", tmp_path / "train.csv", tmp_path / "c", "--model", model)[0] == 0
+    wanted = run("predict", tmp_path / "c", QUESTION)
+    model = model.rename(tmp_path / "moved")
+    code, _, err = run("predict", tmp_path / "c", QUESTION)
+    assert (code, "`minitrans predict --model MODEL`" in err) == (2, True)
+    assert run("predict", tmp_path / "c", QUESTION, "--model", model) == wanted
+    code, _, err = run("predict", tmp_path / "c", QUESTION, "--model", "all-MiniLM-L6-v2", "--local-files-only")
+    assert (code, "Traceback" in err) == (2, False)
+
+
 def test_quantize_writes_a_model_that_embeds(run, tmp_path):
     from random_models import find_spec, write_model
 
@@ -384,7 +406,7 @@ def test_info_names_model_backend_and_threads(run):
     assert details["backend"] == SentenceEncoder().backend
     plain = run("info")[1]
     assert "sentence-transformers/all-MiniLM-L12-v2" in plain
-    assert details["sha256"] in plain
+    assert details["identity"]["sha256"] in plain
 
 
 def test_pull_prints_the_folder(run, monkeypatch, tmp_path):
