@@ -85,7 +85,7 @@ class FewShotClassifier(LearnedAttributes):
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts)
         encoder = _made(self.encoder)
         return self._set(self._learn(encoder, encoded(encoder, texts), labels, None, texts))
 
@@ -98,14 +98,18 @@ class FewShotClassifier(LearnedAttributes):
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
-        if self._learned is None:
+        known = self._learned
+        seen = None if known is None else (known.texts, known.head.labels)
+        labels = label_array(labels, len(texts), texts, seen)
+        if known is None:
             encoder = _made(self.encoder)
             if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
                 return self
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)
+            if known is None or state.head is not known.head:  # another thread was quicker
+                label_array(labels, len(texts), texts, (state.texts, state.head.labels))
             rows = np.vstack([state.head.embeddings, state.head.rows(_encoded(state, texts))])  # [N, H]
             all_texts = None if state.texts is None else [*state.texts, *texts]
             return self._learn(state.encoder, rows, labels, None, all_texts, state.head)

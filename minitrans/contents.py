@@ -98,7 +98,8 @@ class _Keys:
     harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
-def _words(*lines: str) -> frozenset[str]:
+def words(*lines: str) -> frozenset[str]:
+    """The words of some lines."""
     return frozenset(" ".join(lines).split())
 
 
@@ -108,10 +109,10 @@ _ARGUMENTS = "arguments for transformers are not supported; write what they say 
 _CODE = "code of the model's own is not run; there is no way to use this model here"
 
 _KEYS: dict[str, _Keys] = {
-    "modules.json": _Keys(_words("type path name"), _words("idx kwargs")),
+    "modules.json": _Keys(words("type path name"), words("idx kwargs")),
     "sentence_bert_config.json": _Keys(
-        _words("max_seq_length do_lower_case"),
-        _words("unpad_inputs"),
+        words("max_seq_length do_lower_case"),
+        words("unpad_inputs"),
         {
             **dict.fromkeys(("query_length", "document_length"), _LIMITS.format(limit="max_seq_length")),
             "query_expansion": "expanded queries are those of multi-vector models, which are not supported",
@@ -133,23 +134,23 @@ _KEYS: dict[str, _Keys] = {
         },
     ),
     "Pooling": _Keys(
-        _words(
+        words(
             "embedding_dimension word_embedding_dimension pooling_mode include_prompt",
             "pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens",
             "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
         )
     ),
     "Normalize": _Keys(
-        _words(),
+        words(),
         refused=dict.fromkeys(
             ("module_input_name", "module_output_name"), "wanted 'sentence_embedding', the vector of the whole text"
         ),
         harmless=dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding",)),
     ),
-    "Dropout": _Keys(_words(), _words("dropout")),
+    "Dropout": _Keys(words(), words("dropout")),
     "config_sentence_transformers.json": _Keys(
-        _words("prompts default_prompt_name similarity_fn_name truncate_dim"),
-        _words("__version__ requirements"),
+        words("prompts default_prompt_name similarity_fn_name truncate_dim"),
+        words("__version__ requirements"),
         {
             "model_type": "wanted 'SentenceTransformer': one vector per text; other kinds of models are not supported",
             "activation_fn": "the activation of a cross-encoder, which is not supported",
@@ -158,12 +159,12 @@ _KEYS: dict[str, _Keys] = {
         {"model_type": ("SentenceTransformer",)},
     ),
     "tokenizer_config.json": _Keys(
-        _words(
+        words(
             "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens",
             "do_lower_case strip_accents tokenize_chinese_chars tokenizer_class",
             "model_max_length max_len truncation_side",
         ),
-        _words(
+        words(
             # names and notes
             "name_or_path _name_or_path special_tokens_map_file tokenizer_file vocab_file full_tokenizer_file backend",
             "is_local local_files_only files_loaded init_inputs verbose slow_tokenizer_class use_fast from_slow legacy",
@@ -194,11 +195,16 @@ _KEYS: dict[str, _Keys] = {
         },
     ),
     "special_tokens_map.json": _Keys(
-        _words("additional_special_tokens extra_special_tokens model_specific_special_tokens")
+        words("additional_special_tokens extra_special_tokens model_specific_special_tokens")
     ),
 }
 _KEYS |= dict.fromkeys(SENTENCE_CONFIGS, _KEYS["sentence_bert_config.json"])
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def is_token_key(key: str) -> bool:
+    """Whether a key of a tokenizer's settings names a special token: "cls_token", or a model's own "user_token"."""
+    return key.endswith("_token") and not key.startswith("add_")
 
 
 def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
@@ -215,7 +221,7 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
     keys = _KEYS[kind]
     for key, value in values.items():
         known = key in keys.understood or key in keys.irrelevant
-        if known or (kind in _TOKEN_FILES and key.endswith("_token")):
+        if known or (kind in _TOKEN_FILES and is_token_key(key)):
             continue
         if any(type(value) is type(each) and value == each for each in (*_NOTHING, *keys.harmless.get(key, ()))):
             continue

@@ -106,6 +106,10 @@ class TruncationWarning(UserWarning):
     """Some texts of a call were longer than ``max_seq_length`` and lost their end."""
 
 
+class DataWarning(UserWarning):
+    """Texts or labels that can be used, but may not be what was meant."""
+
+
 def one_of(choices: Iterable[object]) -> str:
     """The choices for a message: "'a', 'b' or 'c'"."""
     *first, last = map(repr, choices)

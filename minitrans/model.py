@@ -182,11 +182,6 @@ class SentenceEncoder:
             precision="float32 from int8" if self._dequantized else self.precision,
         )
 
-    @property
-    def model_sha256(self) -> str:
-        """`Identity.sha256`, under the name that a saved classifier knows."""
-        return self.identity.sha256
-
     @cached_property
     def _weights(self) -> str:
         weights = weights_identity(self.folder, load_parameters(self.folder))
@@ -400,12 +395,12 @@ class SentenceEncoder:
             about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
             done = []
             # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
-            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers):
+            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers) as blocks:
                 tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
                 truncated.extend(self._too_long(tokenized.lengths, place.start))
                 for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
                     batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
-                    encoded = forward(self.blocks, batch, call.policy)
+                    encoded = forward(blocks, batch, call.policy)
                     done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
             return done
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
+from minitrans.backends import Blocks
 from minitrans.calls import Progress
 from minitrans.candidates import Recipe
 from minitrans.costs import WorkCounter
@@ -224,8 +225,8 @@ class Search:
     def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
 
-        def work(batch: PackedBatch) -> Start:
-            recorder = Recorder(self.encoder.blocks, (layer,), want, num_layers=layer + 1)
+        def work(blocks: Blocks, batch: PackedBatch) -> Start:
+            recorder = Recorder(blocks, (layer,), want, num_layers=layer + 1)
             forward(recorder, batch)
             return recorder.starts[layer]
 
@@ -237,12 +238,12 @@ class Search:
         """Embeddings [B, H], share of the tokens kept, and the work per text."""
         by_batch = {id(batch): start for batch, start in zip(trial.packed(self.encoder), states, strict=True)}
 
-        def work(batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
+        def work(blocks: Blocks, batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
             start = by_batch[id(batch)]
             if not policy.score.startswith("attention"):
                 start = replace(start, scores=None)
             counter = WorkCounter(policy, start.layer)
-            encoded = forward(self.encoder.blocks, batch, policy, counter, start)
+            encoded = forward(blocks, batch, policy, counter, start)
             return pool_encoded(encoded, self.encoder.pooling), len(encoded.rows), counter.work
 
         parts = list(on_threads(self.encoder, work, trial.packed(self.encoder)))
@@ -292,9 +293,9 @@ class Search:
     def count(self, texts: Sequence[str], policy: PruningPolicy | None) -> NDArray[np.float64]:
         """The work [kinds] of embedding the texts."""
 
-        def work(batch: PackedBatch) -> NDArray[np.float64]:
+        def work(blocks: Blocks, batch: PackedBatch) -> NDArray[np.float64]:
             counter = WorkCounter(policy)
-            forward(self.encoder.blocks, batch, policy, counter)
+            forward(blocks, batch, policy, counter)
             return counter.work
 
         packed = [batch for _, batch in batches(self.encoder, prompted(self.encoder, texts))]

@@ -16,10 +16,12 @@ PACKAGE = Path(minitrans.__file__).parent
 # Each module imports only what stands before it. A new module has to find its place here.
 ORDER = [
     "errors",
+    "words",
     "contents",
     "resources",
     "manifest",
     "mirror",
+    "download",
     "hub",
     "config",
     "parameters",
@@ -27,6 +29,8 @@ ORDER = [
     "policy",
     "weights",
     "quantization",
+    "tokenizer_program",
+    "tokenizer_file",
     "tokenizer",
     "packing",
     "pruning",
@@ -58,6 +62,7 @@ ORDER = [
     "encoder",
     "threads",
     "vectors",
+    "columns",
     "calls",
     "model",
     "logistic",
@@ -70,6 +75,7 @@ ORDER = [
     "classifier",
     "detection",
     "hub_datasets",
+    "textfiles",
     "datasets",
     "tables",
     "candidates",
@@ -98,6 +104,7 @@ ORDER = [
     "audit.comparison",
     "audit.invariance",
     "audit.oracle",
+    "audit.sentence_oracle",
     "audit.signoff",
     "options",
     "study_commands",
@@ -120,7 +127,7 @@ PUBLIC = [
 DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click", "threadpoolctl", "tqdm", "tomli"}
 COMPILERS = {"numba", "llvmlite"}
 DRAWING = {"matplotlib"}  # extra "report"
-ORACLE = {"torch", "transformers"}  # extra "transformers"
+ORACLE = {"torch", "transformers", "sentence_transformers"}  # extra "transformers"
 COMPILED = {
     f"kernels.{name}"
     for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "pruning", "run", "build")
@@ -208,7 +215,7 @@ def test_third_party_imports_are_declared(name):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("__sklearn_"):
             modules -= Counter(imports(node))
     roots = {module.partition(".")[0] for module in modules}
-    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE}
+    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE, "audit.sentence_oracle": ORACLE}
     allowed = COMPILERS if name in COMPILED else extras.get(name, set())
     assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, *allowed, "minitrans"}
 

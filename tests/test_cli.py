@@ -214,7 +214,7 @@ def test_predict_of_nothing_prints_nothing(run, careful):
         (("--reject", "--keep", "0"), "keep is 0.0; wanted a share above 0"),
         (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
         (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
-        (("--out-of-scope", os.devnull), "out_of_scope has 0 texts; wanted at least one"),
+        (("--out-of-scope", os.devnull), "holds no text, wanted at least one"),
     ],
 )
 def test_a_rejection_that_cannot_be_calibrated_writes_nothing(run, tmp_path, arguments, message):

@@ -186,7 +186,7 @@ def test_batches_hold_every_text_once(encoder):
 
 def test_results_come_in_order(encoder):
     packed = [batch for _, batch in batches(encoder, TEXTS * 3)] * 4
-    assert list(on_threads(encoder, lambda batch: batch.ids.sum(), packed)) == [batch.ids.sum() for batch in packed]
+    assert list(on_threads(encoder, lambda _, batch: batch.ids.sum(), packed)) == [batch.ids.sum() for batch in packed]
 
 
 def test_a_recorder_changes_nothing_and_keeps_what_leaves_the_attention_block(encoder):

@@ -177,6 +177,6 @@ def trace_text(
 ) -> TracedText:
     """`trace` of one text that is tokenised already."""
     seen = Trace(reference, policy, keep_attention)
-    with encoder.blocks.session(), np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), 0):
-        encoded = forward(encoder.blocks, batch, policy, observer=seen)
+    with encoder.blocks.session(), np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), 0) as blocks:
+        encoded = forward(blocks, batch, policy, observer=seen)
     return TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0])

@@ -31,8 +31,11 @@ class Blocks(Protocol):
         """Entered around the work of a call; may overlap with others."""
         ...
 
-    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
-        """Entered by a thread around the blocks of a batch, or of some, one after the other.
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[Blocks]:
+        """Entered around the blocks of a batch, or of some, one after the other. Gives the blocks to use meanwhile.
+
+        They hold memory of their own, and are for whoever entered: whatever else encodes at the same time, in another
+        thread or in the middle of a block (a signal handler), has others.
 
         Args:
             rows: T of the batch, or about as many.
