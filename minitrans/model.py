@@ -33,7 +33,7 @@ from minitrans.identity import Identity, file_states, pooling_identity, prompts_
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy, as_policy
-from minitrans.pooling import PoolingConfig, normalized, pool
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.quantization import PRECISIONS, with_precision
 from minitrans.threads import in_order, resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
@@ -497,11 +497,3 @@ class SentenceEncoder:
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options
-
-
-def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
-    """The embeddings [B, H * modes] of what is left of a batch."""
-    restored = None
-    if encoded.restored is not None:
-        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
-    return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)

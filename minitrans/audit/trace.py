@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder import Encoded, forward
-from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.model import SentenceEncoder
 from minitrans.packing import PackedBatch, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
+from minitrans.pooling import pool_encoded
 from minitrans.pruning import Selection
 from minitrans.quantization import with_precision
 from minitrans.weights import load_parameters
