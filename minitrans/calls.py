@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from minitrans.columns import plain, str_items
 from minitrans.config import check_choice, check_int
 from minitrans.contents import check_keys, optional_file, read_json
 from minitrans.errors import (
@@ -177,17 +178,8 @@ def sentence_settings(folder: Path) -> dict[str, Any]:
 
 
 def as_texts(sentences: object) -> list[str]:
-    """A str, or any iterable of str, as a list. InputTypeError names the index and type of anything else."""
-    if isinstance(sentences, str):
-        return [sentences]
-    scalar = isinstance(sentences, np.ndarray) and sentences.ndim == 0
-    if isinstance(sentences, bytes | Mapping) or scalar or not isinstance(sentences, Iterable):
-        raise InputTypeError(f"sentences is a {type(sentences).__name__}, wanted a str or an iterable of str")
-    texts = list(sentences)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InputTypeError(f"text {i} is a {type(text).__name__} ({text!r:.50}), wanted a str")
-    return texts
+    """A str, or the items of any column of str (see `minitrans.columns`), as a list. Raises as `str_items` does."""
+    return [plain(sentences)] if isinstance(sentences, str) else str_items(sentences, "sentences")
 
 
 def output_array(out: NDArray[Any] | None, shape: tuple[int, int], dtype: type[np.generic]) -> NDArray[Any]:

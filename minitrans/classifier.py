@@ -85,7 +85,7 @@ class FewShotClassifier(LearnedAttributes):
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        labels = label_array(labels, len(texts), texts)
         encoder = _made(self.encoder)
         return self._set(self._learn(encoder, encoded(encoder, texts), labels, None, texts))
 
@@ -97,10 +97,13 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        if self._learned is None:
-            return self.fit(texts, labels)
-        texts = text_list(texts)
-        labels = label_array(labels, len(texts))
+        texts, known = text_list(texts), self._learned
+        before = None if known is None else (known.texts, known.head.classes[known.head.codes])
+        labels = label_array(labels, len(texts), texts, before)
+        if known is None:
+            encoder = _made(self.encoder)
+            if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
+                return self
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)

@@ -106,6 +106,10 @@ class TruncationWarning(UserWarning):
     """Some texts of a call were longer than ``max_seq_length`` and lost their end."""
 
 
+class DataWarning(UserWarning):
+    """Texts or labels that can be used, but may not be what was meant."""
+
+
 class PruningWarning(UserWarning):
     """Some texts of a call were pruned at lengths that their policy was not fitted on."""
 

@@ -115,7 +115,7 @@ class LearnedAttributes:
             self._learned = learned
         return self
 
-    def _swap(self, before: Learned, after: Learned) -> bool:
+    def _swap(self, before: Learned | None, after: Learned) -> bool:
         """Put one state in the place of another, unless another thread has put one there meanwhile."""
         with _SWAP:
             if self._learned is not before:

@@ -187,9 +187,9 @@ class SentenceEncoder:
         )
 
     @property
-    def model_sha256(self) -> str:
-        """`Identity.sha256`, under the name that a saved classifier knows."""
-        return self.identity.sha256
+    def fingerprint(self) -> str:
+        """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
+        return self._weights
 
     @cached_property
     def _weights(self) -> str:

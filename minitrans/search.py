@@ -263,7 +263,7 @@ class Search:
             layer: add_moments([{layer: part[name]} for name in names])[layer]
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
-        return fit(self.encoder.identity.weights, moments, by_threshold=recipe.threshold is not None)
+        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:

@@ -46,6 +46,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
 @click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
@@ -61,6 +62,7 @@ def evaluate(
     label_names: bool,
     text_column: str,
     label_column: str,
+    delimiter: str | None,
     out_of_scope: bool,
     all_scores: bool,
     as_json: bool,
@@ -70,7 +72,7 @@ def evaluate(
 
     A task is a folder of train.csv and test.csv (.tsv, .jsonl), a single such file, or banking77, clinc150, hwu64 from
     the hub. No pruning is always measured too, as the row "none". Texts of no class, for --out-of-scope, are labelled
-    oos or lie in files oos_test.csv and oos_train.csv.
+    oos or lie in files oos_test.csv (or out_of_scope.csv) and oos_train.csv.
     """
     from minitrans import evaluation, scope_evaluation
     from minitrans.datasets import load_task
@@ -79,20 +81,22 @@ def evaluate(
 
     if all_scores and not out_of_scope:
         raise InputError("--all-scores is about the table of --out-of-scope; give both, or none")
+    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *pruning])
     if output is not None:
         check_table_file(output)
     policies = _policies(pruning)
     tasks = [
-        load_task(source, text_column, label_column, local_files_only=model["local_files_only"]) for source in sources
+        load_task(source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"])
+        for source in sources
     ]
     notes = evaluation.notes(tasks, shots, range(seeds))
     if out_of_scope:
         notes += scope_evaluation.with_out_of_scope(tasks)[1]
     for note in notes:
-        click.echo(f"Note: {note}", err=True)
+        options.tell(f"Note: {note}")
     encoder, journaled = options.encoder(**model), Journal(journal)
     settings: dict[str, Any] = {
-        "progress": sys.stderr.isatty(),
+        "progress": options.on_terminal(sys.stderr),
         "C": regularization,
         "label_names": label_names,
     }
@@ -104,16 +108,16 @@ def evaluate(
     if journal is not None:
         found = [each for each in (result, scope) if each is not None]
         there, new = sum(each.from_journal for each in found), sum(each.computed for each in found)
-        click.echo(f"{journal}: {there} cells were there, {new} are new", err=True)
+        options.tell(f"{journal}: {there} cells were there, {new} are new")
     if output is not None:
         for line in scope_evaluation.save(output, result, scope):
-            click.echo(line, err=True)
+            options.tell(line)
     if as_json:
-        click.echo(scope_evaluation.to_json(result, scope), nl=False)
+        options.say(scope_evaluation.to_json(result, scope), end="")
         return
-    click.echo(render(evaluation.NARROW, result.table()), nl=False)
+    options.say(render(evaluation.NARROW, result.table()), end="")
     if scope is not None:
-        click.echo("\n" + render(scope_evaluation.NARROW, scope.table()), nl=False)
+        options.say("\n" + render(scope_evaluation.NARROW, scope.table()), end="")
 
 
 @click.command(
@@ -135,6 +139,7 @@ def evaluate(
 @click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
 @options.encoder_options
 def adapt(
     sources: tuple[str, ...],
@@ -151,6 +156,7 @@ def adapt(
     test_texts: int,
     text_column: str,
     label_column: str,
+    delimiter: str | None,
     **model: Any,
 ) -> None:
     """Find one pruning policy for several tasks.
@@ -165,27 +171,32 @@ def adapt(
 
     policy_file = options.json_file(output)
     report_file = adaptation_report.check_report_file(report or policy_file.with_suffix(".md"))
+    journal_file = journal or policy_file.with_suffix(".journal.jsonl")
+    outputs = {"--output": policy_file, "--report": report_file, "--journal": journal_file}
+    options.check_outputs(outputs, [*sources, texts])
     limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
     found = adaptation.adapt(
         options.encoder(**model),
         [
-            load_task(source, text_column, label_column, local_files_only=model["local_files_only"])
+            load_task(
+                source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"]
+            )
             for source in sources
         ],
         limits,
         shots=shots,
         seeds=range(seeds),
-        texts=() if texts is None else read_texts(texts, text_column),
+        texts=() if texts is None else read_texts(texts, text_column, delimiter),
         fit_texts=fit_texts,
         test_texts=test_texts,
-        journal=Journal(journal or policy_file.with_suffix(".journal.jsonl")),
-        progress=sys.stderr.isatty(),
+        journal=Journal(journal_file),
+        progress=options.on_terminal(sys.stderr),
     )
     for file in adaptation_report.save_report(found, report_file):
-        click.echo(f"{file}: written", err=True)
-    click.echo(adaptation_report.timing_table(found), nl=False)
+        options.tell(f"{file}: written")
+    options.say(adaptation_report.timing_table(found), end="")
     found.save_policy(policy_file)
-    click.echo(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))", err=True)
+    options.tell(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))")
 
 
 def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:

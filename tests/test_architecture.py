@@ -16,10 +16,12 @@ PACKAGE = Path(minitrans.__file__).parent
 # Each module imports only what stands before it. A new module has to find its place here.
 ORDER = [
     "errors",
+    "words",
     "contents",
     "resources",
     "manifest",
     "mirror",
+    "download",
     "hub",
     "config",
     "parameters",
@@ -60,6 +62,7 @@ ORDER = [
     "encoder",
     "threads",
     "vectors",
+    "columns",
     "calls",
     "model",
     "logistic",
@@ -72,6 +75,7 @@ ORDER = [
     "classifier",
     "detection",
     "hub_datasets",
+    "textfiles",
     "datasets",
     "tables",
     "candidates",
@@ -100,6 +104,7 @@ ORDER = [
     "audit.comparison",
     "audit.invariance",
     "audit.oracle",
+    "audit.sentence_oracle",
     "audit.signoff",
     "options",
     "study_commands",
@@ -122,7 +127,7 @@ PUBLIC = [
 DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click", "threadpoolctl", "tqdm", "tomli"}
 COMPILERS = {"numba", "llvmlite"}
 DRAWING = {"matplotlib"}  # extra "report"
-ORACLE = {"torch", "transformers"}  # extra "transformers"
+ORACLE = {"torch", "transformers", "sentence_transformers"}  # extra "transformers"
 COMPILED = {
     f"kernels.{name}"
     for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "pruning", "run", "build")
@@ -210,7 +215,7 @@ def test_third_party_imports_are_declared(name):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("__sklearn_"):
             modules -= Counter(imports(node))
     roots = {module.partition(".")[0] for module in modules}
-    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE}
+    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE, "audit.sentence_oracle": ORACLE}
     allowed = COMPILERS if name in COMPILED else extras.get(name, set())
     assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, *allowed, "minitrans"}
 

@@ -53,8 +53,8 @@ def other_token(values):
     vocabulary[words[0]], vocabulary[words[1]] = vocabulary[words[1]], vocabulary[words[0]]
 
 
-def with_accents(values):
-    values["normalizer"]["strip_accents"] = False
+def keeping_control_characters(values):
+    values["normalizer"]["clean_text"] = False
 
 
 def setting(file, **changes):
@@ -94,7 +94,10 @@ CHANGES = {
     "lower case before": ("tokenizer", setting("sentence_bert_config.json", do_lower_case=True)),
     "normalizer": (
         "tokenizer",
-        lambda folder: in_tokenizer(folder, lambda v: v["normalizer"].update(strip_accents=False)),
+        lambda folder: (
+            in_tokenizer(folder, keeping_control_characters),
+            random_models.edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast"),
+        ),
     ),
     "two tokens swapped": ("tokenizer", lambda folder: in_tokenizer(folder, other_token)),
     "longest text": ("tokenizer", setting("sentence_bert_config.json", max_seq_length=17)),
@@ -273,7 +276,7 @@ def test_a_policy_takes_the_int8_form_and_another_tokenizer(encoder, copy, int8_
 
 def test_the_shipped_policies_belong_to_the_bundled_model():
     encoder = SentenceEncoder(pruning="balanced")
-    assert encoder.pruning.fitted.model == encoder.identity.weights
+    assert encoder.pruning.fitted.model == encoder.fingerprint == encoder.identity.weights
 
 
 def test_a_policy_that_is_not_fitted_reads_no_weights_again(copy):
