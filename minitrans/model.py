@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -20,6 +19,7 @@ from minitrans.calls import (
     Lengths,
     OnTruncation,
     Progress,
+    PrunedText,
     as_texts,
     check_options,
     check_prompts,
@@ -52,14 +52,6 @@ CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PrunedText:
-    """A text's tokens, special ones included, and whether each is kept to the end."""
-
-    tokens: list[str]
-    kept: list[bool]
 
 
 class SentenceEncoder:
