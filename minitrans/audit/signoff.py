@@ -146,7 +146,7 @@ def sign_off(
     of_folder = [check for check in found.checks if check.group == FOLDER]
     checks = *of_folder, loads, *of_encoder, *(check for check in found.checks if check.group != FOLDER), *rest
     known = None if found.known is None else found.known.name
-    return Audit(name, str(folder), known, date, versions, machine, checks, written, identity, found.identity)
+    return Audit(name, str(folder), known, date, versions, machine, checks, written, found.identity, identity)
 
 
 def _find(model: str | os.PathLike[str] | None) -> Path:
