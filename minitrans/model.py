@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -27,7 +28,7 @@ from minitrans.calls import (
 )
 from minitrans.config import check_choice, check_flag, check_int
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, ModelError, NumericalError
+from minitrans.errors import InputError, MinitransError, ModelError, NumericalError
 from minitrans.identity import Identity, file_states, pooling_identity, prompts_identity, weights_identity
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
@@ -185,8 +186,9 @@ class SentenceEncoder:
 
     @cached_property
     def _weights(self) -> str:
-        weights = weights_identity(self.folder, load_parameters(self.folder))
-        if file_states(weight_files(self.folder)) != self._weight_files:
+        stored = load_parameters(self.folder)
+        weights = weights_identity(self.folder, stored)
+        if stored.config != self.config or file_states(weight_files(self.folder)) != self._weight_files:
             raise ModelError(f"{self.folder}: its weights are not those that were read; make a new SentenceEncoder")
         return weights
 
@@ -387,6 +389,11 @@ class SentenceEncoder:
             "pooling": "+".join(self.pooling.modes) + (", normalized" if self.pooling.normalize else ""),
             "pruning": None if self.pruning is None else self.pruning.to_dict(),
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        with suppress(MinitransError):
+            _ = self._weights  # where it goes, the files may be others
+        return self.__dict__
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"

@@ -224,9 +224,20 @@ def test_weights_replaced_meanwhile_are_not_taken_for_those_read(copy):
         _ = encoder.identity
 
 
-def test_a_pickled_encoder_keeps_its_identity(plain):
-    encoder = SentenceEncoder(plain)
-    assert pickle.loads(pickle.dumps(encoder)).identity == encoder.identity
+def test_a_configuration_changed_meanwhile_is_not_taken_for_that_read(copy):
+    encoder = SentenceEncoder(copy)
+    setting("config.json", hidden_act="relu")(copy)
+    with pytest.raises(ModelError, match="make a new SentenceEncoder"):
+        _ = encoder.identity
+
+
+def test_a_pickled_encoder_keeps_its_identity(encoder, copy):
+    pickled = pickle.dumps(SentenceEncoder(copy))
+    rewritten(negated)(copy)
+    assert pickle.loads(pickled).identity == encoder.identity
+    shutil.rmtree(copy)
+    assert pickle.loads(pickled).identity == encoder.identity
+    pickle.loads(pickle.dumps(pickle.loads(pickled)))
 
 
 # The value
