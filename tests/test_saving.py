@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import threading
 import tracemalloc
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,8 +70,11 @@ def which_policy(path):
 
 def killed(action, at):
     """Run an action in a process that dies before its file operation number `at`; whether it died."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a child beside threads: it does no more than to save
+        child = os.fork()
     if child == 0:
+        signal.alarm(60)
         seen = 0
 
         def kill(event, _):
