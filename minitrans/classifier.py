@@ -97,10 +97,9 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        texts = text_list(texts)
-        known = self._learned
-        seen = None if known is None else (known.texts, known.head.labels)
-        labels = label_array(labels, len(texts), texts, seen)
+        texts, known = text_list(texts), self._learned
+        before = None if known is None else (known.texts, known.head.labels)
+        labels = label_array(labels, len(texts), texts, before)
         if known is None:
             encoder = _made(self.encoder)
             if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):

@@ -211,7 +211,7 @@ def fit(model: str, moments: dict[int, Moments], by_threshold: bool = False) -> 
             bias = np.zeros(1)
         scorers[layer] = _linear(weight, bias)
         restore[layer] = _linear(*_ridge(sums.gram, sums.final, RESTORE_RIDGE))
-    return Fitted(model, scorers, restore)
+    return Fitted(model, scorers, restore, (SHORTEST, LONGEST))
 
 
 def _fitting(batch: PackedBatch) -> PackedBatch:

@@ -337,7 +337,7 @@ def _cached(wanted: _Wanted, cache_folder: str | os.PathLike[str] | None) -> tup
             if mirrored and wanted.known is not None:
                 missing = [name for name in wanted.known.files if not (folder / name).is_file()]
             else:
-                missing = missing_files(folder, wanted.known)
+                missing = sorted({*missing_files(folder, wanted.known), *seal.lacks()})
             if missing:
                 tried.append(lacking(folder, missing))
                 continue

@@ -14,8 +14,9 @@ from minitrans.errors import InputError
 from minitrans.words import printable
 
 if TYPE_CHECKING:
+    from minitrans.calls import OnTruncation
     from minitrans.classifier import FewShotClassifier
-    from minitrans.model import OnTruncation, SentenceEncoder
+    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
@@ -124,7 +125,7 @@ def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: 
     if delimiter is not None and suffix not in DELIMITERS:
         raise InputError(f"--delimiter is {delimiter!r}, but there is no table; give --input FILE as .csv or .tsv")
     if arguments:
-        return [decoded(os.fsencode(text), f"text {i}") for i, text in enumerate(arguments)]
+        return [decoded(os.fsencode(text), f"argument {i}") for i, text in enumerate(arguments, 1)]
     if file and file != "-":
         return read_texts(file, column, delimiter, keep_blank=True)
     if sys.stdin is None or sys.stdin.isatty():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.backends import Blocks
-from minitrans.calls import Progress
+from minitrans.calls import Progress, measuring
 from minitrans.candidates import Recipe
 from minitrans.costs import WorkCounter
 from minitrans.datasets import Task
@@ -263,7 +263,7 @@ class Search:
             layer: add_moments([{layer: part[name]} for name in names])[layer]
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
-        return fit(self.encoder.identity.weights, moments, by_threshold=recipe.threshold is not None)
+        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:
@@ -273,6 +273,7 @@ class Search:
             }
         return self._moments[layer]
 
+    @measuring()
     def drop(self, encoder: SentenceEncoder, policy: PruningPolicy | None) -> float:
         """Mean drop in points of another encoder or policy, against this encoder without pruning."""
         drops = []

@@ -1,6 +1,7 @@
 """adapt() under a clock that is counted work: what it chooses, what it compares with, and the report of it."""
 
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -17,7 +18,7 @@ from minitrans.costs import WorkCounter
 from minitrans.datasets import draw
 from minitrans.distillation import Recorder, batches
 from minitrans.encoder import forward
-from minitrans.errors import InputError, PolicyError
+from minitrans.errors import InputError, InputTypeError, PolicyError
 from minitrans.journal import Journal
 from minitrans.metrics import accuracy
 from minitrans.search import Limits, Search
@@ -72,6 +73,15 @@ def run(encoder, limits=ANY, **changes):
     return adapt(encoder, values.pop("tasks", TASKS), limits, **values)
 
 
+@pytest.fixture(scope="module")
+def first(encoder, tmp_path_factory):
+    """One run of all the recipes, and its journal, which is not to be changed."""
+    path = tmp_path_factory.mktemp("first") / "run.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptation, "interleaved", counted({}))
+        return run(encoder, journal=Journal(path)), path
+
+
 @pytest.fixture
 def hopeless(monkeypatch):
     """No policy comes near what no pruning reaches."""
@@ -82,8 +92,8 @@ def hopeless(monkeypatch):
 # The choice
 
 
-def test_the_cheapest_within_the_limits_wins(encoder, clock):
-    found = run(encoder)
+def test_the_cheapest_within_the_limits_wins(encoder, first):
+    found, _ = first
     assert [each.recipe for each in found.outcomes] == RECIPES
     assert found.cost_model.error < 1e-3
     unpruned = Search(encoder, TASKS, SHOTS, SEEDS, (), 40, 100, None, False).unpruned_work()
@@ -99,13 +109,13 @@ def test_the_cheapest_within_the_limits_wins(encoder, clock):
     assert found.baseline == {task.name: pytest.approx(mean_accuracy(encoder, encoder.encode, task)) for task in TASKS}
 
 
-def test_the_limits_hold_for_the_chosen(encoder, clock):
-    outcomes = run(encoder).outcomes
+def test_the_limits_hold_for_the_chosen(encoder, clock, first, tmp_path):
+    outcomes = first[0].outcomes
     bounds = [each.bounds(0.9) for each in outcomes]
     limits = Limits(max(0, np.median([mean for mean, _ in bounds])), max(0, np.median([worst for _, worst in bounds])))
     within = [each for each in outcomes if each.meets(limits)]
     assert 0 < len(within) < len(outcomes)
-    found = run(encoder, limits)
+    found = run(encoder, limits, journal=Journal(shutil.copy(first[1], tmp_path)))
     assert found.chosen.meets(limits)
     assert found.policy is not None
     assert found.chosen.cost <= min(each.cost for each in within) * (1 + 2 * TIE)
@@ -134,7 +144,7 @@ def test_the_papers_method_is_timed_too(encoder, clock):
 
 
 def test_no_policy_within_the_limits(encoder, clock, hopeless, tmp_path):
-    found = run(encoder, NONE)
+    found = run(encoder, NONE, recipes=RECIPES[::3])
     assert found.policy is None
     excess = [max(each.bounds(0.5)) for each in found.outcomes]
     assert max(found.chosen.bounds(0.5)) == min(excess) > 0
@@ -191,8 +201,8 @@ def summary(found):
     return drops, kept, found.chosen.recipe, found.policy, found.timings, found.baseline, found.settings
 
 
-def test_two_runs_are_one(encoder, clock, plain):
-    assert summary(run(encoder)) == summary(run(SentenceEncoder(plain, threads=2)))
+def test_two_runs_are_one(clock, plain, first):
+    assert summary(run(SentenceEncoder(plain, threads=2))) == summary(first[0])
 
 
 def test_the_grid_and_its_neighbours(encoder, clock, monkeypatch):
@@ -211,9 +221,8 @@ def test_the_grid_and_its_neighbours(encoder, clock, monkeypatch):
 # A journal
 
 
-def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, clock, monkeypatch, tmp_path):
-    journal = Journal(tmp_path / "run.jsonl")
-    first = run(encoder, journal=journal)
+def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, monkeypatch, first, tmp_path):
+    shutil.copy(first[1], tmp_path)
     lines = (tmp_path / "run.jsonl").read_bytes()
 
     def forbidden(*_, **__):
@@ -222,13 +231,14 @@ def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, clo
     monkeypatch.setattr(adaptation, "interleaved", forbidden)
     monkeypatch.setattr(Search, "_embed", forbidden)
     monkeypatch.setattr(SentenceEncoder, "encode", forbidden)
-    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == summary(first)
+    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == summary(first[0])
     assert (tmp_path / "run.jsonl").read_bytes() == lines
 
 
 @pytest.mark.parametrize("name", ["_cost_model", "_finals"])
 def test_an_interruption_while_timing(encoder, clock, monkeypatch, tmp_path, name):
-    wanted = summary(run(encoder))
+    few = RECIPES[::4]
+    wanted = summary(run(encoder, recipes=few))
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -236,9 +246,9 @@ def test_an_interruption_while_timing(encoder, clock, monkeypatch, tmp_path, nam
     with monkeypatch.context() as patch:
         patch.setattr(adaptation, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(encoder, journal=Journal(tmp_path / "run.jsonl"))
+            run(encoder, recipes=few, journal=Journal(tmp_path / "run.jsonl"))
     monkeypatch.setattr(Search, "_embed", lambda *_: pytest.fail("computed again"))
-    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == wanted
+    assert summary(run(encoder, recipes=few, journal=Journal(tmp_path / "run.jsonl"))) == wanted
 
 
 # Competitors
@@ -394,6 +404,8 @@ def test_impossible_searches(encoder):
         run(encoder, recipes=[])
     with pytest.raises(InputError, match="shots is 0"):
         run(encoder, shots=(0,))
+    with pytest.raises(InputTypeError, match="texts is a set, which has no order"):
+        run(encoder, texts={"a", "b"})
 
 
 def test_a_recipe_that_comes_twice_is_tried_once(encoder, clock):
@@ -405,10 +417,10 @@ def test_a_recipe_that_comes_twice_is_tried_once(encoder, clock):
 
 
 @pytest.fixture(scope="module")
-def found(encoder):
+def found(encoder, first):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptation, "interleaved", counted({}))
-        return run(encoder, Limits(100, 100, 0.9))
+        return run(encoder, Limits(100, 100, 0.9), journal=Journal(shutil.copy(first[1], first[1].with_name("found"))))
 
 
 def tables(text):

@@ -141,6 +141,50 @@ def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
     assert line.endswith(f"{found['kept']:.1%} of 4 held-out texts in scope kept")
 
 
+def test_blank_lines_are_no_texts_out_of_scope(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "chatter.txt").write_text("\n" + CHATTER.replace("\n", "\n\n \n"))
+    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--json"]
+    code, out, _ = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments)
+    assert (code, json.loads(out)["rejection"]["out_of_scope"]) == (0, 3)
+
+
+def test_every_line_has_its_answer(run, intents, tmp_path):
+    (tmp_path / "a.txt").write_text("hello\n\nmy parcel\n\n")
+    from_file = run("predict", intents, "-i", tmp_path / "a.txt")
+    assert [line.split("\t")[2] for line in from_file[1].splitlines()] == ["hello", "", "my parcel", ""]
+    assert run("predict", intents, stdin=b"hello\n\nmy parcel\n\n") == from_file
+
+
+@pytest.mark.filterwarnings("default")
+def test_fit_tells_once_what_is_odd_about_the_labels(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN.replace(",", ";") + "hi there;Tracking \n")
+    code, _, err = run("fit", tmp_path / "train.csv", tmp_path / "intents")
+    assert code == 0
+    assert "3 classes from 5 examples" in err
+    assert err.count("labels that differ in case alone") == err.count("one text has several labels") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hi", "--column", "q"], "--column is 'q', but there is no table; give --input FILE as .csv, .tsv or .jsonl"),
+        (["hi", "--delimiter", ";"], "--delimiter is ';', but there is no table; give --input FILE as .csv or .tsv"),
+        (["-i", "a.jsonl", "--delimiter", ";"], "--delimiter is ';', but there is no table"),
+    ],
+)
+def test_options_of_tables_need_a_table(run, arguments, message):
+    code, _, err = run("embed", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_delimiter_can_be_named(run, vectors, tmp_path):
+    (tmp_path / "a.csv").write_text("q~n\nhello~1\ntwo words~2\n")
+    arguments = ["-i", tmp_path / "a.csv", "--column", "q", "--delimiter", "~"]
+    assert np.array_equal(parse(run("embed", *arguments)[1]), vectors)
+
+
 def test_fit_without_rejection_says_nothing_of_it(run, tmp_path):
     (tmp_path / "train.csv").write_text(TRAIN)
     code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", "--json")

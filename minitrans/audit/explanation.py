@@ -17,6 +17,7 @@ import numpy as np
 
 from minitrans.audit.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
 from minitrans.backends.reference import ReferenceBlocks
+from minitrans.calls import measuring
 from minitrans.classifier import FewShotClassifier
 from minitrans.config import EncoderConfig
 from minitrans.costs import interleaved
@@ -248,7 +249,7 @@ class _Maker:
         shrank = len(pruned.layers[-1].rows) < len(batch.ids)
         answers: list[Prediction | None] = [None, None]
         timings: list[Timing] = []
-        with warnings.catch_warnings():
+        with measuring():
             warnings.simplefilter("ignore", TruncationWarning)  # given already
             if self.classifier is not None:
                 # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).

@@ -242,13 +242,13 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
     for name in shipped_policies():
         policy = PruningPolicy.named(name)
         try:
-            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
+            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         except PolicyError:
             continue  # it belongs to another model
         if policy.fitted is not None:
             policies[name] = policy
     for name, policy in given.items():
-        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
+        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         policies[name] = policy
     return policies
 
