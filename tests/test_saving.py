@@ -402,6 +402,22 @@ def test_permissions_of_what_is_replaced_are_kept(tmp_path, mode):
     assert modes(path.parent) == {mode}
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="who may give files away")
+@pytest.mark.parametrize("mine", [True, False])
+def test_owner_and_group_are_kept_or_the_group_may_no_more_than_others(tmp_path, monkeypatch, mine):
+    TWO.save(tmp_path)
+    path = tmp_path / "classifier.json"
+    path.chmod(0o664)
+    os.chown(path, 12345, 23456)
+    if not mine:
+        monkeypatch.setattr(os, "chown", lambda *_: Path("no such file").stat())
+    ONE.save(tmp_path)
+    for path in tmp_path.iterdir():
+        state = path.stat()
+        wanted = (0o664, 12345, 23456) if mine else (0o644, os.geteuid(), tmp_path.stat().st_gid)
+        assert (stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid) == wanted
+
+
 @posix
 def test_new_files_follow_the_umask(tmp_path):
     before = os.umask(0o077)
