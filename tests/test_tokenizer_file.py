@@ -95,6 +95,20 @@ def test_a_token_that_is_added(folder, files):
     assert load(folder).encode(["<User>"]).ids[0][1] == V
 
 
+UNLIKE = "special_tokens_map.json, flags"  # transformers 4 takes flags there, transformers 5 fails
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("files", [files for name, files in PLACES.items() if name != UNLIKE])
+def test_ids_are_those_of_transformers(folder, files):
+    transformers = pytest.importorskip("transformers")
+    for name, value in files.items():
+        write(folder, name, value)
+    texts = ["play<User>music", "x <user> y", " <USER> [MASK]play [SEP]", "Caf\u00e9 \u6771\u4eac", ""]
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    assert load(folder).encode(texts).ids == [theirs(text)["input_ids"] for text in texts]
+
+
 FLAGS = [
     ({}, "x<user> <User> y", ["x", "[UNK]", "u", "##s", "##er", "[UNK]", "<User>", "y"]),
     ({"normalized": True}, "x<user>y", ["x", "<user>", "y"]),
