@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, overload
 
-from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+from minitrans.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError
 
 _J = TypeVar("_J", dict[str, Any], list[Any])
 
@@ -34,7 +34,8 @@ SENTENCE_CONFIGS = (
 # Read where they are, beside modules.json.
 OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
 # Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
-TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, *TOKEN_FILES)
 TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
 _ADAPTER = (
     "a PEFT adapter, which changes the weights; merge it into the model with peft "
@@ -192,7 +193,6 @@ _KEYS: dict[str, _Keys] = {
     ),
 }
 _KEYS |= dict.fromkeys(SENTENCE_CONFIGS, _KEYS["sentence_bert_config.json"])
-_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def is_token_key(key: str) -> bool:
@@ -214,7 +214,7 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
     keys = _KEYS[kind]
     for key, value in values.items():
         known = key in keys.understood or key in keys.irrelevant
-        if known or (kind in _TOKEN_FILES and is_token_key(key)):
+        if known or (kind in TOKEN_FILES and is_token_key(key)):
             continue
         if any(type(value) is type(each) and value == each for each in (*_NOTHING, *keys.harmless.get(key, ()))):
             continue
@@ -412,7 +412,11 @@ def _refuse_inner(path: Path) -> None:
     outer = path.resolve().parent
     if not _MODULE_FOLDER.fullmatch(path.resolve().name) or not (outer / "modules.json").is_file():
         return
-    if ("Transformer", path.resolve().name) in read_modules(outer):
+    try:
+        modules = read_modules(outer)
+    except (ModelError, ModelNotFoundError):
+        return  # of something else
+    if ("Transformer", path.resolve().name) in modules:
         raise ConfigError(
             f"{path} is the transformer of the model in {outer}, whose modules.json says how to pool; give {outer}, or "
             "copy this folder elsewhere for a model with mean pooling"

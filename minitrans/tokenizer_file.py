@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.contents import ModelFolder, is_token_key, lfs_pointer, read_json
+from minitrans.contents import TOKEN_FILES, ModelFolder, is_token_key, lfs_pointer, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, TokenizerError, UnsupportedModelError
 from minitrans.tokenizer_program import MOST_ADDED_TOKENS, check_program
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as FastTokenizer
 
-FILE_LIMIT = 128 * 1024 * 1024  # bytes; that of a vocabulary of 250,000 pieces has 17 MB
+FILE_LIMIT = 64 * 1024 * 1024  # bytes; that of a vocabulary of 250,000 pieces has 17 MB
 
 # What transformers 5 reads as BERT's tokenizer: the vocabulary, and all else by BERT's own rules.
 BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ConvBertTokenizer", "MobileBertTokenizer", "ElectraTokenizer")
@@ -107,7 +107,7 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
         )
     if bert:
         _set_normalizer(fast, settings, folder)
-    _add(fast, added, rows, file)
+    _add(fast, added, rows, folder)
     if bert:
         _set_template(fast, added.named, file)
     return fast
@@ -251,29 +251,38 @@ def _token(value: object, source: str, special: bool | None) -> AddedToken:
     return AddedToken(content, **flags)
 
 
-def _add(fast: FastTokenizer, added: Added, rows: int, file: Path) -> None:
+def _add(fast: FastTokenizer, added: Added, rows: int, folder: ModelFolder) -> None:
     """Add the tokens, and see that each has the id that the files give it, and a row of the embedding."""
     tokens = added.tokens
     new = [token.content for token, _ in tokens if fast.token_to_id(token.content) is None]
     if fast.get_vocab_size() + len(new) > rows and added.implied.issuperset(new):
         # Nor has the vocabulary: transformers could not embed a text with them, and no other text needs them.
         tokens = [(token, place) for token, place in tokens if token.content not in new]
-    with library_errors(lambda: f"{file}: the added tokens do not fit"):
+    where = folder.path / folder.transformer
+    with library_errors(lambda: f"{where}: the added tokens do not fit"):
         fast.add_tokens([token for token, _ in tokens])
     for token, place in tokens:
         seen = fast.token_to_id(token.content)
         if seen is None or (place is not None and place != seen):
             raise TokenizerError(
-                f"{file}: the added token {token.content!r:.50} has the id {place} in the files beside it and {seen} "
-                "in the vocabulary; save the tokenizer again with transformers"
+                f"{where}: the token {token.content!r:.50} has the id {place} in {_naming(folder, token.content)} and "
+                f"{seen} in the vocabulary; save the tokenizer again with transformers"
             )
         if seen >= rows:
             raise TokenizerError(
-                f"{file}: the tokenizer has id {seen}, but the model's vocabulary ends at {rows - 1}: the token "
+                f"{where}: the tokenizer has id {seen}, but the model's vocabulary ends at {rows - 1}: the token "
                 f"{token.content!r:.50} was added to the tokenizer and not to the weights; call "
                 "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token from "
-                "the tokenizer's files"
+                f"{_naming(folder, token.content)}"
             )
+
+
+def _naming(folder: ModelFolder, content: str) -> str:
+    """The files that name a token, in words."""
+    names = [name for name in (*TOKEN_FILES, "tokenizer.json") if folder.has(name)]
+    written = {json.dumps(content, ensure_ascii=escaped) for escaped in (True, False)}
+    found = [name for name in names if any(each in _text(folder.file(name), name) for each in written)]
+    return " and ".join(found or names)
 
 
 # BERT's own rules
@@ -326,9 +335,11 @@ def _set_normalizer(fast: FastTokenizer, settings: Mapping[str, Any], folder: Mo
 
 def lowercase_first(fast: FastTokenizer) -> None:
     """Lower-case a text before all else, as ``do_lower_case`` of sentence_bert_config.json asks; added tokens stay."""
-    from tokenizers.normalizers import Lowercase, Sequence
+    from tokenizers.normalizers import BertNormalizer, Lowercase, Sequence
 
     normalizer = fast.normalizer
+    if isinstance(normalizer, BertNormalizer) and normalizer.lowercase:
+        return
     fast.normalizer = Lowercase() if normalizer is None else Sequence([Lowercase(), normalizer])
 
 

@@ -82,6 +82,9 @@ def check_program(content: Mapping[str, Any], file: str) -> None:
         raise UnsupportedModelError(
             f"{file}: max_input_chars_per_word is {letters!r:.50}, wanted at most {MOST_CHARACTERS_PER_WORD}"
         )
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):  # tried with each piece of each word
+        if len(str(model.get(key))) > MOST_AROUND:
+            raise UnsupportedModelError(f"{file}: {key} has more than {MOST_AROUND} characters")
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
         raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")

@@ -95,6 +95,20 @@ def test_a_token_that_is_added(folder, files):
     assert load(folder).encode(["<User>"]).ids[0][1] == V
 
 
+UNLIKE = "special_tokens_map.json, flags"  # transformers 4 takes flags there, transformers 5 fails
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("files", [files for name, files in PLACES.items() if name != UNLIKE])
+def test_ids_are_those_of_transformers(folder, files):
+    transformers = pytest.importorskip("transformers")
+    for name, value in files.items():
+        write(folder, name, value)
+    texts = ["play<User>music", "x <user> y", " <USER> [MASK]play [SEP]", "Caf\u00e9 \u6771\u4eac", ""]
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    assert load(folder).encode(texts).ids == [theirs(text)["input_ids"] for text in texts]
+
+
 FLAGS = [
     ({}, "x<user> <User> y", ["x", "[UNK]", "u", "##s", "##er", "[UNK]", "<User>", "y"]),
     ({"normalized": True}, "x<user>y", ["x", "<user>", "y"]),
@@ -130,7 +144,7 @@ def test_older_files_do_not_count_beside_the_decoder(folder):
 @pytest.mark.parametrize(("place", "seen"), [(V + 1, V), (7, V)])
 def test_an_id_that_is_another(folder, place, seen):
     write(folder, "added_tokens.json", {"<User>": place})
-    assert f"'<User>' has the id {place} in the files beside it and {seen} in" in refusal(TokenizerError, folder)
+    assert f"'<User>' has the id {place} in added_tokens.json and {seen} in" in refusal(TokenizerError, folder)
 
 
 def test_more_tokens_than_rows(folder):
@@ -138,6 +152,7 @@ def test_more_tokens_than_rows(folder):
     message = refusal(TokenizerError, folder)
     assert f"has id {V + 2}, but the model's vocabulary ends at {V + 1}: the token '<c>' was added" in message
     assert "resize_token_embeddings" in message
+    assert message.endswith("or remove the token from added_tokens.json")
 
 
 def test_lists_that_contradict_each_other(folder):
@@ -336,11 +351,18 @@ def test_other_steps_without_bound(whole, change):
     assert str(whole / "tokenizer.json") in refusal(UnsupportedModelError, whole)
 
 
-def test_words_of_any_length_are_not_searched(whole):
+@pytest.mark.parametrize(
+    ("key", "value", "seen"),
+    [
+        ("max_input_chars_per_word", 10**6, "max_input_chars_per_word is 1000000, wanted at most 1000"),
+        ("continuing_subword_prefix", "#" * 65, "continuing_subword_prefix has more than 64 characters"),
+    ],
+)
+def test_words_are_not_searched_without_bound(whole, key, value, seen):
     content = json.loads((whole / "tokenizer.json").read_text())
-    content["model"]["max_input_chars_per_word"] = 10**6
+    content["model"][key] = value
     write(whole, "tokenizer.json", content)
-    assert "max_input_chars_per_word is 1000000" in refusal(UnsupportedModelError, whole)
+    assert seen in refusal(UnsupportedModelError, whole)
 
 
 def test_many_added_tokens(whole):
