@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from minitrans.config import model_file, read_json
-from minitrans.errors import InputError, MinitransError, ModelNotFoundError
+from minitrans.config import EncoderConfig
+from minitrans.contents import model_file, read_json
+from minitrans.errors import InputError, MinitransError, ModelError, ModelNotFoundError
 from minitrans.parameters import Parameters
 from minitrans.pooling import PoolingConfig
+from minitrans.weights import load_parameters, weight_files
 
 PROVENANCE = "provenance.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -36,6 +38,25 @@ class Identity:
     pooling: str
     prompts: str
     precision: str
+
+    @classmethod
+    def of(
+        cls,
+        weights: str,
+        tokenizer: str,
+        pooling: PoolingConfig,
+        truncate_dim: int | None,
+        prompts: Mapping[str, str],
+        default_prompt: str,
+        precision: str,
+    ) -> Identity:
+        """Put together what an encoder has; ``default_prompt`` is the text itself."""
+        words = ["+".join(pooling.modes)]
+        words += ["normalized"] if pooling.normalize else []
+        words += [] if truncate_dim is None else [f"first {truncate_dim} dimensions"]
+        named = {name: text for name, text in prompts.items() if text}
+        prompted = sha256_of_json({"named": named, "default": default_prompt})
+        return cls(weights, tokenizer, ", ".join(words), prompted, precision)
 
     @property
     def sha256(self) -> str:
@@ -86,26 +107,25 @@ def weights_identity(folder: Path, parameters: Parameters) -> str:
     return own
 
 
-def pooling_identity(pooling: PoolingConfig, truncate_dim: int | None) -> str:
-    """`Identity.pooling`."""
-    parts = ["+".join(pooling.modes)]
-    parts += ["normalized"] if pooling.normalize else []
-    parts += [] if truncate_dim is None else [f"first {truncate_dim} dimensions"]
-    return ", ".join(parts)
-
-
-def prompts_identity(prompts: Mapping[str, str], default: str) -> str:
-    """`Identity.prompts`, of all by name and the text of the default one."""
-    return sha256_of_json({"named": {name: text for name, text in prompts.items() if text}, "default": default})
-
-
-def file_states(paths: list[Path]) -> dict[str, tuple[int, int, int]]:
-    """Size and times of files: equal as long as nobody writes to them. ModelNotFoundError if one is gone."""
+def weight_states(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Size and times of the weight files: equal as long as nobody writes to them. ModelNotFoundError if one is gone."""
     states = {}
-    for path in paths:
+    for path in weight_files(folder):
         try:
             state = path.stat()
         except OSError as error:
             raise ModelNotFoundError(f"cannot read {path}: {error.strerror or error}; fetch the model again") from None
         states[str(path)] = (state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     return states
+
+
+def weights_read_again(folder: Path, config: EncoderConfig, states: Mapping[str, tuple[int, int, int]]) -> str:
+    """`Identity.weights` of a folder that was read with this ``config`` when its weights were in these ``states``.
+
+    ModelError if they are not any more.
+    """
+    stored = load_parameters(folder)
+    identity = weights_identity(folder, stored)
+    if stored.config != config or weight_states(folder) != states:
+        raise ModelError(f"{folder}: its weights are not those that were read; make a new SentenceEncoder")
+    return identity

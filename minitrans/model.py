@@ -28,8 +28,8 @@ from minitrans.calls import (
 )
 from minitrans.config import check_choice, check_flag, check_int
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, MinitransError, ModelError, NumericalError
-from minitrans.identity import Identity, file_states, pooling_identity, prompts_identity, weights_identity
+from minitrans.errors import InputError, MinitransError, NumericalError
+from minitrans.identity import Identity, weight_states, weights_identity, weights_read_again
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy, as_policy
@@ -46,7 +46,7 @@ from minitrans.vectors import (
     similarity_pairwise,
     to_precision,
 )
-from minitrans.weights import load_parameters, weight_files
+from minitrans.weights import load_parameters
 
 CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
@@ -127,7 +127,7 @@ class SentenceEncoder:
         name = hub.DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
         self.name_or_path = str(self.folder) if Path(name).is_dir() else name  # a path holds from any directory
         settings = sentence_settings(self.folder)
-        self._weight_files = file_states(weight_files(self.folder))
+        self._weight_files = weight_states(self.folder)
         stored = load_parameters(self.folder)
         parameters = with_precision(stored, precision)
         self.config = parameters.config
@@ -171,12 +171,14 @@ class SentenceEncoder:
         """
         dimension = self._dimension(None)
         whole = self.config.hidden_size * len(self.pooling.modes)
-        return Identity(
-            weights=self._weights,
-            tokenizer=self.tokenizer.sha256,
-            pooling=pooling_identity(self.pooling, None if dimension == whole else dimension),
-            prompts=prompts_identity(self._checked_prompts(), self.default_prompt),
-            precision="float32 from int8" if self._dequantized else self.precision,
+        return Identity.of(
+            self._weights,
+            self.tokenizer.sha256,
+            self.pooling,
+            None if dimension == whole else dimension,
+            self._checked_prompts(),
+            self.default_prompt,
+            "float32 from int8" if self._dequantized else self.precision,
         )
 
     @property
@@ -186,11 +188,7 @@ class SentenceEncoder:
 
     @cached_property
     def _weights(self) -> str:
-        stored = load_parameters(self.folder)
-        weights = weights_identity(self.folder, stored)
-        if stored.config != self.config or file_states(weight_files(self.folder)) != self._weight_files:
-            raise ModelError(f"{self.folder}: its weights are not those that were read; make a new SentenceEncoder")
-        return weights
+        return weights_read_again(self.folder, self.config, self._weight_files)
 
     @overload
     def encode(  # type: ignore[overload-overlap]
