@@ -34,14 +34,14 @@ def bare(blocks: Blocks, batch: PackedBatch) -> Float32:
 
 def measure(encoder: SentenceEncoder, batch: PackedBatch, rounds: int) -> dict[str, list[float]]:
     """Seconds of every round of each way to run a batch; all give the same bits, or nothing is timed."""
-    blocks, reference = encoder.blocks, reference_blocks(encoder)
+    reference = reference_blocks(encoder)
     runs = {
         BARE: lambda: bare(blocks, batch),
         "no observer": lambda: forward(blocks, batch).hidden,
         "an observer that does nothing": lambda: forward(blocks, batch, observer=lambda *_: None).hidden,
         "the trace": lambda: forward(blocks, batch, observer=Trace(reference)).hidden,
     }
-    with blocks.session(), blocks.chunk(len(batch.ids), 0):
+    with encoder.blocks.session(), encoder.blocks.chunk(len(batch.ids), 0) as blocks:
         wanted = bare(blocks, batch)
         for name, run in runs.items():
             if not np.array_equal(run(), wanted):

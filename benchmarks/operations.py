@@ -60,8 +60,8 @@ def measure(blocks: TimedBlocks, lengths: list[int]) -> dict[str, float]:
     for _ in range(ROUNDS):
         blocks.seconds.clear()
         blocks.operations.clear()
-        with blocks.chunk(len(batch.ids), 0):
-            forward(blocks, batch)
+        with blocks.chunk(len(batch.ids), 0) as inside:
+            forward(inside, batch)
         rounds.append(dict(blocks.seconds))
     return {name: min(each[name] for each in rounds) for name in rounds[0]}
 

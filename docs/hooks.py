@@ -14,6 +14,7 @@ from griffe import Attribute, Class, Docstring, Extension, Function
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from pygments.formatters import HtmlFormatter
 
 from minitrans.cli import cli
@@ -22,6 +23,7 @@ LOGGER = logging.getLogger("mkdocs.hooks.minitrans")  # below "mkdocs", whose wa
 SECTIONS = ("Args:", "Attributes:", "Raises:")
 TOGETHER = re.compile(r"    (\*{0,2}\w+(?:, \*{0,2}\w+)+): (.*)")
 COMMANDS = "<!-- commands -->"
+LINK = re.compile(r"\[(?P<words>[^\]\[]+)\]\((?P<path>\.\./[^)#\s]+)(?:#[^)\s]*)?\)")  # to what lies above the page
 # What a browser fetches by itself: not links, which wait for a click.
 FETCHED = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\ssrc\s*=\s*["']?(?:https?:)?//[^\s"'>]+"""
@@ -94,6 +96,12 @@ def comment_behind(attribute: Attribute) -> str:
     return "" if words.startswith(("type:", "noqa", "fmt:")) else words
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Leave out the page 404.html, whose links need to know where on a host the site will lie."""
+    config.theme.static_templates.discard("404.html")
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the colours of code, for light and for dark pages."""
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
@@ -102,9 +110,24 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in what the commands say of themselves."""
-    return markdown.replace(COMMANDS, "\n".join(_help(cli, "minitrans"))) if COMMANDS in markdown else markdown
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Fill in what the commands say of themselves; links to files of the repository keep only their words."""
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, "\n".join(_help(cli, "minitrans")))
+    docs = Path(config.docs_dir).resolve()
+    folder = (docs / page.file.src_path).parent
+
+    def words(link: re.Match[str]) -> str:
+        target = (folder / link["path"]).resolve()
+        of_the_repository = target.is_relative_to(docs.parent) and not target.is_relative_to(docs)
+        return link["words"] if of_the_repository and target.exists() else link[0]
+
+    return LINK.sub(words, markdown)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """Put in what the theme's script, which switches between light and dark, looks for: two styles of a highlighter."""
+    return output.replace("</head>", '<style id="hljs-light"></style><style id="hljs-dark"></style></head>', 1)
 
 
 def _help(command: click.Command, name: str, parent: click.Context | None = None) -> Iterator[str]:

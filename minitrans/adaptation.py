@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minitrans import __version__
+from minitrans.calls import measuring
 from minitrans.candidates import Recipe, front, grid, neighbours, new_ones
 from minitrans.costs import CostModel, fit_cost_model, interleaved, ratios
 from minitrans.datasets import Task
@@ -225,6 +226,7 @@ def _encoding(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy 
     return partial(encoder.encode, texts, pruning=policy, batch_size=BATCH, show_progress_bar=False)
 
 
+@measuring()
 def _cost_model(search: Search, outcomes: Sequence[Outcome]) -> CostModel:
     """Time some policies, on short and on long texts, and fit the prices of their work."""
     timed = _spread([each.recipe for each in outcomes])
@@ -244,6 +246,7 @@ def _cost_model(search: Search, outcomes: Sequence[Outcome]) -> CostModel:
     return CostModel(tuple(value["prices"]), value["error"])
 
 
+@measuring()
 def _finals(
     search: Search, timed: Mapping[str, Outcome], best: Recipe
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -336,7 +339,7 @@ def _provenance(search: Search, chosen: Outcome, limits: Limits, ratio: float) -
     mean, worst = chosen.bounds(limits.confidence)
     return {
         "made_by": f"minitrans {__version__} adapt",
-        "model": {"name": encoder.name_or_path, "sha256": encoder.model_sha256, "precision": encoder.precision},
+        "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
         "tasks": {task.name: task.digest for task in search.tasks},
         "shots": search.shots,

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 )
 @click.argument("model", required=False)
 @click.option(
-    "--against", type=click.Choice(["transformers"]), help="Insist on it; where installed, it is asked anyway."
+    "--against",
+    type=click.Choice(["transformers", "sentence-transformers"]),
+    help="Insist on it; where installed, it is asked anyway.",
 )
 @click.option("-i", "--input", "file", metavar="FILE", help="More texts: a text a line, or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@options.DELIMITER
 @click.option("--pruning", metavar="FILE", help="One more policy to check: as JSON, or a name.")
 @click.option("--threads", type=int, help="One more number of threads to check, besides 1, 2 and 4.")
 @click.option("--as", "known_as", metavar="NAME", help="The published model that it must be; none: no published one.")
@@ -45,6 +48,7 @@ def audit(
     against: str | None,
     file: str | None,
     column: str,
+    delimiter: str | None,
     pruning: str | None,
     threads: int | None,
     known_as: str | None,
@@ -71,7 +75,7 @@ def audit(
     result = sign_off(
         model,
         against=against,
-        texts=() if file is None else options.texts((), file, column),
+        texts=() if file is None else options.texts((), file, column, delimiter),
         pruning=None if policy is None else {Path(str(pruning)).stem: policy},
         threads=threads,
         digests=None if digests is None else Digests.load(Path(digests)),
@@ -111,6 +115,7 @@ def _tell(what: str) -> None:
 @click.argument("texts", nargs=-1)
 @click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@options.DELIMITER
 @click.option("--classifier", "folder", metavar="FOLDER", help="What `minitrans fit` wrote: show its predictions too.")
 @click.option("--html", "page", metavar="FILE", help="Write one page to be opened in a browser; it needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -122,6 +127,7 @@ def explain(
     texts: tuple[str, ...],
     file: str | None,
     column: str,
+    delimiter: str | None,
     folder: str | None,
     page: str | None,
     as_json: bool,
@@ -143,7 +149,7 @@ def explain(
     from minitrans.policy import PruningPolicy
 
     options.check_outputs({"--html": page}, [file])
-    wanted = options.texts(texts, file, column)
+    wanted = options.texts(texts, file, column, delimiter)
     if page is not None:
         check_page(page, len(wanted))
     classifier = None

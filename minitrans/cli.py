@@ -17,7 +17,7 @@ import click
 
 from minitrans import __version__, options
 from minitrans.audit_commands import audit, explain
-from minitrans.errors import InputError, MinitransError
+from minitrans.errors import DataWarning, InputError, MinitransError
 from minitrans.study_commands import adapt, evaluate
 from minitrans.words import printable
 
@@ -57,6 +57,7 @@ cli.add_command(explain)
 @click.argument("texts", nargs=-1)
 @click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@options.DELIMITER
 @click.option("-o", "--output", metavar="FILE", help="Write to .npy or .jsonl instead of standard output.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line in place of plain numbers.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
@@ -66,6 +67,7 @@ def embed(
     texts: tuple[str, ...],
     file: str | None,
     column: str,
+    delimiter: str | None,
     output: str | None,
     as_json: bool,
     normalize: bool,
@@ -80,7 +82,7 @@ def embed(
         check_output(output)
         if as_json and output.endswith(".npy"):
             raise InputError("--json does not go with a .npy file; write to .jsonl, or leave --json out")
-    wanted = options.texts(texts, file, column)
+    wanted = options.texts(texts, file, column, delimiter)
     vectors = options.encoder(**model).encode(
         wanted, precision=precision, normalize_embeddings=normalize, show_progress_bar=options.progress(len(wanted))
     )
@@ -100,6 +102,7 @@ def embed(
 @click.argument("folder")
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
 @click.option("--reject", is_flag=True, help="Let `predict` abstain where a text belongs to no label.")
@@ -120,6 +123,7 @@ def fit(
     as_json: bool,
     text_column: str,
     label_column: str,
+    delimiter: str | None,
     regularization: float,
     label_names: bool,
     reject: bool,
@@ -137,17 +141,20 @@ def fit(
     """
     from minitrans.classifier import FewShotClassifier
     from minitrans.datasets import read_examples, read_texts
-    from minitrans.saved import check_folder
+    from minitrans.saved import JSON_FILE, check_folder
 
     reject = reject or out_of_scope is not None
     for name, value in {"keep": keep, "score": score, "abstention": abstention}.items():
         if value is not None and not reject:
             raise InputError(f"--{name} is {value!r}, but nothing is rejected; add --reject or --out-of-scope FILE")
-    check_folder(folder)
-    examples = read_examples(data, text_column, label_column)
-    outside = None if out_of_scope is None else read_texts(out_of_scope, text_column)
+    if (check_folder(folder) / JSON_FILE).exists():
+        click.echo(f"{folder}: holds a classifier, which will be replaced", err=True)
+    examples = read_examples(data, text_column, label_column, delimiter)
+    outside = None if out_of_scope is None else read_texts(out_of_scope, text_column, delimiter)
     classifier = FewShotClassifier(options.encoder(**model), C=regularization, label_names=label_names)
-    classifier.fit(examples.texts, examples.labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # said when the file was read, with the lines
+        classifier.fit(examples.texts, examples.labels)
     if reject:
         classifier.calibrate_rejection(
             out_of_scope=outside, keep=keep, score="auto" if score is None else score, abstention=abstention
@@ -171,8 +178,10 @@ def fit(
 @click.argument("texts", nargs=-1)
 @click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
 @click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@options.DELIMITER
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
 @click.option("--no-reject", is_flag=True, help="Never abstain, whatever was calibrated.")
+@click.option("--model", metavar="NAME", help="Where the model of `fit` is now, if it was moved: folder or hub name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--local-files-only", is_flag=True, help="Never open a connection.")
 def predict(
@@ -180,8 +189,10 @@ def predict(
     texts: tuple[str, ...],
     file: str | None,
     column: str,
+    delimiter: str | None,
     top: int,
     no_reject: bool,
+    model: str | None,
     as_json: bool,
     local_files_only: bool,
 ) -> None:
@@ -196,8 +207,8 @@ def predict(
     """
     from minitrans.classifier import FewShotClassifier
 
-    wanted = options.texts(texts, file, column)
-    classifier = FewShotClassifier.load(folder, local_files_only=local_files_only)
+    wanted = options.texts(texts, file, column, delimiter)
+    classifier = FewShotClassifier.load(folder, model, local_files_only=local_files_only)
     answers = zip(wanted, classifier.answer(wanted, top, reject=not no_reject), strict=True)
     if as_json:
         options.print_all(json.dumps({"text": text, **answer.to_dict()}) for text, answer in answers)
@@ -265,9 +276,12 @@ def info(model: str | None, as_json: bool) -> None:
     if as_json:
         options.say(json.dumps(details, indent=2))
         return
-    width = max(map(len, details))
-    shown = {key: printable("-" if value is None else str(value)) for key, value in details.items()}
-    shown["known models"] = ", ".join(known.name for known in hub.known_models())
+    rows: dict[str, Any] = {}
+    for key, value in details.items():
+        rows |= {f"{key}.{part}": each for part, each in value.items()} if key == "identity" else {key: value}
+    rows["known models"] = ", ".join(known.name for known in hub.known_models())
+    shown = {key: "-" if value is None else printable(str(value)) for key, value in rows.items()}
+    width = max(map(len, shown))
     options.print_all(f"{key.ljust(width)}  {value}" for key, value in shown.items())
 
 

@@ -1,33 +1,27 @@
-"""What a model is: EncoderConfig, frozen and validated; and how JSON files and arguments are checked."""
+"""What a model is: EncoderConfig, frozen and validated; and how arguments are checked."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import operator
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, overload
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minitrans.errors import (
-    ConfigError,
-    InputError,
-    ModelNotFoundError,
-    UnsupportedModelError,
-    one_of,
-)
+from minitrans.contents import JSON_LIMIT as JSON_LIMIT
+from minitrans.contents import ModelFolder
+from minitrans.contents import model_file as model_file
+from minitrans.contents import optional_file as optional_file
+from minitrans.contents import read_json as read_json
+from minitrans.errors import ConfigError, InputError, UnsupportedModelError, one_of
 
 Activation = Literal["gelu", "gelu_new", "relu"]
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
-_J = TypeVar("_J", dict[str, Any], list[Any])
-
-JSON_LIMIT = 16 * 1024 * 1024  # bytes; the largest honest file of this kind is under 100 kB
 SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
 
 # The same function under the names that models use for it.
@@ -38,61 +32,13 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
 }
 
-
-@overload
-def read_json(path: Path) -> dict[str, Any]: ...
-@overload
-def read_json(path: Path, kind: type[_J]) -> _J: ...
-def read_json(path: Path, kind: type[Any] = dict) -> Any:
-    """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(JSON_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(data) > JSON_LIMIT:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes, wanted at most {JSON_LIMIT}")
-    try:
-        value = json.loads(data.decode())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON ({error}), wanted a {kind.__name__}; restore the file") from error
-    if not isinstance(value, kind):
-        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, wanted a {kind.__name__}")
-    return value
-
-
-def model_file(folder: Path, name: str) -> Path:
-    """The path of a file of a model folder, refused where it would leave the folder.
-
-    The hub cache's own layout is the one exception: there ``snapshots/<revision>/x`` links to ``blobs/y``.
-
-    Raises:
-        ConfigError: an absolute name, one with "..", or a symlink that leads out.
-        ModelNotFoundError: no such file.
-    """
-    path = folder / name
-    try:
-        root, target = folder.resolve(), path.resolve()
-        is_file = target.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL in it, links that go round in circles
-        raise ConfigError(f"{folder}: {name!r} cannot name a file ({error}); fetch the model again") from error
-    allowed = [root]
-    if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
-    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
-    if not plain or not any(target.is_relative_to(place) for place in allowed):
-        remedy = "; replace the link by the file" if path.is_symlink() else ""
-        raise ConfigError(
-            f"{folder}: {name!r} leads to {target}, wanted a relative name inside the model folder{remedy}"
-        )
-    if not is_file:
-        raise ModelNotFoundError(f"{path} is missing; fetch the model again")
-    return path
-
-
-def optional_file(folder: Path, name: str) -> Path | None:
-    """The path of a file that a model folder need not have; a dangling link counts as there, and is refused."""
-    return model_file(folder, name) if os.path.lexists(folder / name) else None
+# What transformers would do besides, where the key says anything.
+_REFUSED = {
+    "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the folder "
+    "holds a plain BERT that needs none",
+    "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
+    "processor_class": "a processor of other inputs than texts is not supported",
+}
 
 
 @dataclass(frozen=True)
@@ -167,8 +113,16 @@ class EncoderConfig:
             ConfigError: a field is missing or has an impossible value.
         """
         model_type = values.get("model_type")
+        if model_type is None:
+            raise UnsupportedModelError(
+                f"{source}: model_type None: the key is missing; if this is a BERT encoder (its architectures are "
+                f'{values.get("architectures")!r:.100}), add "model_type": "bert"; {SUPPORTED}'
+            )
         if model_type != "bert":
             raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
+        for key, why in _REFUSED.items():
+            if values.get(key):
+                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r:.100}, {why}")
         positions = values.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise UnsupportedModelError(
@@ -202,7 +156,8 @@ class EncoderConfig:
     @classmethod
     def from_folder(cls, folder: Path) -> EncoderConfig:
         """Read ``config.json`` of a model folder."""
-        return cls.from_dict(read_json(model_file(folder, "config.json")), str(folder / "config.json"))
+        file = ModelFolder.open(folder).file("config.json")
+        return cls.from_dict(read_json(file), str(file))
 
 
 def as_int(value: object) -> int | None:
@@ -219,14 +174,22 @@ def check_int(name: str, value: object, wanted: str = "a positive integer") -> i
     """An integer of at least 1, of any kind. InputError names the argument."""
     number = as_int(value)
     if number is None or number < 1:
-        raise InputError(f"{name} is {value!r}, wanted {wanted}")
+        raise InputError(f"{name} is {value!r:.100}, wanted {wanted}")
     return number
 
 
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """InputError unless the value is one of the choices."""
-    if value not in (known := tuple(choices)):
-        raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name} is {value!r:.100}, wanted {one_of(known)}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False, NumPy's too. InputError for anything else: the text "false" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r:.100}, wanted True or False")
+    return bool(value)
 
 
 def as_number(value: object) -> int | float | None:

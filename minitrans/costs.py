@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,15 +83,20 @@ def fit_cost_model(work: NDArray[np.float64], seconds: NDArray[np.float64]) -> C
     relative = work / seconds[:, None]  # [runs, kinds]
     scale = np.maximum(np.abs(relative).max(axis=0), 1e-300)  # [kinds]
     x = relative / scale
-    gram, cross = x.T @ x, x.sum(axis=0)
-    prices = np.zeros(len(cross))
-    for _ in range(20000):  # coordinate descent; the problem is convex and tiny
-        before = prices.copy()
-        for k in range(len(prices)):
-            if gram[k, k] > 0:
-                prices[k] = max(0.0, prices[k] + (cross[k] - gram[k] @ prices) / gram[k, k])
-        if np.abs(prices - before).max() <= 1e-12 * max(1.0, np.abs(prices).max()):
-            break
+    kinds = [k for k in range(x.shape[1]) if x[:, k].any()]
+    prices, least = np.zeros(x.shape[1]), np.inf
+    # Which prices are best at zero is not known before; there are few kinds, so every choice is tried.
+    for paid in (which for size in range(len(kinds), 0, -1) for which in combinations(kinds, size)):
+        found = np.linalg.lstsq(x[:, paid], np.ones(len(x)), rcond=None)[0]
+        if found.min() < -1e-9:
+            continue
+        found = np.maximum(found, 0)
+        residual = float(np.square(x[:, paid] @ found - 1).sum())
+        if residual < least:
+            prices, least = np.zeros_like(prices), residual
+            prices[list(paid)] = found
+        if len(paid) == len(kinds):
+            break  # nothing is better than the best of all
     error = float(np.abs(x @ prices - 1).max())
     return CostModel(tuple(float(price) for price in prices / scale), error)
 

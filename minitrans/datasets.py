@@ -5,29 +5,34 @@ Faulty rows are named by their lines.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
 
 from minitrans.config import as_int, check_int
-from minitrans.errors import InputError, InputTypeError
+from minitrans.errors import DataWarning, InputError, InputTypeError
 from minitrans.hub_datasets import KNOWN, fetch, read_parquet
-from minitrans.inputs import label_text
+from minitrans.inputs import case_warning, conflict_warning, is_blank, label_text, normalized_label
+from minitrans.inputs import normalized_text as normalized_text
+from minitrans.textfiles import TABLES, Row, checked_path, file_lines, raise_faults, table_rows
 
-FIELD_LIMIT = 16 * 1024 * 1024  # characters of one CSV field; the csv module's own limit of 128 kB cuts long documents
-FAULTS_NAMED = 5  # of the faulty rows of a file; the others are counted
 SPLITS = "train, valid, test, train_<k>shot, or one of these with oos_ before it"
 _SPLIT = re.compile(r"(oos_)?(train(_[1-9][0-9]*shot)?|valid|test)")
-_OTHER_NAMES = {"validation": "valid", "dev": "valid", "oos_validation": "oos_valid", "oos_dev": "oos_valid"}
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_OTHER_NAMES = {
+    "validation": "valid",
+    "dev": "valid",
+    "oos_validation": "oos_valid",
+    "oos_dev": "oos_valid",
+    "out_of_scope": "oos_test",
+    "oos": "oos_test",
+}
 
 
 @dataclass(frozen=True)
@@ -97,21 +102,26 @@ def load_task(
     label_column: str = "label",
     out_of_scope_label: str = "oos",
     local_files_only: bool = False,
+    delimiter: str | None = None,
 ) -> Task:
     """Read an intent data set.
 
     Args:
         source: a folder of .csv, .tsv or .jsonl files named after their splits (train, valid, test, train_5shot; with
-            oos_ before it a split's texts are out of scope, and need no labels); or a single such file, the split
-            "all"; or the name of a data set on the hub: banking77, clinc150, hwu64. A local path wins.
+            oos_ before it a split's texts are out of scope, and need no labels; out_of_scope is another name of
+            oos_test; hidden files are passed over); or a single such file, the split "all"; or the name of a data set
+            on the hub: banking77, clinc150, hwu64. A local path wins.
         text_column, label_column: of local files.
         out_of_scope_label: rows with this label are out of scope.
         local_files_only: fail rather than open a connection for a data set of the hub.
+        delimiter: of local .csv and .tsv files; see `read_examples`.
 
     Raises:
         InputError: no such source, a file that is no split, a split twice, no train split, faulty rows (named by
             their lines), or a split without an example in scope.
         DownloadError: the hub could not deliver.
+
+    Warns as `read_examples` does.
     """
     if not isinstance(source, str | os.PathLike):
         raise InputTypeError(f"the task is a {type(source).__name__}, wanted a path or a name")
@@ -121,11 +131,11 @@ def load_task(
     if path.is_dir():
         for split, file in _split_files(path).items():
             if split.startswith("oos_"):
-                out_of_scope[split.removeprefix("oos_")] = read_texts(file, text_column)
+                out_of_scope[split.removeprefix("oos_")] = read_texts(file, text_column, delimiter)
             else:
-                splits[split] = read_examples(file, text_column, label_column)
+                splits[split] = read_examples(file, text_column, label_column, delimiter)
     elif path.is_file():
-        splits["all"] = read_examples(path, text_column, label_column)
+        splits["all"] = read_examples(path, text_column, label_column, delimiter)
     elif os.fspath(source) in KNOWN:
         known = KNOWN[os.fspath(source)]
         for split, file in fetch(os.fspath(source), local_files_only).items():
@@ -137,6 +147,9 @@ def load_task(
             f".jsonl file, or one of {', '.join(KNOWN)}"
         )
     for split, examples in splits.items():
+        if out_of_scope_label not in examples.labels:
+            alike = [label for label in examples.labels if label.casefold() == out_of_scope_label.casefold()]
+            _warn(case_warning([out_of_scope_label, *alike]), f"{os.fspath(source)}, {split}")
         inside = [i for i, label in enumerate(examples.labels) if label != out_of_scope_label]
         if len(inside) < len(examples.texts):
             outside = [
@@ -203,52 +216,118 @@ def leakage(task: Task) -> list[Leak]:
     return [Leak(text, label, sorted(seen[key])) for text, label in pairs if (key := normalized_text(text)) in seen]
 
 
-def normalized_text(text: str) -> str:
-    """What makes two texts the same example: no case, and one space wherever there is any."""
-    return " ".join(text.casefold().split())
+def read_examples(
+    path: str | os.PathLike[str],
+    text_column: str = "text",
+    label_column: str = "label",
+    delimiter: str | None = None,
+) -> Examples:
+    """Read labelled texts from a .csv or .tsv with a header, or a .jsonl of objects, all of them UTF-8.
 
+    Labels come in one spelling (see `minitrans.inputs.normalized_label`): no blanks at the ends, no invisible
+    characters, NFC.
 
-def read_examples(path: str | Path, text_column: str = "text", label_column: str = "label") -> Examples:
-    """Read labelled texts from a .csv or .tsv with a header, or a .jsonl of objects.
+    Args:
+        path: of the file.
+        text_column, label_column: names in the header or the objects, blanks around them aside.
+        delimiter: between the fields of a .csv or .tsv: one character, or "tab". None takes what the name of the file
+            says, or where the header lacks the columns so, another with which it has them.
 
     Raises:
+        InputTypeError: a path that is none.
         InputError: no such file, another format, a column that is not there, or rows without text or label; the
             message names their lines.
+
+    Warns with DataWarning of labels whose spellings became one, of labels that differ in case alone, and of one text
+    with several labels.
     """
-    rows = _rows(Path(path), (text_column, label_column), filled=True)
-    if not rows:
+    path = checked_path(path)
+    if text_column == label_column:
+        raise InputError(f"{path}: text_column and label_column are both {text_column!r}, wanted two columns")
+    rows = table_rows(path, (text_column, label_column), delimiter)
+    _refuse_blank(rows, (text_column, label_column))
+    raise_faults(path, rows)
+    values = [row.values for row in rows if row.values is not None]
+    if not values:
         raise InputError(f"{path} holds no examples, wanted at least one row below the header")
-    return Examples([row[text_column] for row in rows], [row[label_column] for row in rows])
+    texts, labels = ([each[i] for each in values] for i in (0, 1))
+    return _examples(path, texts, labels, "line", [row.line for row in rows])
 
 
-def read_texts(path: str | Path, column: str = "text") -> list[str]:
-    """Read texts: a column of a .csv, .tsv or .jsonl, or every line of any other file.
+def read_texts(
+    path: str | os.PathLike[str], column: str = "text", delimiter: str | None = None, *, keep_blank: bool = False
+) -> list[str]:
+    """Read texts: a column of a .csv, .tsv or .jsonl, or every line of any other file, all of them UTF-8.
+
+    Args:
+        path: of the file.
+        column: of a table.
+        delimiter: of a .csv or .tsv; see `read_examples`.
+        keep_blank: keep blank lines and fields as texts, so that text i belongs to line or row i. Without it blank
+            lines are passed over, and a blank field is a fault.
 
     Raises:
-        InputError: no such file, not UTF-8, or rows without that column; the message names their lines.
+        InputTypeError: a path that is none.
+        InputError: no such file, not UTF-8, no text in it (unless blank ones are kept), or rows without that column;
+            the message names their lines.
     """
-    path = Path(path)
-    if path.suffix.lower() in (*_DELIMITERS, ".jsonl"):
-        return [row[column] for row in _rows(path, (column,))]
-    with _open(path) as file:
-        return list(read_lines(file, str(path)))
+    path = checked_path(path)
+    suffix = path.suffix.lower()
+    if suffix in (".json", ".ndjson"):
+        raise InputError(f"{path}: the file ends in {suffix!r}, wanted .jsonl for an object a line, .csv or plain text")
+    if suffix in TABLES:
+        rows = table_rows(path, (column,), delimiter)
+        if not keep_blank:
+            _refuse_blank(rows, (column,))
+        raise_faults(path, rows)
+        texts = [row.values[0] for row in rows if row.values is not None]
+    else:
+        texts = [line for line in file_lines(path) if keep_blank or not is_blank(line)]
+    if not texts and not keep_blank:
+        raise InputError(f"{path} holds no text, wanted at least one")
+    return texts
 
 
-def read_lines(file: Iterable[str], name: str = "standard input") -> Iterator[str]:
-    """The lines of a text stream without their ends. InputError if it is not UTF-8."""
-    try:
-        for number, line in enumerate(file):
-            # A file is opened without its byte order mark; standard input is not.
-            yield (line if number else line.removeprefix("\ufeff")).rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}; convert it") from error
+def _refuse_blank(rows: Iterable[Row], columns: tuple[str, ...]) -> None:
+    """Refuse each row with a value that is empty or shows nothing."""
+    for row in rows:
+        if row.values is not None and any(map(is_blank, row.values)):
+            row.refuse(f"{' or '.join(columns)} is empty, wanted {'both' if len(columns) > 1 else 'text'}")
+
+
+def _examples(path: Path, texts: list[str], labels: list[str], unit: str, numbers: Iterable[int]) -> Examples:
+    """The examples with their labels in one spelling; warns of what may not be meant. Numbers: of their lines."""
+    places = [f"{unit} {number}" for number in numbers]
+    first = dict(reversed(list(zip(labels, places, strict=True))))
+    names = {label: normalized_label(label) for label in dict.fromkeys(labels)}
+    spellings: dict[str, list[str]] = {}
+    for label, name in names.items():
+        spellings.setdefault(name, []).append(f"{label!a} ({first[label]})")
+    if merged := [f"{', '.join(each[:5])} as {name!r}" for name, each in spellings.items() if len(each) > 1]:
+        _warn(f"several spellings of a label are read as one: {'; '.join(merged[:5])}", path)
+    found = [names[label] for label in labels]
+    _warn(case_warning(found), path)
+    _warn(conflict_warning(texts, found, places), path)
+    return Examples(texts, found)
+
+
+def _warn(message: str | None, place: object) -> None:
+    if message is not None:
+        warnings.warn(f"{place}: {message}", DataWarning, stacklevel=4)
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
-    """Split -> file. Other formats are left alone: a README may lie beside the splits."""
+    """Split -> file. Hidden files, and other formats that are named after no split, are left alone, as a README."""
     files: dict[str, Path] = {}
+    others: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in (*_DELIMITERS, ".jsonl") or not file.is_file():
+        # "._train.csv" holds attributes of macOS, ".train.csv.swp" and "~$train.csv" belong to open editors.
+        if file.name.startswith((".", "~")) or not file.is_file():
+            continue
+        if file.suffix.lower() not in TABLES:
+            stem = file.name.partition(".")[0]
+            if _SPLIT.fullmatch(split := _OTHER_NAMES.get(stem, stem)):
+                others[split] = file
             continue
         split = _OTHER_NAMES.get(file.stem, file.stem)
         if not _SPLIT.fullmatch(split):
@@ -258,13 +337,19 @@ def _split_files(folder: Path) -> dict[str, Path]:
                 f"{files[split]} and {file} are the same split, wanted one file for it; move one elsewhere"
             )
         files[split] = file
+    for split, file in others.items():
+        if split not in files:
+            raise InputError(
+                f"{file} is named after a split, wanted .csv, .tsv or .jsonl; convert it or move it elsewhere"
+            )
     if "train" not in files:
         raise InputError(f"{folder} has {', '.join(files) or 'no split'}, wanted at least a train.csv, .tsv or .jsonl")
     return files
 
 
 def _read_parquet_examples(path: Path, text_column: str, label_column: str) -> Examples:
-    return Examples(*read_parquet(path, text_column, label_column))
+    texts, labels = read_parquet(path, text_column, label_column)
+    return _examples(path, texts, labels, "row", range(len(texts)))
 
 
 def _subset(examples: Examples, rows: Iterable[int]) -> Examples:
@@ -306,84 +391,3 @@ def _by_class(labels: list[str]) -> dict[str, list[int]]:
     for i, label in enumerate(labels):
         rows.setdefault(label, []).append(i)
     return rows
-
-
-def _open(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _rows(path: Path, columns: tuple[str, ...], filled: bool = False) -> list[dict[str, str]]:
-    """The wanted columns of each row; ``filled``: an empty one is a fault. All faulty rows are reported together."""
-    suffix = path.suffix.lower()
-    if suffix not in (*_DELIMITERS, ".jsonl"):
-        raise InputError(f"{path}: the file ends in {suffix!r}, wanted .csv, .tsv or .jsonl")
-    rows, faults = [], []
-    with _open(path) as file:
-        delimited = suffix != ".jsonl"
-        records = _delimited(file, path, _DELIMITERS[suffix], columns) if delimited else _jsonl(file, path)
-        for line, record in records:
-            fault = record if isinstance(record, str) else _fault(record, columns, filled)
-            if fault:
-                faults.append(f"line {line}: {fault}")
-            elif isinstance(record, dict):
-                rows.append({column: record[column] for column in columns})
-    if len(faults) == 1:
-        raise InputError(f"{path}, {faults[0]}")
-    if faults:
-        more = f"; and {len(faults) - FAULTS_NAMED} more" if len(faults) > FAULTS_NAMED else ""
-        raise InputError(f"{path} has {len(faults)} faulty rows: {'; '.join(faults[:FAULTS_NAMED])}{more}")
-    return rows
-
-
-def _fault(record: dict[str, Any], columns: tuple[str, ...], filled: bool) -> str | None:
-    """What is wrong with a row, or None."""
-    for column in columns:
-        if not isinstance(record.get(column), str):
-            found = ", ".join(sorted(str(key) for key in record))
-            seen = "missing" if record.get(column) is None else f"a {type(record[column]).__name__}"
-            return f"column {column!r} is {seen}, wanted text; found: {found}"
-    if filled and not all(record[column].strip() for column in columns):
-        return f"{' or '.join(columns)} is empty, wanted both"
-    return None
-
-
-def _jsonl(file: TextIO, path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line number, the object, or what is wrong with the line)."""
-    for line, text in enumerate(read_lines(file, str(path)), 1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield line, f"not valid JSON ({error})"
-            continue
-        yield line, record if isinstance(record, dict) else f"a JSON {type(record).__name__}, wanted an object"
-
-
-def _delimited(
-    file: TextIO, path: Path, delimiter: str, columns: tuple[str, ...]
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(number of the row's last line, the row, or what is wrong with it)."""
-    previous = csv.field_size_limit(FIELD_LIMIT)
-    try:
-        # Not read_lines: a quoted field may hold line ends, which have to stay.
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        header = list(reader.fieldnames or [])
-        for column in columns:
-            if header.count(column) != 1:
-                seen = "missing" if column not in header else "there more than once"
-                raise InputError(
-                    f"{path}, line 1: column {column!r} is {seen}, wanted it once; found: {', '.join(header)}"
-                )
-        for record in reader:
-            extra = "more fields than the header has; quote the text"
-            yield reader.line_num, extra if None in record else record
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it") from error
-    finally:
-        csv.field_size_limit(previous)

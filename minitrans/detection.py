@@ -107,10 +107,8 @@ def measure_rejection(
 
     Raises as `calibrate_rejection` does.
     """
-    codes = np.searchsorted(classifier.classes_, classifier.labels_)  # [N]
-    held_out = cross_fit(
-        classifier.embeddings_, codes, classifier.name_embeddings_, C=classifier.C, folds=folds, seed=seed
-    )
+    names = classifier.name_embeddings_
+    held_out = cross_fit(classifier.embeddings_, classifier.codes_, names, C=classifier.C, folds=folds, seed=seed)
     scores_in, scores_out = (_scores(classifier, rows) for rows in (inside, outside))
     p = classifier.predict_proba_embeddings(inside)  # [B, K]
     right = classifier.classes_[p.argmax(axis=1)] == label_array(test_labels, len(p))  # [B]

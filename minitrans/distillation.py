@@ -12,7 +12,7 @@ Dimension letters: see parameters.py; F = H + 1, the hidden state and a constant
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from typing import TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from minitrans.model import SentenceEncoder, pool_encoded
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32, Linear
 from minitrans.policy import Fitted
-from minitrans.pooling import normalized
+from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import Ranking, Selection
 from minitrans.threads import in_order
 
@@ -61,9 +61,11 @@ class Recorder:
         """That of the blocks."""
         return self.blocks.session()
 
-    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def chunk(self, rows: int, helpers: int) -> Iterator[Blocks]:
         """That of the blocks."""
-        return self.blocks.chunk(rows, helpers)
+        with self.blocks.chunk(rows, helpers) as inside:
+            yield Recorder(inside, self.layers, self.want, self.num_layers)
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """That of the blocks."""
@@ -105,13 +107,13 @@ def batches(encoder: SentenceEncoder, texts: Sequence[str]) -> list[tuple[NDArra
 
 
 def on_threads(
-    encoder: SentenceEncoder, work: Callable[[PackedBatch], T], packed: Sequence[PackedBatch]
+    encoder: SentenceEncoder, work: Callable[[Blocks, PackedBatch], T], packed: Sequence[PackedBatch]
 ) -> Iterator[T]:
-    """``work`` on every batch, in order, inside the backend's session."""
+    """``work`` on every batch, with the blocks to use, in order, inside the backend's session."""
 
     def inside(batch: PackedBatch, helpers: int = 0) -> T:
-        with np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), helpers):
-            return work(batch)
+        with np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), helpers) as blocks:
+            return work(blocks, batch)
 
     with encoder.blocks.session():
         yield from in_order(inside, packed, encoder.threads)
@@ -168,12 +170,12 @@ def measure(
             f"none of {len(texts)} texts has {SHORTEST} to {LONGEST} tokens, wanted some to learn from; add texts"
         )
 
-    def work(batch: PackedBatch) -> dict[int, Moments]:
-        recorder = Recorder(encoder.blocks, layers)
+    def work(blocks: Blocks, batch: PackedBatch) -> dict[int, Moments]:
+        recorder = Recorder(blocks, layers)
         full = forward(recorder, batch)
         embeddings = normalized(pool_encoded(full, encoder.pooling))  # [B, H]
         return {
-            layer: _moments(start, full, _shifts(encoder, batch, start, embeddings))
+            layer: _moments(start, full, _shifts(blocks, encoder.pooling, batch, start, embeddings))
             for layer, start in recorder.starts.items()
         }
 
@@ -195,7 +197,7 @@ def fit(model: str, moments: dict[int, Moments], by_threshold: bool = False) -> 
     """Solve for the scorer and the restoring map of every layer.
 
     Args:
-        model: fingerprint of the model that was measured.
+        model: `Identity.weights` of the model that was measured.
         moments: layer -> sums.
         by_threshold: scores that can be compared between texts, for a policy with a threshold; else they are made to
             rank the tokens of one text, which is all that a quantile needs.
@@ -209,7 +211,7 @@ def fit(model: str, moments: dict[int, Moments], by_threshold: bool = False) -> 
             bias = np.zeros(1)
         scorers[layer] = _linear(weight, bias)
         restore[layer] = _linear(*_ridge(sums.gram, sums.final, RESTORE_RIDGE))
-    return Fitted(model, scorers, restore)
+    return Fitted(model, scorers, restore, (SHORTEST, LONGEST))
 
 
 def _fitting(batch: PackedBatch) -> PackedBatch:
@@ -219,7 +221,7 @@ def _fitting(batch: PackedBatch) -> PackedBatch:
     return pack(ids, batch.prefix, batch.suffix)
 
 
-def _shifts(encoder: SentenceEncoder, batch: PackedBatch, start: Start, embeddings: Float32) -> Float32:
+def _shifts(blocks: Blocks, pooling: PoolingConfig, batch: PackedBatch, start: Start, embeddings: Float32) -> Float32:
     """[T] 1 - cosine between a text's embedding and that without the token."""
     owner = np.repeat(np.arange(len(embeddings)), np.diff(batch.offsets))  # [T]
     shifts = np.empty(len(owner), np.float32)
@@ -232,8 +234,8 @@ def _shifts(encoder: SentenceEncoder, batch: PackedBatch, start: Start, embeddin
         left = np.concatenate(rows)
         offsets = np.concatenate([[0], np.cumsum(lengths[part])])
         without = PackedBatch(batch.ids[left], offsets, batch.prefix, batch.suffix)
-        encoded = forward(encoder.blocks, without, start=Start(start.layer, start.hidden[left]))
-        moved = normalized(pool_encoded(encoded, encoder.pooling))
+        encoded = forward(blocks, without, start=Start(start.layer, start.hidden[left]))
+        moved = normalized(pool_encoded(encoded, pooling))
         shifts[part] = 1 - (moved * embeddings[owner[part]]).sum(axis=1)
     return shifts
 

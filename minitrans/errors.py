@@ -16,6 +16,7 @@ In parentheses the built-in classes by which an error can be caught too:
     ├── ModelNotFoundError    (FileNotFoundError)  no such model folder, name or file
     ├── DownloadError         (OSError)            neither the hub nor a mirror could deliver
     ├── DigestError           (ValueError)         a file whose sha256 is not the published one
+    ├── WriteError            (OSError)            a file or folder that could not be written
     ├── BackendError          (RuntimeError)       the backend asked for cannot run here
     ├── NumericalError        (ArithmeticError)    NaN or infinity during the forward pass
     └── NotFittedError        (ValueError, AttributeError)  predict before fit
@@ -82,6 +83,13 @@ class DigestError(MinitransError, ValueError):
     """A file's sha256 digest is not the one that was published for it."""
 
 
+class WriteError(MinitransError, OSError):
+    """A file or folder could not be written: no room, no permission, or something in the way; see ``errno``."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # not the "[Errno ...] None" of an OSError that has an errno
+
+
 class BackendError(MinitransError, RuntimeError):
     """The backend asked for cannot run on this machine."""
 
@@ -98,7 +106,15 @@ class TruncationWarning(UserWarning):
     """Some texts of a call were longer than ``max_seq_length`` and lost their end."""
 
 
+class DataWarning(UserWarning):
+    """Texts or labels that can be used, but may not be what was meant."""
+
+
+class PruningWarning(UserWarning):
+    """Some texts of a call were pruned at lengths that their policy was not fitted on."""
+
+
 def one_of(choices: Iterable[object]) -> str:
     """The choices for a message: "'a', 'b' or 'c'"."""
-    *first, last = map(repr, choices)
+    *first, last = [repr(choice) for choice in choices] or ["None, as there is nothing to choose from"]
     return f"{', '.join(first)} or {last}" if first else last

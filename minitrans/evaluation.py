@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
+from minitrans.calls import measuring
 from minitrans.classifier import FewShotClassifier
 from minitrans.datasets import Draw, Task, draw, leakage
 from minitrans.errors import InputError
@@ -296,13 +297,8 @@ def _identity(encoder: SentenceEncoder) -> dict[str, Any]:
     """All of an encoder that an embedding depends on."""
     return {
         "minitrans": __version__,
-        "model": encoder.model_sha256,
-        "precision": encoder.precision,
+        "encoder": encoder.identity.sha256,
         "backend": encoder.backend,
-        "max_seq_length": encoder.max_seq_length,
-        "dimension": encoder.get_embedding_dimension(),
-        "pooling": [*encoder.pooling.modes, encoder.pooling.normalize],
-        "prompt": encoder.prompts.get(encoder.default_prompt_name or ""),
     }
 
 
@@ -331,6 +327,7 @@ def _costs(
     return {name: _stored(Cost, {}, journal.get(keys[name]) or {}) for name in policies}
 
 
+@measuring()
 def _embedded(
     encoder: SentenceEncoder,
     policy: PruningPolicy | None,

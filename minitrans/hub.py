@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
 
+from minitrans.download import fetch_from_hub
 from minitrans.errors import (
     DigestError,
     DownloadError,
@@ -24,41 +24,21 @@ from minitrans.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from minitrans.manifest import KnownModel, Seal, load_manifest, missing_files, verify
+from minitrans.manifest import KnownModel, Seal, lacking, load_manifest, missing_files, verify
 from minitrans.mirror import fetch
 from minitrans.resources import bundled
-
-if TYPE_CHECKING:
-    from tqdm.auto import tqdm
 
 __all__ = ["DEFAULT_MODEL", "KnownModel", "find_local", "known_models", "load_manifest", "pull", "resolve", "verify"]
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2-int8"
 
-# What an encoder reads. Everything else on the hub (other frameworks' weights, training logs) stays there.
-ALLOW_PATTERNS = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "*/config.json",
-)
-
-HUB_SECONDS = 5.0  # until the hub's first answer; where it is blocked, the mirror should not have to wait longer
+MIRRORED = ".mirror.json"  # ends the name of the note for what came from a mirror
 
 _NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # The few BERT models that the hub keeps without an organisation; any other short name is sentence-transformers'.
 _BARE_NAME = re.compile(r"(distil)?bert-(base|large)-(chinese|((german|multilingual)-)?(un)?cased)")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -120,13 +100,14 @@ def resolve(
         return found
     wanted = _identify(str(name_or_path), revision)
     offline = _offline(local_files_only)
-    notes = [f"no {Path(str(name_or_path)).absolute()}"]
+    notes = [f"no {_shown(Path(str(name_or_path)))}"]
+    wrong = False
     try:
         folder, tried = _cached(wanted, cache_folder)
     except DigestError as error:
         if offline:
             raise
-        folder, tried = None, [str(error)]
+        folder, tried, wrong = None, [str(error)], True
     if folder is not None:
         return folder
     if offline:
@@ -134,7 +115,7 @@ def resolve(
             f"{wanted} is not on this machine, and {offline} forbids the network. Looked in:{_lines(notes + tried)}\n"
             f"Run `minitrans pull {wanted.name}` while the network may be used, or give the path of a model folder."
         )
-    return _download(wanted, cache_folder, token, "auto", notes + tried, force=False, progress=False)
+    return _download(wanted, cache_folder, token, "auto", notes + tried, force=wrong, progress=False)
 
 
 def find_local(
@@ -199,7 +180,7 @@ def pull(
         try:
             folder, tried = _cached(wanted, cache_folder)
         except DigestError as error:
-            folder, tried = None, [str(error)]
+            folder, tried, force = None, [str(error)], True
         if folder is not None:
             return folder
     if offline := _offline():
@@ -213,22 +194,55 @@ def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str 
         return _bundled_folder(DEFAULT_MODEL, revision)
     if not isinstance(name_or_path, str | os.PathLike):
         raise InputTypeError(f"the model is {type(name_or_path).__name__}, wanted str, a path or None")
-    text = str(name_or_path)
-    path = Path(text).expanduser().absolute()
+    text = os.fspath(name_or_path)
+    if not isinstance(text, str):
+        raise InputTypeError(f"the model is a path of {type(text).__name__}, wanted one of str")
+    is_name = isinstance(name_or_path, str) and not _looks_like_path(text)
+    path = _expanded(text, "the model")
+    why = ""
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except OSError:  # too long to be a path
+    except (OSError, ValueError) as error:  # too long to be a path, not to be looked at, or a NUL in it
         is_folder = is_file = False
+        why = f" ({getattr(error, 'strerror', None) or error})"
     if is_folder and text:
-        return path
+        if is_name and not any((path / each).exists() for each in ("config.json", "modules.json")):
+            raise ModelNotFoundError(
+                f"{_shown(path)} is a folder without a model (no config.json, no modules.json), and a folder comes "
+                f"before the name {text!r}. Rename or remove it, or work in another folder, to have the model of that "
+                "name; or give the folder that holds a model."
+            )
+        return path.absolute()
     if is_file:
-        raise ModelNotFoundError(f"{path} is a file. Give the folder that holds the model's files: {path.parent}")
-    if isinstance(name_or_path, os.PathLike) or _looks_like_path(text):
         raise ModelNotFoundError(
-            f"There is no model folder {text!r}: tried {path}, and it cannot be a name on the hub "
+            f"{_shown(path)} is a file. Give the folder that holds the model's files: {_shown(path.parent)}"
+        )
+    if not is_name:
+        raise ModelNotFoundError(
+            f"There is no model folder {text!r:.300}: tried {_shown(path)}{why}, and it cannot be a name on the hub "
             "('name' or 'organisation/name'). Check the path, or give a name."
         )
     return _bundled_folder(text, revision)
+
+
+def _expanded(path: str | os.PathLike[str], what: str) -> Path:
+    """With the home folder in place of "~"."""
+    try:
+        return Path(path).expanduser()
+    except TypeError:
+        raise InputTypeError(f"{what} is {type(path).__name__}, wanted str or a path") from None
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise InputError(f"{what} is {str(path)!r:.300}, but {user} has no home folder; give the whole path") from None
+
+
+def _shown(path: Path) -> str:
+    """A path for messages, in full unless the working folder is gone."""
+    try:
+        path = path.absolute()
+    except OSError:
+        return f"{str(path)!r:.300} in the working folder, which is gone"
+    return str(path) if str(path).isprintable() and len(str(path)) < 300 else f"{str(path)!r:.300}"
 
 
 def _looks_like_path(text: str) -> bool:
@@ -258,6 +272,8 @@ def _known(name: str) -> KnownModel | None:
 def _identify(name: str, revision: str | None) -> _Wanted:
     if _looks_like_path(name):
         raise InputError(f"{name!r} cannot be a name on the hub, wanted 'name' or 'organisation/name'")
+    if not isinstance(revision, str | None):
+        raise InputTypeError(f"revision is {type(revision).__name__}, wanted str or None")
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise InputError(f"revision is {revision!r}, wanted a commit, branch or tag of the hub")
     known = _known(name)
@@ -273,8 +289,7 @@ def _offline(local_files_only: bool = False) -> str | None:
     """What forbids the network, or None."""
     if local_files_only:
         return "local_files_only=True"
-    from huggingface_hub import constants
-
+    constants = _constants()
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # huggingface_hub honours both, but as of its import
         if os.environ.get(variable, "").upper() in ("1", "ON", "YES", "TRUE"):
             return f"{variable}={os.environ[variable]}"
@@ -284,11 +299,28 @@ def _offline(local_files_only: bool = False) -> str | None:
 def _caches(cache_folder: str | os.PathLike[str] | None) -> tuple[Path, Path]:
     """Our own cache and the hub's."""
     if cache_folder is not None:
-        folder = Path(cache_folder).expanduser()
-        return folder / "minitrans", folder
-    from huggingface_hub import constants
+        folder = _expanded(cache_folder, "cache_folder")
+        if not str(cache_folder) or "\0" in str(cache_folder):
+            raise InputError(f"cache_folder is {str(cache_folder)!r:.300}, which cannot be a path; name another")
+        folders = folder / "minitrans", folder
+    else:
+        constants = _constants()
+        folders = Path(constants.HF_ASSETS_CACHE, "minitrans"), Path(constants.HF_HUB_CACHE)
+    try:
+        return folders[0].absolute(), folders[1].absolute()
+    except OSError:
+        raise InputError(
+            f"the cache is {folders[1]} in the working folder, which is gone; give a whole path as cache_folder, or "
+            "as HF_HOME"
+        ) from None
 
-    return Path(constants.HF_ASSETS_CACHE, "minitrans"), Path(constants.HF_HUB_CACHE)
+
+def _constants() -> ModuleType:
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:  # a variable that should be a number
+        raise InputError(f"huggingface_hub cannot start: {error}; look at the variables HF_HUB_*") from None
+    return constants
 
 
 def _cached(wanted: _Wanted, cache_folder: str | os.PathLike[str] | None) -> tuple[Path | None, list[str]]:
@@ -296,57 +328,61 @@ def _cached(wanted: _Wanted, cache_folder: str | os.PathLike[str] | None) -> tup
     own, hub = _caches(cache_folder)
     tried: list[str] = []
     wrong: DigestError | None = None
-    if wanted.known is not None and wanted.known.mirrors:
-        folder = own / wanted.folder / str(wanted.revision)  # checked when it was stored, and renamed in one step
-        if not (missing := [name for name in wanted.known.files if not (folder / name).is_file()]):
-            return folder, tried
-        tried.append(_lacking(folder, missing))
-    for snapshot in _snapshots(wanted, hub):
-        seal = Seal(own / wanted.folder / f"{snapshot.name}.json", snapshot, wanted.known)
-        if seal.holds():
-            return snapshot, tried
-        if missing := missing_files(snapshot, wanted.known):
-            tried.append(_lacking(snapshot, missing))
-            continue
+    for folder, note in _copies(wanted, own, hub):
+        mirrored = note.name.endswith(MIRRORED)
+        seal = Seal(note, folder, wanted.known)
         try:
+            if seal.holds():
+                return folder, tried
+            if mirrored and wanted.known is not None:
+                missing = [name for name in wanted.known.files if not (folder / name).is_file()]
+            else:
+                missing = missing_files(folder, wanted.known)
+            if missing:
+                tried.append(lacking(folder, missing))
+                continue
             seal.check()
         except DigestError as error:
-            if snapshot.name == wanted.revision:
-                wrong = error
+            if mirrored or wanted.known is None or folder.name == wanted.revision:
+                wrong = wrong or error
             tried.append(str(error))
+        except OSError as error:
+            tried.append(f"{folder}: {error.strerror or error}")
         else:
-            return snapshot, tried
+            return folder, tried
     if wrong is not None:
-        raise DigestError(f"{wrong} It is not used. Delete {hub / f'models--{wanted.folder}'} and pull again.")
+        command = f"minitrans pull {wanted.name} --force"
+        command += f" --revision {wanted.revision}" if wanted.known is None and wanted.revision else ""
+        command += "" if cache_folder is None else f" --cache-folder {cache_folder}"
+        raise DigestError(f"{wrong} The model is not used. Fetch it again: `{command}`.")
     return None, tried
 
 
-def _snapshots(wanted: _Wanted, hub: Path) -> Iterator[Path]:
-    """The folders of the hub's cache that may hold the model, the likeliest first."""
+def _copies(wanted: _Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]:
+    """The folders that may hold the model, the likeliest first, and for each the note that it was checked."""
+    notes = own / wanted.folder
+    if wanted.known is not None and wanted.known.mirrors:
+        yield notes / str(wanted.revision), notes / f"{wanted.revision}{MIRRORED}"
     repository = hub / f"models--{wanted.folder}"
     snapshots = repository / "snapshots"
     revision = wanted.revision or "main"
     if not _COMMIT.fullmatch(revision):
+        reference = repository / "refs" / revision
         try:
-            revision = (repository / "refs" / revision).read_text(encoding="utf-8").strip()
-        except OSError:
-            yield repository / "refs" / revision
-            return
+            revision = reference.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            revision = ""
         if not _COMMIT.fullmatch(revision):  # the file could say "../.."
-            yield repository / "refs" / (wanted.revision or "main")
+            yield reference, notes / f"{reference.name}.json"
             return
-    yield snapshots / revision
+    yield snapshots / revision, notes / f"{revision}.json"
     # A known model's bytes are what counts: other revisions with the same files serve as well.
-    if wanted.known is not None and snapshots.is_dir():
-        yield from sorted(path for path in snapshots.iterdir() if path.name != revision and path.is_dir())
-
-
-def _lacking(folder: Path, missing: list[str]) -> str:
-    return (
-        f"{folder}: lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}"
-        if folder.is_dir()
-        else f"no {folder}"
-    )
+    if wanted.known is not None:
+        try:
+            others = sorted(path for path in snapshots.iterdir() if path.name != revision and path.is_dir())
+        except OSError:
+            others = []
+        yield from ((path, notes / f"{path.name}.json") for path in others)
 
 
 def _lines(items: list[str]) -> str:
@@ -368,7 +404,10 @@ def _download(
     lines = list(tried)
     if source != "mirror":
         try:
-            return _from_hub(wanted, own, hub, token, force=force, progress=progress)
+            notes = own / wanted.folder
+            return fetch_from_hub(
+                wanted.name, wanted.revision, wanted.known, hub, notes, token, force=force, progress=progress
+            )
         except UnsupportedModelError:
             raise
         except Exception as error:  # whatever the hub's client and its HTTP library may raise
@@ -380,7 +419,9 @@ def _download(
         for mirror in wanted.known.mirrors:
             target = own / wanted.folder / str(wanted.revision)
             try:
-                return fetch(wanted.known, mirror, target, replace=force, progress=progress)
+                fetch(wanted.known, mirror, target, replace=force, progress=progress)
+                Seal(target.with_name(f"{target.name}{MIRRORED}"), target, wanted.known).check(whole=True)
+                return target
             except (MinitransError, OSError) as error:
                 failures.append(error)
                 lines.append(f"{mirror}: {_reason(error)}")
@@ -391,107 +432,10 @@ def _download(
         kind = ModelNotFoundError
     raise kind(
         f"{wanted} could not be fetched:{_lines(lines)}\n"
-        "Check the name and the network (proxy, HF_ENDPOINT, HF_TOKEN, pip's index), or copy the model's folder from "
-        "another machine and give its path. The bundled model needs no network: SentenceEncoder() without a name."
+        "Check the name, the network (proxy, HF_ENDPOINT, HF_TOKEN, pip's index) and whether the cache can be written "
+        "(HF_HOME, or cache_folder names another), or copy the model's folder from another machine and give its path. "
+        "The bundled model needs no network: SentenceEncoder() without a name."
     ) from (failures[0] if failures else None)
-
-
-def _from_hub(wanted: _Wanted, own: Path, hub: Path, token: str | bool | None, *, force: bool, progress: bool) -> Path:
-    import fnmatch
-
-    import huggingface_hub
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    # One plain request first: snapshot_download retries a blocked hub for half a minute and logs each attempt.
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_SECONDS)
-    api = huggingface_hub.HfApi(token=token)
-    try:
-        info = _within(seconds, lambda: api.model_info(wanted.name, revision=wanted.revision, timeout=seconds))
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise ModelNotFoundError("it knows no such model or revision, or needs a token to show it") from None
-    names = [entry.rfilename for entry in info.siblings or []]
-    if not any(name.endswith(".safetensors") for name in names):
-        raise UnsupportedModelError(
-            f"{wanted} has no safetensors weights on the hub. Ask its authors for them, or save it as safetensors with "
-            "transformers and give the folder's path."
-        )
-    needed = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in ALLOW_PATTERNS)]
-
-    def download(patterns: list[str], force_download: bool) -> Path:
-        with _bars(progress) as bar_class:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    wanted.name,
-                    revision=wanted.revision,
-                    cache_dir=hub,
-                    token=token,
-                    allow_patterns=patterns,
-                    force_download=force_download,
-                    tqdm_class=bar_class,
-                )
-            )
-
-    snapshot = download(list(ALLOW_PATTERNS), force)
-    if missing := [name for name in needed if not (snapshot / name).is_file()]:
-        raise DownloadError(_lacking(snapshot, missing))
-    seal = Seal(own / wanted.folder / f"{snapshot.name}.json", snapshot, wanted.known)
-    try:
-        seal.check(whole=True)
-    except DigestError:
-        download(list(wanted.known.files) if wanted.known else [], True)  # once more: a copy may rot on disk
-        try:
-            seal.check(whole=True)
-        except DigestError as error:
-            raise DigestError(f"{error} It is not used. Delete {snapshot.parent.parent}.") from None
-    return snapshot
-
-
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Call with a deadline that holds for name resolution and for hosts with many addresses, too."""
-    import threading
-
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="minitrans-hub")
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
-        raise DownloadError(f"no answer within {seconds:g} s (HF_HUB_ETAG_TIMEOUT sets how long to wait)")
-    return results[0]
-
-
-@contextmanager
-def _bars(progress: bool) -> Iterator[type[tqdm[Any]] | None]:
-    """The progress bar class for huggingface_hub: its own, or one that stays silent."""
-    if progress:
-        yield None
-        return
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
-
-    class Silent(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call, unused-ignore]
-
-    # Releases before 2 draw one bar per file with a class of their own, which only their switch reaches.
-    group = "huggingface_hub"
-    switch = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled(group)
-    if switch:
-        disable_progress_bars(group)
-    try:
-        yield Silent
-    finally:
-        if switch:
-            enable_progress_bars(group)
 
 
 def _reason(error: Exception) -> str:

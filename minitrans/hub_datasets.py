@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minitrans.download import HUB_SECONDS
 from minitrans.errors import DownloadError, InputError
-from minitrans.hub import HUB_SECONDS
 
 _PARQUET = "-00000-of-00001.parquet"
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import reprlib
-from collections.abc import Iterable, Mapping
+import unicodedata
+import warnings
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minitrans.errors import InputError, InputTypeError
+from minitrans.columns import column_items, described, is_missing, plain, str_items
+from minitrans.errors import DataWarning, InputError, InputTypeError
 from minitrans.logistic import checked_rows
 from minitrans.saved import LABEL_LENGTH, storable
 
@@ -18,7 +20,7 @@ Labels = NDArray[Any]  # of str or int64
 
 
 class Encoder(Protocol):
-    """What a classifier needs; `name_or_path`, `model_sha256`, `precision` and `pruning` are saved where offered."""
+    """What a classifier needs; `name_or_path`, `identity`, `precision` and `pruning` are saved where offered."""
 
     def encode(self, sentences: list[str], /) -> NDArray[Any]:
         """Texts -> `[B, H]` float32."""
@@ -54,29 +56,123 @@ def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
 
 
 def text_list(texts: Iterable[str]) -> list[str]:
-    """The texts as a list of str. InputTypeError for a single str, and for anything else that is no list of str."""
-    items = _items(texts, "texts")
-    for i, text in enumerate(items):
-        if not isinstance(text, str):
-            raise InputTypeError(f"text {i} is {reprlib.repr(text)} of type {type(text).__name__}; wanted str; drop it")
-    return [str(text) for text in items]  # numpy.str_ too
+    """The texts of any column of str (see `minitrans.columns`) as a list. Raises as `str_items` does."""
+    return str_items(texts, "texts")
 
 
-def label_array(labels: Iterable[Label], count: int) -> Labels:
+def label_array(
+    labels: Iterable[Label],
+    count: int,
+    texts: list[str] | None = None,
+    known: tuple[list[str] | None, Labels] | None = None,
+) -> Labels:
     """The labels of `count` texts as an array `[count]` of str or int64.
 
+    Args:
+        labels: any column of labels (see `minitrans.columns`).
+        count: how many there should be.
+        texts: the texts, where a classifier is to learn from them. Warns with DataWarning of labels that differ in
+            case alone, and of one text with several labels.
+        known: what it has learned from before: the texts, where they were kept, and the labels.
+
     Raises:
-        InputTypeError: a label of another type, or str and int labels mixed.
-        InputError: none, another number than there are texts, or a label that cannot be saved.
+        InputTypeError: no column, a label of another type, or str and int labels mixed.
+        InputError: none, another number than there are texts, a label that cannot be saved, or one label in several
+            spellings.
     """
-    items = _items(labels, "labels")
+    items = column_items(labels, "labels")
     for i, label in enumerate(items):
         seen = _checked_label(label, f"label {i}")
         if isinstance(label, str) != isinstance(items[0], str):
             raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
+        if isinstance(label, str) and is_blank(label):
+            raise InputError(f"{seen}, which shows nothing; wanted a name; drop the example or name its class")
     if not count or count != len(items):
         raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
+    if isinstance(items[0], str):
+        items = [plain(label) for label in items]
+    names = [str(label) for label in items]
+    if texts is not None and known is not None and (known[1].dtype.kind == "U") == isinstance(items[0], str):
+        known_texts, known_labels = known
+        names = [*map(str, known_labels), *names]
+        texts = [f"text {i}" for i in range(len(names))] if known_texts is None else [*known_texts, *texts]
+    _check_spellings(names)
+    if texts is not None:
+        for message in filter(None, (case_warning(names), conflict_warning(texts, names))):
+            warnings.warn(message, DataWarning, stacklevel=3)
     return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)
+
+
+# Characters that show nothing: soft hyphen, zero-width space, marks of direction, word joiner, byte order mark.
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\u00ad\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+)
+_JOINERS = "\u200c\u200d"  # they shape the letters beside them, and count between two
+
+
+def normalized_label(label: str) -> str:
+    """One spelling for what looks the same: NFC, single spaces, none at the ends, no invisible characters."""
+    text = unicodedata.normalize("NFC", label.translate(_INVISIBLE))
+    return " ".join(text.split()).strip(" " + _JOINERS)
+
+
+def normalized_text(text: str) -> str:
+    """What makes two texts the same example: no case, and one space wherever there is any."""
+    return " ".join(text.casefold().split())
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or all blanks and invisible characters."""
+    return not text[:1].isalnum() and not text.translate(_INVISIBLE | dict.fromkeys(map(ord, _JOINERS))).strip()
+
+
+def case_warning(labels: Iterable[str]) -> str | None:
+    """A message where two labels differ in case, width or compatibility forms alone; else None."""
+    seen: dict[str, str] = {}
+    pairs = []
+    for label in dict.fromkeys(labels):
+        first = seen.setdefault(unicodedata.normalize("NFKC", normalized_label(label)).casefold(), label)
+        if first != label:
+            pairs.append(f"{first!r} and {label!r}")
+    if not pairs:
+        return None
+    return f"labels that differ in case alone are several classes: {_some(pairs)}; write alike what means the same"
+
+
+def conflict_warning(texts: Iterable[str], labels: Iterable[str], places: list[str] | None = None) -> str | None:
+    """A message where one text, without case and spacing, has several labels; else None.
+
+    Args:
+        texts, labels: of the examples.
+        places: where each stands, for the message.
+    """
+    owners: dict[str, dict[str, int]] = {}
+    first: dict[str, str] = {}
+    for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        key = normalized_text(text)
+        first.setdefault(key, text)
+        owners.setdefault(key, {}).setdefault(label, i)
+    several = {key: found for key, found in owners.items() if len(found) > 1}
+    if not several:
+        return None
+    key, found = next(iter(several.items()))
+    told = [f"{label!r}" + (f" ({places[i]})" if places else "") for label, i in found.items()]
+    count = "one text has" if len(several) == 1 else f"{len(several)} texts have"
+    return f"{count} several labels, which share its probability: {first[key]!r:.80} is {' and '.join(told[:5])}"
+
+
+def _check_spellings(labels: Iterable[str]) -> None:
+    seen: dict[str, str] = {}
+    for label in dict.fromkeys(labels):
+        if (first := seen.setdefault(normalized_label(label), label)) != label:
+            raise InputError(
+                f"the labels {first!a} and {label!a} are one in two spellings (spaces, invisible characters or Unicode "
+                "forms); wanted one; pass [minitrans.inputs.normalized_label(label) for label in labels]"
+            )
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def abstention_label(label: Label | None, classes: Labels) -> Label:
@@ -98,18 +194,22 @@ def abstention_label(label: Label | None, classes: Labels) -> Label:
 
 def _checked_label(label: object, what: str) -> str:
     """A few words on the label for messages. InputTypeError or InputError, naming `what`, if it cannot be one."""
-    seen = f"{what} is {reprlib.repr(label)} of type {type(label).__name__}"
+    seen = f"{what} is {described(label)}"
     if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
-        raise InputTypeError(f"{seen}; wanted str or int; drop the example or name its class")
+        raise InputTypeError(f"{seen}; wanted str or int; {_label_remedy(label)}")
     if not storable(label):
         wanted = f"a str without NUL of at most {LABEL_LENGTH} characters, or an integer of 64 bits"
         raise InputError(f"{seen}; wanted {wanted}; rename the class")
     return seen
 
 
-def _items(values: Iterable[Any], what: str) -> list[Any]:
-    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
-        raise InputTypeError(f"{what} is a {type(values).__name__}; wanted a list; put a single one in brackets")
-    if (ndim := getattr(values, "ndim", 1)) != 1:
-        raise InputTypeError(f"{what} has {ndim} dimensions; wanted one; pass a single column")
-    return list(values)
+def _label_remedy(label: object) -> str:
+    if isinstance(label, bool | np.bool_):
+        return 'name the two classes, as ["yes" if label else "no" for label in labels]'
+    if is_missing(label):
+        return "it is a missing value: drop the example or name its class"
+    if isinstance(label, float | np.floating):
+        return "convert the labels with int(), or with str() to names"
+    if isinstance(label, bytes):
+        return "decode it, as with .decode()"
+    return "drop the example or name its class"

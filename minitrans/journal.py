@@ -6,6 +6,7 @@ Lines are only ever appended, in one write each, so that a crash can damage no m
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minitrans.errors import InputError
+from minitrans.resources import reporting, sync_folder, target_of
 
 FORMAT, VERSION = "minitrans-journal", 1
 
@@ -29,10 +31,11 @@ class Journal:
 
     Raises:
         InputError: the file cannot be read, is no journal, or has a broken line that a crash does not explain.
+        InputTypeError: the path is none.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.path = None if path is None else Path(path)
+        self.path = None if path is None else target_of(path)
         self._values: dict[str, str] = {} if self.path is None else _load(self.path)
 
     def __len__(self) -> int:
@@ -51,12 +54,15 @@ class Journal:
             value: the result.
 
         Raises:
-            InputError: a key or value that is not plain JSON (finite numbers, str, bool, None, lists, objects).
-            OSError: the file cannot be written; it holds no part of the line then.
+            InputError: a key or value that is not plain JSON (finite numbers, str, bool, None, lists, objects); or the
+                file is no journal any more.
+            WriteError: the file cannot be written; it holds no part of the line then.
         """
         name, text = _canonical(key, "key"), _canonical(value, "value")
         if self.path is not None:
-            _append(self.path, f'{{"key":{name},"value":{text}}}\n'.encode())
+            line = f'{{"key":{name},"value":{text}}}\n'.encode()
+            with reporting(self.path, len(line)):
+                _append(self.path, line)
         self._values[name] = text
 
 
@@ -79,18 +85,16 @@ def _header() -> bytes:
 
 def _load(path: Path) -> dict[str, str]:
     try:
+        if path.exists() and not path.is_file():  # opening a pipe waits for a writer
+            raise InputError(f"cannot read the journal {path}: it is no regular file; give another path")
         with path.open("rb") as file, _locked(file.fileno(), shared=True):
             data = file.read()
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise InputError(f"cannot read the journal {path}: {error.strerror or error}") from error
-    *lines, tail = data.split(b"\n")
-    if not lines:
-        if not _header().startswith(tail):
-            raise InputError(f"{path} is not a journal: its first line is {tail!r:.60}; give another path")
-        return {}
-    _check_header(path, lines[0])
+    _check_begin(path, data)
+    lines = data.split(b"\n")[:-1]  # the last one is not whole
     values = {}
     for number, line in enumerate(lines[1:], 2):
         try:
@@ -104,9 +108,13 @@ def _load(path: Path) -> dict[str, str]:
     return values
 
 
-def _check_header(path: Path, line: bytes) -> None:
+def _check_begin(path: Path, data: bytes) -> None:
+    """InputError unless this is how a journal begins, whole or cut in its first line."""
+    line, end, _ = data.partition(b"\n")
+    if not end and _header().startswith(line):
+        return
     try:
-        header = json.loads(line)
+        header = json.loads(line) if end else None
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -122,15 +130,19 @@ def _append(path: Path, line: bytes) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o666)
     try:
         with _locked(descriptor):
+            _check_begin(path, os.read(descriptor, 4096))  # it may have come since the journal was opened
             size = _repaired(descriptor)
             data = line if size else _header() + line
             try:
                 if os.write(descriptor, data) < len(data):
-                    raise OSError(f"the disk took only a part of a line of {path}; make room and run again")
+                    raise OSError(errno.ENOSPC, "the disk took only a part of a line")
             except OSError:
-                os.ftruncate(descriptor, size)
+                with suppress(OSError):
+                    os.ftruncate(descriptor, size)
                 raise
             os.fsync(descriptor)
+            if not size:
+                sync_folder(path.parent)
     finally:
         os.close(descriptor)
 

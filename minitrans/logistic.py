@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.backends.blas import single_threaded_blas
 from minitrans.errors import InputError, NumericalError
 
 Array = NDArray[np.floating[Any]]
@@ -64,6 +65,7 @@ class LogisticFit:
     converged: bool
 
 
+@single_threaded_blas()
 def fit_logistic(
     X: ArrayLike,
     y: ArrayLike,
@@ -90,6 +92,8 @@ def fit_logistic(
             weights and the logarithm of the class frequencies.
         tol: how far the objective may stay above its minimum, relative to its value.
         max_iter: the most steps in each precision.
+
+    BLAS runs on one thread meanwhile: products this small gain nothing from more, and a `fork` beside them is safe.
 
     Returns:
         The best point found. Running out of steps or of precision is no error: `converged` says so.

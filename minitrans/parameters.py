@@ -12,7 +12,9 @@ Matrices keep the hub's orientation, [outputs, inputs]. Precision is a property 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -113,15 +115,19 @@ class Parameters:
         return "int8" if isinstance(self.layers[0].query, Int8Linear) else "float32"
 
     @property
-    def fingerprint(self) -> str:
-        """sha256 of the layer norms: equal for the int8 and the float32 form of a model, and for no other model."""
-        norms = [
-            self.embeddings_norm,
-            *(norm for layer in self.layers for norm in (layer.attention_norm, layer.output_norm)),
-        ]
-        return hashlib.sha256(
-            b"".join(part.tobytes() for norm in norms for part in (norm.weight, norm.bias))
-        ).hexdigest()
+    def sha256(self) -> str:
+        """Of the configuration and of every array: whatever files, order and float format they were stored in."""
+        # What a field has by default is left out: a later release may add fields.
+        config = {
+            field.name: value
+            for field in dataclasses.fields(self.config)
+            if (value := getattr(self.config, field.name)) != field.default
+        }
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, array in named_arrays(self).items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
 
 # Field of the record -> name in the checkpoint.

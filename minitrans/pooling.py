@@ -10,7 +10,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import PoolingMode, model_file, optional_file, read_json
+from minitrans.config import PoolingMode
+from minitrans.contents import check_keys, model_file, optional_file, read_json
+from minitrans.contents import read_modules as read_modules
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.packing import segments
 from minitrans.parameters import Float32
@@ -38,54 +40,29 @@ class PoolingConfig:
         """Follow ``modules.json``; without one it is mean pooling, as in sentence-transformers.
 
         Raises:
-            UnsupportedModelError: a module other than Transformer, Pooling and Normalize.
+            UnsupportedModelError: a module other than Transformer, Pooling, Dropout and Normalize, or out of place.
             ConfigError: a broken file.
         """
         if optional_file(folder, "modules.json") is None:
             return cls()
         modes: tuple[PoolingMode, ...] | None = None
         normalize = False
+        before = ""
         for kind, path in read_modules(folder):
-            if kind == "Pooling" and modes is None:
-                modes = _read_modes(folder, pooling_file(path), hidden_size)
-            elif kind == "Normalize" and modes is not None:
-                normalize = True
-            elif kind in ("Pooling", "Normalize"):
+            if (kind == "Transformer") != (before == "") or (kind == "Pooling") != (before == "Transformer"):
                 raise UnsupportedModelError(
                     f"{folder / 'modules.json'}: {kind} is out of place, wanted Transformer, Pooling, Normalize"
                 )
-            elif kind != "Transformer":
-                raise UnsupportedModelError(
-                    f"{folder / 'modules.json'}: module {kind!r} is not supported, wanted Transformer, Pooling or "
-                    "Normalize"
-                )
-            elif path:
-                raise UnsupportedModelError(
-                    f"{folder / 'modules.json'}: the transformer lies in {path!r}; name that folder, "
-                    "or move its files beside modules.json"
-                )
+            if kind == "Pooling":
+                modes = _read_modes(folder, pooling_file(path), hidden_size)
+            elif kind != "Transformer":  # Dropout does nothing while encoding
+                normalize |= kind == "Normalize"
+                if path and (file := optional_file(folder, pooling_file(path))) is not None:
+                    check_keys(read_json(file), kind, str(file))
+            before = kind
         if modes is None:
             raise UnsupportedModelError(f"{folder / 'modules.json'}: there is no Pooling module, wanted one")
         return cls(modes, normalize)
-
-
-def read_modules(folder: Path) -> list[tuple[str, str]]:
-    """(kind, path) of each module of ``modules.json``; its type ends in the kind, whatever the release that wrote it.
-
-    Raises:
-        ConfigError: the file is broken.
-        ModelNotFoundError: there is none.
-    """
-    file = model_file(folder, "modules.json")
-    modules = read_json(file, list)
-    wanted = "a list of objects with a 'type' and a 'path'"
-    entries = []
-    for module in modules:
-        kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
-        if not isinstance(kind, str) or not isinstance(path, str):
-            raise ConfigError(f"{file} holds {module!r}, wanted {wanted}")
-        entries.append((kind.rpartition(".")[2], path))
-    return entries
 
 
 def pooling_file(path: str) -> str:
@@ -96,6 +73,10 @@ def pooling_file(path: str) -> str:
 def _read_modes(folder: Path, name: str, hidden_size: int) -> tuple[PoolingMode, ...]:
     file = model_file(folder, name)
     values = read_json(file)
+    check_keys(values, "Pooling", str(file))
+    for key in ("include_prompt", *_LEGACY_KEYS):
+        if not isinstance(values.get(key, False), bool):
+            raise ConfigError(f"{file}: {key} is {values[key]!r:.100}, wanted true or false")
     if values.get("include_prompt") is False:
         raise UnsupportedModelError(
             f"{file}: include_prompt=false is not supported, wanted prompts that are pooled too"

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.backends.blas import single_threaded_blas
 from minitrans.errors import InputError, one_of
 from minitrans.logistic import fit_logistic, softmax
 from minitrans.words import escaped
@@ -81,6 +82,7 @@ class KnownClasses:
         centre = means.mean(axis=0)  # [H]
         return centre, factor, ((means - centre) @ factor).T.copy()
 
+    @single_threaded_blas()
     def score(self, name: str, rows: NDArray[np.floating]) -> Float64:
         """The score of that name for embeddings `[B, H]`: `[B]`, each the same whatever the other rows are.
 
@@ -103,6 +105,7 @@ def row_products(rows: NDArray[_Float], matrix: NDArray[_Float]) -> NDArray[_Flo
     return products
 
 
+@single_threaded_blas()
 def logits(rows: NDArray[np.floating], coef: NDArray[np.floating], intercept: NDArray[np.floating]) -> Float64:
     """Logits `[B, K]` of embeddings `[B, H]`, for `coef [K, H]` and `intercept [K]`, in float64."""
     answer: Float64 = row_products(_float64(rows), _float64(coef.T)) + intercept
@@ -158,6 +161,7 @@ class HeldOut:
     right: NDArray[np.bool_] | None
 
 
+@single_threaded_blas()
 def cross_fit(
     X: NDArray[np.floating], y: Codes, names: NDArray[np.floating] | None, *, C: float, folds: int = 5, seed: int = 0
 ) -> HeldOut:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
+from typing import TypeVar
 
-from minitrans.errors import InputError, ModelNotFoundError
+from minitrans.errors import InputError, InputTypeError, MinitransError, ModelNotFoundError, WriteError
 
+T = TypeVar("T")
+
+LOCK_SECONDS = 10  # how long to wait for another process that is saving in the same folder
+STALE_SECONDS = 24 * 3600  # where there are no locks, what is older has no writer any more
 _READ_BYTES = 1 << 20
+_OLD = ".old.tmp"
+_TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]{8}(\.old)?\.tmp", re.DOTALL)
 
 
 def bundled(relative: str) -> Path:
@@ -68,61 +81,357 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_file(
+    path: str | os.PathLike[str], *, size: int | None = None, like: str | os.PathLike[str] | None = None
+) -> Iterator[Path]:
     """Write a file wholly or not at all.
 
-    Yields the path of a temporary file beside ``path`` (not yet created) to be written by any means. At the end of the
-    block it is flushed to disk and renamed to ``path``, replacing an older file. If the block raises anything,
-    ``KeyboardInterrupt`` too, the temporary file is removed and ``path`` stays as it was. Missing parents are created.
+    Yields the path of a temporary file beside ``path``, empty, to be written by any means. At the end of the block it
+    is flushed to disk and renamed to ``path``, replacing an older file, whose permissions it takes. If the block raises
+    anything, ``KeyboardInterrupt`` too, the temporary file is removed and ``path`` stays as it was. What a killed
+    process left is removed by the next one that writes ``path``. Missing parents are created.
+
+    Args:
+        path: the file to make.
+        size: how many bytes it will have, for the message where there is no room; None where that is not known.
+        like: an older file whose permissions the new one takes, if it is there; None takes ``path`` itself.
 
     Raises:
         FileNotFoundError: the block wrote nothing.
+        InputTypeError, InputError: ``path`` cannot be one, or names a folder or a device.
+        WriteError: it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path)
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    path = target_of(path)
+    old = path if like is None else Path(like)
+    with reporting(path, size):
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a device'}; wanted a file; name another")
+        make_folder(path.parent)
+        remove_stale(path.parent, path.name)
+    with _claimed(path, lambda temporary: _make_file(temporary, 0o600 if old.exists() else 0o666)) as temporary:
+        with reporting(path, size, temporary):
+            yield temporary
+        with reporting(path, size):
+            if temporary.stat().st_mtime == 0:
+                raise FileNotFoundError(f"nothing was written to {path}")
+            with temporary.open("r+b") as file:
+                _keep_permissions(temporary, old)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+
+
+def write_file(path: str | os.PathLike[str], data: bytes, like: str | os.PathLike[str] | None = None) -> None:
+    """`atomic_file` for bytes that are at hand."""
+    with atomic_file(path, size=len(data), like=like) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False, size: int | None = None) -> Iterator[Path]:
     """Fill a folder wholly or not at all.
 
     Yields a new empty folder beside ``path``. At the end of the block its files are flushed to disk and it is renamed
     to ``path``. If the block raises anything, ``KeyboardInterrupt`` too, it is removed and ``path`` stays as it was.
+    What a killed process left is removed, or put back (see `recover_folder`), by the next one that makes ``path``.
     Missing parents are created.
 
     Args:
         path: the folder to make.
         replace: let the new folder take the place of an existing one; without it an existing ``path`` is an error.
+        size: how many bytes it will hold, for the message where there is no room; None where that is not known.
 
     Raises:
         FileExistsError: ``path`` exists, or came to exist meanwhile, and ``replace`` is false.
+        InputTypeError, InputError: ``path`` cannot be one.
+        WriteError: it cannot be written.
     """
-    path = Path(path)
-    if not replace:
-        _refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path)
+    path = target_of(path)
+    with reporting(path, size):
+        recover_folder(path)
+        if not replace:
+            _refuse_existing(path)
+        make_folder(path.parent)
+        remove_stale(path.parent, path.name)
+    with _claimed(path, Path.mkdir) as temporary:
+        with reporting(path, size, temporary):
+            yield temporary
+        with reporting(path, size):
+            for each in temporary.rglob("*"):
+                if each.is_dir() and not each.is_symlink():
+                    sync_folder(each)
+                elif each.is_file() and not each.is_symlink():
+                    with each.open("r+b") as file:
+                        os.fsync(file.fileno())
+            sync_folder(temporary)
+            if replace and os.path.lexists(path):
+                _keep_permissions(temporary, path)
+                _swap(temporary, path)
+            else:
+                _rename_new(temporary, path)
+            sync_folder(path.parent)
+
+
+def recover_folder(path: Path) -> None:
+    """Put an old folder back that was to be replaced by a process which was killed between the two renames."""
+    if os.path.lexists(path):
+        return
+    for left in _leftovers(path.parent, path.name):
+        if left.name.endswith(_OLD) and left.name.startswith(f".{path.name}."):
+            with _left(left) as ours, suppress(OSError):  # another process may be quicker
+                if ours:
+                    left.rename(path)
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """What a user named as a file or folder, as a path. InputTypeError or InputError where it cannot be one."""
     try:
-        temporary.mkdir()
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                _flush(file)
-        if replace and os.path.lexists(path):
-            _swap(temporary, path)
-        else:
-            _rename_new(temporary, path)
-    except BaseException:
-        _remove(temporary)
-        raise
+        name = os.fsdecode(path)
+        fine = bool(name) and b"\0" not in os.fsencode(name)
+    except TypeError:
+        raise InputTypeError(f"the path is a {type(path).__name__}; wanted a str or a path") from None
+    except ValueError:  # a character that the file system's encoding lacks
+        fine = False
+    if not fine:
+        raise InputError(f"{os.fspath(path)!r} cannot be a path; wanted one without NUL, not empty; name another")
+    return Path(name)
+
+
+@contextmanager
+def reporting(path: Path, size: int | None = None, temporary: Path | None = None) -> Iterator[None]:
+    """Raise what the system says against writing ``path`` as a WriteError that names it and what is missing.
+
+    Args:
+        path: what is being written.
+        size: its bytes, if they are known.
+        temporary: leave errors alone that are neither about this path nor about room: the block does other things too.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Without a number it was not the system that raised it.
+        if isinstance(error, MinitransError) or error.errno is None:
+            raise
+        if temporary is not None and error.errno not in _NO_ROOM and not _is_about(error, temporary):
+            raise
+        told = WriteError(_told(path, error, size))
+        told.errno, told.filename = error.errno, str(path)
+        raise told from error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+def _is_about(error: OSError, temporary: Path) -> bool:
+    named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    return any(Path(name).is_relative_to(temporary) for name in named)
+
+
+def _told(path: Path, error: OSError, size: int | None) -> str:
+    import shutil
+
+    message = f"cannot write {path}: {(error.strerror or str(error)).lower()}"
+    if error.errno not in _NO_ROOM or error.errno == errno.EROFS:
+        where = f" ({error.filename})" if error.errno in (errno.ENOTDIR, errno.EEXIST) and error.filename else ""
+        return f"{message}{where}; name another place"
+    wanted = "" if size is None else f"; wanted room for {size} bytes"
+    with suppress(OSError):
+        place = next(each for each in path.absolute().parents if each.is_dir())
+        wanted += f"{',' if wanted else ';'} {shutil.disk_usage(place).free} bytes are free there"
+    return f"{message}{wanted}; make room, or name another place"
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder that need not be there yet, and its parents; returns those that are new, the deepest first."""
+    new = list(takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        sync_folder(each.parent)
+    return new
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk, where the system can do that: a rename lasts only from then on."""
+    if sys.platform == "win32":
+        return
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # a folder may be written to without being readable
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno in (errno.EIO, *_NO_ROOM):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
+    """Keep others who ask for it out of a folder: processes and threads. Several may have it ``shared``.
+
+    Yields whether that worked: some systems have no locks, and a process may keep one for longer than LOCK_SECONDS.
+    """
+    descriptor = _open(folder)
+    held: bool | None = None
+    try:
+        end = time.monotonic() + LOCK_SECONDS
+        while descriptor is not None:
+            held = _flock(descriptor, shared)
+            if held is not False or time.monotonic() > end:
+                break
+            time.sleep(0.002)
+        yield bool(held)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def consistent(folder: Path, read: Callable[[], T]) -> T:
+    """What ``read`` makes of several files of a folder, all of one save, while others may be saving there.
+
+    Files change only by one rename of the file that names the others, so that ``read`` fails where it comes between:
+    it is tried again, at last with the folder locked. What fails then is really broken, and the error is that of
+    ``read``.
+    """
+    for _ in range(2):
+        with suppress(MinitransError):
+            return read()
+    with locked(folder, shared=True) as held:
+        for _ in range(0 if held else 20):  # where there are no locks, luck has to do
+            with suppress(MinitransError):
+                return read()
+            time.sleep(0.01)
+        return read()
+
+
+def remove_unnamed(folder: Path, names: re.Pattern[str], named: Collection[str], held: bool) -> None:
+    """Remove the files of a folder whose names match, unless they are ``named``.
+
+    Args:
+        folder: where they are.
+        names: of files that are named after their content.
+        named: those in use.
+        held: whether the folder is `locked`; else another process may be about to name what it has just written, and
+            only files that are older than STALE_SECONDS go.
+    """
+    with suppress(OSError):
+        for each in [Path(entry.path) for entry in os.scandir(folder)]:
+            if names.fullmatch(each.name) and each.name not in named and (held or _is_old(each)):
+                with suppress(OSError):
+                    each.unlink()
+
+
+def remove_stale(folder: Path, name: str) -> None:
+    """Remove the temporary files and folders that killed processes left of writing ``name...`` in a folder."""
+    for left in _leftovers(folder, name):
+        with _left(left) as ours:
+            if ours:
+                _remove(left)
+
+
+def _leftovers(folder: Path, name: str) -> list[Path]:
+    try:
+        found = [Path(entry.path) for entry in os.scandir(folder)]
+    except OSError:
+        return []
+    return [each for each in found if each.name.startswith(f".{_short(name)}") and _TEMPORARY.fullmatch(each.name)]
+
+
+@contextmanager
+def _left(temporary: Path) -> Iterator[bool]:
+    """Whether nobody is writing it any more, as its writer's lock ended with the writer; locked for the block if so."""
+    try:
+        kind = stat.S_IFMT(temporary.lstat().st_mode)
+    except OSError:
+        kind = 0
+    descriptor = _open(temporary) if kind in (stat.S_IFREG, stat.S_IFDIR) else None
+    try:
+        free = None if descriptor is None else _flock(descriptor)
+        yield _is_old(temporary) if free is None else free
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_ctime > STALE_SECONDS
+    except OSError:
+        return False
+
+
+@contextmanager
+def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new temporary file or folder beside ``path``, locked so that others know that it is in use."""
+    while True:
+        # Not tempfile: its files and folders are readable by their owner only, also in a cache that a group shares.
+        temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        descriptor = None
+        try:
+            with reporting(path):
+                make(temporary)
+            descriptor = _open(temporary)
+            taken = descriptor is not None and _flock(descriptor) is False
+            if taken or not os.path.lexists(temporary):
+                continue  # another process took it for a leftover before it was locked
+            yield temporary
+            return
+        finally:
+            _remove(temporary)  # unless it was renamed
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def _make_file(path: Path, mode: int) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+    os.utime(path, (0, 0))  # any write changes that
+
+
+def _short(name: str) -> str:
+    return name if len(os.fsencode(name)) <= 200 else name[:48]  # a name has at most 255 bytes
+
+
+def _open(path: Path) -> int | None:
+    """A descriptor to lock a file or folder by; None where that cannot be had."""
+    if sys.platform == "win32":
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+def _flock(descriptor: int, shared: bool = False) -> bool | None:
+    """Whether the lock could be had at once; None where there are no locks."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _keep_permissions(new: Path, old: Path) -> None:
+    """Give what replaces ``old``, if that is there, its mode, and its owner and group as far as they can be given."""
+    try:
+        state = old.stat()
+    except OSError:
+        return
+    mode = stat.S_IMODE(state.st_mode)
+    if sys.platform != "win32":
+        with suppress(OSError):
+            os.chown(new, -1, state.st_gid)
+            os.chown(new, state.st_uid, -1)
+        if new.stat().st_gid != state.st_gid:
+            mode &= ~0o070 | (mode & 0o007) << 3  # another group may do no more than everybody
+    new.chmod(mode)
 
 
 def _rename_new(temporary: Path, path: Path) -> None:
@@ -136,14 +445,20 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 def _swap(temporary: Path, path: Path) -> None:
     # No system call exchanges two folders everywhere, so the old one steps aside and returns if the rename fails.
-    aside = _sibling(path)
+    aside = path.with_name(f".{_short(path.name)}.{os.getpid()}-{os.urandom(4).hex()}{_OLD}")
+    descriptor = _open(path)
     try:
+        if descriptor is not None:
+            _flock(descriptor)
         path.rename(aside)
         temporary.rename(path)
     except BaseException:
         if os.path.lexists(aside) and not os.path.lexists(path):
             aside.rename(path)
         raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
     _remove(aside)
 
 
@@ -152,20 +467,11 @@ def _refuse_existing(path: Path) -> None:
         raise FileExistsError(f"{path} exists already. Give another path, or ask for it to be replaced.")
 
 
-def _sibling(path: Path) -> Path:
-    # Not tempfile: its files and folders are readable by their owner only, also in a cache that a group shares.
-    return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-
-
-def _flush(path: Path) -> None:
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
-
-
 def _remove(path: Path) -> None:
     import shutil
 
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
-from minitrans.calls import Progress
+from minitrans.backends import Blocks
+from minitrans.calls import Progress, measuring
 from minitrans.candidates import Recipe
 from minitrans.costs import WorkCounter
 from minitrans.datasets import Task
@@ -149,10 +150,8 @@ class Search:
         self._unpruned: NDArray[np.float64] | None = None
         self.key = {
             "minitrans": __version__,
-            "model": encoder.model_sha256,
-            "precision": encoder.precision,
+            "encoder": encoder.identity.sha256,
             "backend": encoder.backend,
-            "max_seq_length": encoder.max_seq_length,
             "tasks": {task.name: task.digest for task in tasks},
             "shots": self.shots,
             "seeds": self.seeds,
@@ -162,10 +161,6 @@ class Search:
         }
         if texts:
             self.key["texts"] = hashlib.sha256(json.dumps(sorted({*texts})).encode()).hexdigest()
-        if prompt := prompted(encoder, [""])[0]:
-            self.key["prompt"] = prompt
-        if encoder.truncate_dim is not None:
-            self.key["truncate_dim"] = encoder.truncate_dim
         if fit_on is not None:
             self.key["fit_on"] = sorted(task.digest for task in fit_on)
 
@@ -230,8 +225,8 @@ class Search:
     def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
 
-        def work(batch: PackedBatch) -> Start:
-            recorder = Recorder(self.encoder.blocks, (layer,), want, num_layers=layer + 1)
+        def work(blocks: Blocks, batch: PackedBatch) -> Start:
+            recorder = Recorder(blocks, (layer,), want, num_layers=layer + 1)
             forward(recorder, batch)
             return recorder.starts[layer]
 
@@ -243,12 +238,12 @@ class Search:
         """Embeddings [B, H], share of the tokens kept, and the work per text."""
         by_batch = {id(batch): start for batch, start in zip(trial.packed(self.encoder), states, strict=True)}
 
-        def work(batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
+        def work(blocks: Blocks, batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
             start = by_batch[id(batch)]
             if not policy.score.startswith("attention"):
                 start = replace(start, scores=None)
             counter = WorkCounter(policy, start.layer)
-            encoded = forward(self.encoder.blocks, batch, policy, counter, start)
+            encoded = forward(blocks, batch, policy, counter, start)
             return pool_encoded(encoded, self.encoder.pooling), len(encoded.rows), counter.work
 
         parts = list(on_threads(self.encoder, work, trial.packed(self.encoder)))
@@ -278,6 +273,7 @@ class Search:
             }
         return self._moments[layer]
 
+    @measuring()
     def drop(self, encoder: SentenceEncoder, policy: PruningPolicy | None) -> float:
         """Mean drop in points of another encoder or policy, against this encoder without pruning."""
         drops = []
@@ -298,9 +294,9 @@ class Search:
     def count(self, texts: Sequence[str], policy: PruningPolicy | None) -> NDArray[np.float64]:
         """The work [kinds] of embedding the texts."""
 
-        def work(batch: PackedBatch) -> NDArray[np.float64]:
+        def work(blocks: Blocks, batch: PackedBatch) -> NDArray[np.float64]:
             counter = WorkCounter(policy)
-            forward(self.encoder.blocks, batch, policy, counter)
+            forward(blocks, batch, policy, counter)
             return counter.work
 
         packed = [batch for _, batch in batches(self.encoder, prompted(self.encoder, texts))]

@@ -46,6 +46,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
 @click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
@@ -61,6 +62,7 @@ def evaluate(
     label_names: bool,
     text_column: str,
     label_column: str,
+    delimiter: str | None,
     out_of_scope: bool,
     all_scores: bool,
     as_json: bool,
@@ -70,7 +72,7 @@ def evaluate(
 
     A task is a folder of train.csv and test.csv (.tsv, .jsonl), a single such file, or banking77, clinc150, hwu64 from
     the hub. No pruning is always measured too, as the row "none". Texts of no class, for --out-of-scope, are labelled
-    oos or lie in files oos_test.csv and oos_train.csv.
+    oos or lie in files oos_test.csv (or out_of_scope.csv) and oos_train.csv.
     """
     from minitrans import evaluation, scope_evaluation
     from minitrans.datasets import load_task
@@ -84,7 +86,8 @@ def evaluate(
         check_table_file(output)
     policies = _policies(pruning)
     tasks = [
-        load_task(source, text_column, label_column, local_files_only=model["local_files_only"]) for source in sources
+        load_task(source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"])
+        for source in sources
     ]
     notes = evaluation.notes(tasks, shots, range(seeds))
     if out_of_scope:
@@ -136,6 +139,7 @@ def evaluate(
 @click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
 @options.encoder_options
 def adapt(
     sources: tuple[str, ...],
@@ -152,6 +156,7 @@ def adapt(
     test_texts: int,
     text_column: str,
     label_column: str,
+    delimiter: str | None,
     **model: Any,
 ) -> None:
     """Find one pruning policy for several tasks.
@@ -173,13 +178,15 @@ def adapt(
     found = adaptation.adapt(
         options.encoder(**model),
         [
-            load_task(source, text_column, label_column, local_files_only=model["local_files_only"])
+            load_task(
+                source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"]
+            )
             for source in sources
         ],
         limits,
         shots=shots,
         seeds=range(seeds),
-        texts=() if texts is None else read_texts(texts, text_column),
+        texts=() if texts is None else read_texts(texts, text_column, delimiter),
         fit_texts=fit_texts,
         test_texts=test_texts,
         journal=Journal(journal_file),

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from minitrans import words
 from minitrans.config import check_choice
 from minitrans.errors import InputError, one_of
-from minitrans.resources import atomic_file
+from minitrans.resources import write_file
 
 Style = Literal["text", "markdown", "csv", "json"]
 STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}
@@ -79,8 +79,7 @@ def check_table_file(path: str | os.PathLike[str]) -> Style:
 
 def save_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file as UTF-8, whole or not at all."""
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(text.encode())
+    write_file(path, text.encode())
 
 
 def save_table(path: str | os.PathLike[str], columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:

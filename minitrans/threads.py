@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import NoReturn, TypeAlias, TypeVar
 
 from minitrans.config import check_int
 
 S = TypeVar("S")
 T = TypeVar("T")
+_Outcome: TypeAlias = Callable[[], T]
+
+END = -1  # in place of an item
 
 
 def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> int:
@@ -72,22 +77,71 @@ def _read(path: Path) -> str:
 
 
 def in_order(work: Callable[..., T], items: Sequence[S], threads: int) -> Iterator[T]:
-    """``work`` on every item, in order, as many at once as there are threads.
+    """``work`` on every item, in order, as many at once as there are threads, the calling one among them.
 
-    Where one item runs alone, ``work`` is told as ``helpers`` how many processors are idle meanwhile.
+    Where the system refuses threads, or the interpreter is ending, those that there are do all of it. Nothing takes a
+    lock that a signal handler, which may come here too, would wait for. Where one item runs alone, ``work`` is told as
+    ``helpers`` how many processors are idle meanwhile.
     """
     if threads == 1 or len(items) < 2:
         yield from (work(item, helpers=threads - 1) for item in items)
         return
-    # A pool per call, not per encoder: none is left behind to break a fork.
-    pool = ThreadPoolExecutor(min(threads, len(items)), thread_name_prefix="minitrans")
-    pending: deque[Future[T]] = deque()
+    todo: SimpleQueue[int] = SimpleQueue()
+    done: SimpleQueue[tuple[int, _Outcome[T]]] = SimpleQueue()
+
+    def help_out() -> None:
+        while (place := todo.get()) != END:
+            done.put((place, _outcome(work, items[place], BaseException)))
+        todo.put(END)  # for the next
+
+    helpers: list[threading.Thread] = []
+    found: dict[int, _Outcome[T]] = {}
+    given = 0
     try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > 2 * threads:  # results wait here, so bound them
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        for wanted in range(len(items)):
+            while given < min(wanted + 2 * threads, len(items)):  # results wait here, so bound them
+                todo.put(given)
+                given += 1
+            if not wanted:
+                _start(help_out, min(threads, len(items)) - 1, helpers)
+            while wanted not in found:
+                with suppress(Empty):
+                    found.update([done.get_nowait()])
+                    continue
+                try:
+                    place = todo.get_nowait()
+                except Empty:
+                    found.update([done.get()])  # a helper has it
+                else:
+                    found[place] = _outcome(work, items[place], Exception)
+            yield found.pop(wanted)()
     finally:
-        pool.shutdown(cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                todo.get_nowait()
+        todo.put(END)
+        for helper in helpers:
+            if helper is not threading.current_thread():  # which may be collecting an iterator that was left
+                helper.join()
+
+
+def _outcome(work: Callable[[S], T], item: S, catch: type[BaseException]) -> _Outcome[T]:
+    """A function that gives what ``work`` gave, or raises what it raised."""
+    try:
+        result = work(item)
+    except catch as error:
+        return partial(_raise, [error])
+    return lambda: result
+
+
+def _raise(errors: list[BaseException]) -> NoReturn:
+    raise errors.pop()  # popped, because its traceback leads back here
+
+
+def _start(target: Callable[[], None], count: int, threads: list[threading.Thread]) -> None:
+    """Start so many threads, or as many as the system allows. Daemons: an interpreter that ends waits for no call."""
+    with suppress(RuntimeError):
+        for _ in range(count):
+            thread = threading.Thread(target=target, name="minitrans", daemon=True)
+            thread.start()
+            threads.append(thread)

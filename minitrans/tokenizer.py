@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.config import EncoderConfig, as_int, model_file, optional_file, read_json
-from minitrans.errors import ConfigError, InputError, ModelNotFoundError, TokenizerError
+from minitrans.config import EncoderConfig, as_int
+from minitrans.contents import ModelFolder
+from minitrans.errors import ConfigError, InputError, TokenizerError
+from minitrans.tokenizer_file import library_errors, lowercase_first, read_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -41,7 +44,6 @@ class Tokenizer:
         fast: the `tokenizers` object.
         vocab_size: rows of the word embedding; every id has to be below it.
         max_seq_length: texts are cut to this many tokens, special tokens included.
-        lowercase: lower-case the text first (``do_lower_case`` of sentence_bert_config.json).
         truncation_side: which end a text that is too long loses, "right" or "left".
 
     Raises:
@@ -53,7 +55,6 @@ class Tokenizer:
         fast: FastTokenizer,
         vocab_size: int,
         max_seq_length: int,
-        lowercase: bool = False,
         truncation_side: str = "right",
     ) -> None:
         fast.no_truncation()
@@ -62,14 +63,22 @@ class Tokenizer:
             fast.model.dropout = None  # a training aid that draws another split each time
         self._fast = fast
         vocabulary = fast.get_vocab(with_added_tokens=True)
+        vocabulary.pop("", None)  # an empty line of vocab.txt: no text has it
         around = self._probe(vocabulary)  # the template of the special tokens has ids of its own
         largest = max([*vocabulary.values(), *around.ids], default=-1)
         if largest >= vocab_size:
+            token = fast.id_to_token(largest)
             raise TokenizerError(
-                f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}; tokenizer and "
-                "weights belong to different models"
+                f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}: "
+                + (
+                    f"the token {token!r:.50} was added to the tokenizer and not to the weights; call "
+                    "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token"
+                    if largest in fast.get_added_tokens_decoder()
+                    else f"it has no row for {token!r:.50}; tokenizer and weights belong to different models"
+                )
             )
-        self._lowercase = lowercase
+        if any(around.type_ids):
+            raise TokenizerError(f"the template gives token types {sorted({*around.type_ids})}, wanted 0 throughout")
         self._truncation_side = truncation_side
         self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
         self.least = self.prefix + self.suffix + 1
@@ -77,14 +86,24 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, config: EncoderConfig) -> Tokenizer:
-        """Read ``tokenizer.json``, or ``vocab.txt`` of an older WordPiece model, and the limits beside it."""
-        settings = _optional_json(folder, "sentence_bert_config.json")
-        tokenizer_config = _optional_json(folder, "tokenizer_config.json")
-        fast = _read(folder, tokenizer_config)
-        lowercase = settings.get("do_lower_case", False) is True
-        limit = _max_seq_length(folder, settings, tokenizer_config, config)
+        """Read ``tokenizer.json``, or ``vocab.txt`` of an older WordPiece model, and the settings beside it.
+
+        Raises:
+            ModelError: see minitrans.tokenizer_file.read_tokenizer; or a limit is broken, or leaves no room.
+            ModelNotFoundError: there is neither.
+        """
+        there = ModelFolder.open(folder)
+        fast = read_tokenizer(there, config.vocab_size)
+        name, settings = there.sentence_settings()
+        lower = settings.get("do_lower_case")
+        if lower not in (None, False, True) or isinstance(lower, int) != isinstance(lower, bool):
+            raise ConfigError(f"{folder / there.name(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
+        if lower:
+            lowercase_first(fast)
+        tokenizer_config = there.settings("tokenizer_config.json")
+        limit = _max_seq_length(there, (name, settings), tokenizer_config, config)
         try:
-            return cls(fast, config.vocab_size, limit, lowercase, _truncation_side(folder, tokenizer_config))
+            return cls(fast, config.vocab_size, limit, _truncation_side(there, tokenizer_config))
         except TokenizerError as error:
             raise TokenizerError(f"{folder}: {error}") from None
 
@@ -101,11 +120,16 @@ class Tokenizer:
             )
         self._max_seq_length = value
 
-    def encode(self, texts: Sequence[str]) -> Tokenized:
+    def encode(self, texts: Sequence[str], max_seq_length: int | None = None) -> Tokenized:
         """Token ids of each text; a text that is too long loses its end, its special tokens stay.
+
+        Args:
+            texts: str, each.
+            max_seq_length: in place of the tokenizer's own.
 
         Texts are taken one by one: the library's own thread pool would print a warning in a forked child.
         """
+        limit = self._max_seq_length if max_seq_length is None else max_seq_length
         ids: list[list[int]] = []
         lengths: list[int] = []
         for text in texts:
@@ -115,25 +139,25 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError:
                 text = _LONE_SURROGATE.sub("\ufffd", text)
-            whole = self._encoding(text.lower() if self._lowercase else text).ids
+            whole = self._encoding(text).ids
             lengths.append(len(whole))
-            ids.append(self._cut(whole))
+            ids.append(self._cut(whole, limit))
         return Tokenized(ids, lengths)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The token strings of some ids."""
         return [self._fast.id_to_token(i) or f"[{i}]" for i in ids]
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        if len(ids) <= self._max_seq_length:
+    def _cut(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
             return ids
-        room = self._max_seq_length - self.prefix - self.suffix
+        room = limit - self.prefix - self.suffix
         end = len(ids) - self.suffix
         content = ids[self.prefix : self.prefix + room] if self._truncation_side == "right" else ids[end - room : end]
         return ids[: self.prefix] + content + ids[end:]
 
     def _encoding(self, text: str) -> Encoding:
-        with _library_errors(lambda: f"the tokenizer cannot encode {text!r:.50}"):
+        with library_errors(lambda: f"the tokenizer cannot encode {text!r:.50}"):
             return self._fast.encode(text)
 
     def _probe(self, vocabulary: Mapping[str, int]) -> Encoding:
@@ -144,22 +168,21 @@ class Tokenizer:
                 return encoding
         raise TokenizerError("the tokenizer gives no token for any text tried, wanted one; fetch the model again")
 
+    @property
+    def sha256(self) -> str:
+        """Of all that decides the ids of a text, as the library writes it down: not of the files that say so."""
+        return hashlib.sha256(repr((self._fast_sha256, *self._options)).encode()).hexdigest()
+
+    @cached_property
+    def _fast_sha256(self) -> str:
+        return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
+
+    @property
+    def _options(self) -> tuple[int, str]:
+        return self._max_seq_length, self._truncation_side
+
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._lowercase, self._truncation_side)
-
-
-@contextmanager
-def _library_errors(what: Callable[[], str]) -> Iterator[None]:
-    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException.
-
-    ``what`` was tried is put into words only then: this runs for every text.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise TokenizerError(f"{what()} ({error}); fetch the model again") from error
+        return _rebuild, (self._fast.to_str(), *self._options)
 
 
 def _special_tokens(mask: list[int]) -> tuple[int, int]:
@@ -173,83 +196,35 @@ def _rebuild(text: str, *options: Any) -> Tokenizer:
     return Tokenizer(FastTokenizer.from_str(text), 2**31, *options)
 
 
-def _optional_json(folder: Path, name: str) -> dict[str, Any]:
-    file = optional_file(folder, name)
-    return {} if file is None else read_json(file)
-
-
-def _read(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
-    try:
-        file = model_file(folder, "tokenizer.json")
-    except ModelNotFoundError:
-        return _read_vocabulary(folder, settings)
-    from tokenizers import Tokenizer as FastTokenizer
-
-    with _library_errors(lambda: f"{file} is not a tokenizer that can be read"):
-        fast = FastTokenizer.from_str(file.read_text(encoding="utf-8"))
-    _apply_settings(fast, settings)
-    return fast
-
-
-def _apply_settings(fast: FastTokenizer, settings: dict[str, Any]) -> None:
-    """tokenizer_config.json wins over the normalizer of tokenizer.json, as in transformers."""
-    from tokenizers.normalizers import BertNormalizer
-
-    normalizer = fast.normalizer
-    if not isinstance(normalizer, BertNormalizer):
-        return
-    for key, attribute in (
-        ("do_lower_case", "lowercase"),
-        ("strip_accents", "strip_accents"),
-        ("tokenize_chinese_chars", "handle_chinese_chars"),
-    ):
-        if isinstance(settings.get(key), bool) and settings[key] != getattr(normalizer, attribute):
-            setattr(normalizer, attribute, settings[key])
-            fast.normalizer = normalizer
-
-
-def _read_vocabulary(folder: Path, settings: dict[str, Any]) -> FastTokenizer:
-    try:
-        file = model_file(folder, "vocab.txt")
-    except ModelNotFoundError:
-        raise ModelNotFoundError(
-            f"{folder} holds neither tokenizer.json nor vocab.txt; fetch the model again"
-        ) from None
-    from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
-
-    with _library_errors(lambda: f"{file} is not a WordPiece vocabulary"):
-        tokens = file.read_text(encoding="utf-8").rstrip("\n").split("\n")  # not splitlines: U+2028 may be a token
-        vocabulary = {token: i for i, token in enumerate(tokens)}
-        wordpiece = BertWordPieceTokenizer(
-            vocabulary,
-            lowercase=settings.get("do_lower_case", True) is True,
-            strip_accents=settings.get("strip_accents"),
-            handle_chinese_chars=settings.get("tokenize_chinese_chars", True) is True,
-        )
-    fast: FastTokenizer = wordpiece._tokenizer  # the wrapper hides special_tokens_mask and to_str
-    return fast
-
-
-def _truncation_side(folder: Path, tokenizer_config: dict[str, Any]) -> str:
+def _truncation_side(folder: ModelFolder, tokenizer_config: dict[str, Any]) -> str:
     side = tokenizer_config.get("truncation_side", "right")
     if side not in ("right", "left"):
-        raise ConfigError(f"{folder / 'tokenizer_config.json'}: truncation_side is {side!r}, wanted 'right' or 'left'")
+        raise ConfigError(
+            f"{folder.path / folder.name('tokenizer_config.json')}: truncation_side is {side!r}, wanted 'right' or "
+            "'left'"
+        )
     return str(side)
 
 
 def _max_seq_length(
-    folder: Path, settings: dict[str, Any], tokenizer_config: dict[str, Any], config: EncoderConfig
+    folder: ModelFolder,
+    sentence_settings: tuple[str, dict[str, Any]],
+    tokenizer_config: dict[str, Any],
+    config: EncoderConfig,
 ) -> int:
     """sentence_bert_config.json decides; else tokenizer_config.json; never more than there are positions."""
     limit = config.max_position_embeddings
+    sentence_config, settings = sentence_settings
     for file, value in (
-        ("sentence_bert_config.json", settings.get("max_seq_length")),
-        ("tokenizer_config.json", tokenizer_config.get("model_max_length")),
+        (sentence_config, settings.get("max_seq_length")),
+        ("tokenizer_config.json", tokenizer_config.get("model_max_length", tokenizer_config.get("max_len"))),
     ):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
-            raise ConfigError(f"{folder / file}: the longest text is {value!r}, wanted a positive number of tokens")
+            raise ConfigError(
+                f"{folder.path / folder.name(file)}: the longest text is {value!r}, wanted a positive number of tokens"
+            )
         return int(min(value, limit))  # some files say 1e30 for "no limit"
     return limit
 
@@ -263,7 +238,7 @@ def check_max_seq_length(value: object, least: int, config: EncoderConfig) -> in
     limit = as_int(value)
     if limit is None or not least <= limit <= config.max_position_embeddings:
         raise InputError(
-            f"max_seq_length is {value!r}, wanted an integer from {least} (one token and the special ones) to "
+            f"max_seq_length is {value!r:.100}, wanted an integer from {least} (one token and the special ones) to "
             f"{config.max_position_embeddings} (the positions of this model)"
         )
     return limit

@@ -7,6 +7,7 @@ files lie inside the folder and that names, dtypes, shapes and values are those 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import EncoderConfig, model_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import INDEX_FILE as INDEX_FILE
+from minitrans.contents import WEIGHTS_FILE as WEIGHTS_FILE
+from minitrans.contents import ModelFolder, lfs_pointer, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.parameters import (
     EMBEDDING_NAMES,
@@ -37,14 +41,13 @@ from minitrans.parameters import (
 )
 
 INT8_FORMAT = "minitrans-int8"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _FLOAT_DTYPES = ("F32", "F16", "BF16")
 _KIND_DTYPES = {"float": _FLOAT_DTYPES, "int8": ("I8",), "scale": ("F32",)}
-# Parts of a BERT checkpoint that a sentence encoder does not use.
-_IGNORED_PREFIXES = ("pooler.", "cls.", "classifier.")
-_IGNORED_NAMES = ("embeddings.position_ids",)
+# Where the encoder's tensors lie; all else is a head, whatever its name, and not used by a sentence encoder.
+_ENCODER_PREFIXES = ("embeddings.", "encoder.")
+_IGNORED_NAMES = ("embeddings.position_ids", "embeddings.token_type_ids")
+_ADAPTER = re.compile(r"\b(lora|adapter)", re.IGNORECASE)
 # Pickle files are never opened; other formats are not read.
 _OTHER_FORMATS = (
     "pytorch_model.bin",
@@ -77,31 +80,31 @@ def weight_files(folder: Path) -> list[Path]:
         UnsupportedModelError: only pickle or other formats are there.
         ModelNotFoundError: no weights at all, or a shard is missing.
     """
-    if (folder / WEIGHTS_FILE).exists():
-        return [_inside(folder, WEIGHTS_FILE)]
-    if (folder / INDEX_FILE).exists():
-        index = read_json(_inside(folder, INDEX_FILE))
+    there = ModelFolder.open(folder)
+    inner = folder / there.transformer
+    if (inner / WEIGHTS_FILE).exists():
+        return [_inside(there, WEIGHTS_FILE)]
+    if (inner / INDEX_FILE).exists():
+        index = read_json(_inside(there, INDEX_FILE))
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise WeightsError(
-                f"{folder / INDEX_FILE}: weight_map is missing or empty, wanted tensor name -> file name"
-            )
+            raise WeightsError(f"{inner / INDEX_FILE}: weight_map is missing or empty, wanted tensor name -> file name")
         for name in weight_map.values():
             if not isinstance(name, str) or not name.endswith(".safetensors"):
-                raise WeightsError(f"{folder / INDEX_FILE}: weight_map names {name!r}, wanted a .safetensors file")
-        return [_inside(folder, name) for name in sorted(set(weight_map.values()))]
+                raise WeightsError(f"{inner / INDEX_FILE}: weight_map names {name!r}, wanted a .safetensors file")
+        return [_inside(there, name) for name in sorted(set(weight_map.values()))]
     for name in _OTHER_FORMATS:
-        if (folder / name).exists():
+        if (inner / name).exists():
             raise UnsupportedModelError(
-                f"{folder} holds {name} but no {WEIGHTS_FILE}; minitrans reads safetensors only (a pickle can run "
+                f"{inner} holds {name} but no {WEIGHTS_FILE}; minitrans reads safetensors only (a pickle can run "
                 "code): convert the model with save_pretrained(..., safe_serialization=True)"
             )
-    raise ModelNotFoundError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; fetch the model again")
+    raise ModelNotFoundError(f"{inner} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; fetch the model again")
 
 
-def _inside(folder: Path, name: str) -> Path:
+def _inside(folder: ModelFolder, name: str) -> Path:
     try:
-        return model_file(folder, name)
+        return folder.file(name)
     except ConfigError as error:
         raise WeightsError(str(error)) from None
 
@@ -128,7 +131,8 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
                 # Bytes of its own for each tensor, so that those a backend repacks can be let go.
                 tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), file.read(end - begin), path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not a valid safetensors file ({error}); fetch the model again") from error
+        wrong = f"is not a valid safetensors file ({error}); fetch the model again"
+        raise WeightsError(f"{path} {lfs_pointer(path) or wrong}") from error
     return tensors
 
 
@@ -192,7 +196,7 @@ def stored_precision(folder: Path) -> str:
     Raises:
         ConfigError, UnsupportedModelError: it says something else.
     """
-    quantization = read_json(model_file(folder, "config.json")).get("quantization_config")
+    quantization = read_json(ModelFolder.open(folder).file("config.json")).get("quantization_config")
     if quantization is None:
         return "float32"
     if not isinstance(quantization, dict):
@@ -212,7 +216,8 @@ def stored_precision(folder: Path) -> str:
 
 def is_ignored(name: str) -> bool:
     """Whether a tensor belongs to a part of a BERT checkpoint that a sentence encoder does not use."""
-    return name.startswith(_IGNORED_PREFIXES) or name in _IGNORED_NAMES
+    outside = not name.startswith(_ENCODER_PREFIXES) and not _ADAPTER.search(name)
+    return outside or name in _IGNORED_NAMES
 
 
 def canonical_name(name: str) -> str:

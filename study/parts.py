@@ -19,6 +19,7 @@ from benchmarks.models import float32_folder, random_model
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, measurement
 from minitrans.adaptation import Adaptation, adapt
 from minitrans.adaptation_report import save_picture, timing_table
+from minitrans.calls import measuring
 from minitrans.candidates import Recipe
 from minitrans.costs import KINDS, interleaved, ratios
 from minitrans.datasets import Task, draw
@@ -127,7 +128,7 @@ def long_inputs() -> None:
     runs = {name: partial(model.encode, texts, pruning=each) for name, each in (("none", None), ("long", policy))}
     provenance = {
         "made_by": "python -m study run long",
-        "model": {"name": model.name_or_path, "sha256": model.model_sha256, "precision": model.precision},
+        "model": {"name": model.name_or_path, **model.identity.to_dict()},
         "tasks": {held_out.name: held_out.digest},
         "fitted_on": {name: task(name).digest for name in ADAPTATION},
         "limits": {"mean_drop": 0.0},
@@ -268,6 +269,7 @@ class _Pruned:
     def __init__(self, model: SentenceEncoder, policy: PruningPolicy | None) -> None:
         self.model, self.policy = model, policy
 
+    @measuring()
     def encode(self, texts: list[str]) -> Any:
         """Embeddings under the policy."""
         return self.model.encode(texts, pruning=self.policy)
@@ -318,7 +320,7 @@ def _moved(policy: PruningPolicy | None, model: SentenceEncoder) -> PruningPolic
     """For another model of the same width: the arrays are not fitted to it, which times do not tell."""
     if policy is None or policy.fitted is None:
         return policy
-    return replace(policy, fitted=Fitted(model.fingerprint, policy.fitted.scorers, policy.fitted.restore))
+    return replace(policy, fitted=Fitted(model.identity.weights, policy.fitted.scorers, policy.fitted.restore))
 
 
 def _sample(model: SentenceEncoder, name: str) -> int:

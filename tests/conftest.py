@@ -1,19 +1,69 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and what a test sees of the machine.
+
+Options of the tests, as variables of the environment:
+
+    MINITRANS_FLOAT32   the folder of the float32 all-MiniLM-L6-v2: `minitrans pull all-MiniLM-L6-v2` prints it
+    MINITRANS_DATA      the folder of the intent data sets
+    MINITRANS_CHROMIUM  the browser, where it is not found by itself
+    MINITRANS_SLOW      1: the soak test takes its full length
+    MINITRANS_REQUIRE   markers, separated by commas: a test that has no others of these markers may not skip
+"""
 
 import io
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-import random_models
 from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Tests see neither the settings nor the files of whoever runs them. This stands above every import of NumPy and of the
+# package, which read the environment as they are imported.
+OPTIONS = {f"MINITRANS_{name}" for name in ("FLOAT32", "DATA", "CHROMIUM", "SLOW", "REQUIRE")}
+MACHINE = {"PATH", "CC", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TEMP", "TMP"}
+MACHINE |= {"SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT"}  # Windows
+for name in set(os.environ) - OPTIONS - MACHINE:
+    if not name.startswith(("PYTEST_", "COV")):
+        del os.environ[name]
+HOME = Path(tempfile.mkdtemp(prefix="minitrans-tests-"))
+os.environ |= {"HOME": str(HOME), "USERPROFILE": str(HOME)}
+MARKERS = {"transformers", "float32", "browser", "data"}
+REQUIRED = set(filter(None, os.environ.get("MINITRANS_REQUIRE", "").split(",")))
+if not REQUIRED <= MARKERS:
+    raise pytest.UsageError(f"MINITRANS_REQUIRE: {sorted(REQUIRED - MARKERS)}, wanted some of {sorted(MARKERS)}")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """What is required may not skip."""
+    report = yield
+    needs = MARKERS & {marker.name for marker in item.iter_markers()}
+    if report.skipped and not hasattr(report, "wasxfail") and needs and needs <= REQUIRED:
+        report.outcome, report.longrepr = "failed", f"required, but skipped: {call.excinfo.value}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Neither may a whole file with tests of what is required."""
+    report = yield
+    if report.skipped and re.search(rf"\.mark\.({'|'.join(REQUIRED) or '$.'})\b", collector.path.read_text("utf-8")):
+        report.outcome, report.longrepr = "failed", f"required, but skipped: {report.longrepr}"
+    return report
+
 
 # The same examples in every run, so that a failure means a change; no deadline, because machines are busy.
 settings.register_profile("minitrans", deadline=None, derandomize=True, database=None)
@@ -23,6 +73,8 @@ settings.load_profile("minitrans")
 @pytest.fixture(scope="session")
 def random_folder(tmp_path_factory) -> Callable[[str], Path]:
     """A function: the name of a spec of random_models.SPECS -> its model folder, written once and not to be changed."""
+
+    import random_models
 
     @cache
     def folder(name: str) -> Path:
@@ -42,12 +94,7 @@ def float32_folder() -> Path:
     """The float32 all-MiniLM-L6-v2 (mark the test `float32`)."""
     if folder := os.environ.get("MINITRANS_FLOAT32"):
         return Path(folder)
-    from minitrans.hub import find_local
-
-    found = find_local("sentence-transformers/all-MiniLM-L6-v2")
-    if found is None:
-        pytest.skip("the float32 all-MiniLM-L6-v2 is not here: run `minitrans pull all-MiniLM-L6-v2`")
-    return found
+    pytest.skip("no float32 all-MiniLM-L6-v2: name its folder, MINITRANS_FLOAT32=$(minitrans pull all-MiniLM-L6-v2)")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from minitrans.policy import Fitted
 
 
 def random_fitted(model: str, width: int, layers=(0, 1, 2), seed: int = 0) -> Fitted:
-    """Scorers and restoring maps of layers, for the model of that fingerprint."""
+    """Scorers and restoring maps of layers, for the model of those weights (`Identity.weights`)."""
     random = np.random.default_rng(seed)
 
     def linear(outputs: int) -> Linear:
@@ -21,5 +21,5 @@ def random_fitted(model: str, width: int, layers=(0, 1, 2), seed: int = 0) -> Fi
 def fitted_to(encoder: SentenceEncoder, **fields: object) -> PruningPolicy:
     """A policy with arrays for that encoder."""
     layers = range(encoder.config.num_hidden_layers)
-    fitted = random_fitted(encoder.fingerprint, encoder.config.hidden_size, layers)
+    fitted = random_fitted(encoder.identity.weights, encoder.config.hidden_size, layers)
     return PruningPolicy(fitted=fitted, **fields)

@@ -353,13 +353,13 @@ def _one_case(kernels: Any, parameters: Parameters, batches: list[Batch], memory
         # Scratch for not one row more than there are, and in the end as the backend makes it.
         for number, exact in ((0, True), (1, True), (1, False)):
             batch, rows = batches[number], len(batches[number].ids)
-            with blocks.chunk(rows, helpers):
+            with blocks.chunk(rows, helpers) as inside:
                 if exact:
-                    blocks._chunk.workspace = Workspace(blocks._model, max(rows, 1), compiled.MOST_MEMBERS)
+                    inside._chunk.workspace = Workspace(blocks._model, max(rows, 1), compiled.MOST_MEMBERS)
                 if helpers:
                     time.sleep(0.0005)  # so that they are there when the work begins
-                made = three_blocks(blocks, batch, memory.check)
-                made += pruning_blocks(blocks, batch, made[1], weight, memory.check)
+                made = three_blocks(inside, batch, memory.check)
+                made += pruning_blocks(inside, batch, made[1], weight, memory.check)
                 for got, want in zip(made, [*wanted[number], *pruned[number]], strict=True):
                     np.testing.assert_array_equal(got, want)  # bits: NaN and all
                     assert got is None or np.isfinite(got).all()
@@ -373,7 +373,9 @@ def mistake(place: str, level: str, precision: str, what: str) -> None:
         blocks = CompiledBlocks(parameters_of(spec, precision), load_kernels(level))
         memory.freeze()
         hidden = three_blocks(blocks, batch, memory.check)[0]
-        space = blocks._chunk.workspace
+        chunk = blocks._chunk = compiled._Chunk()
+        chunk.workspace = blocks._workspaces[-1]
+        space = chunk.workspace
         product, weight = space.feed_forward[0].records[-2], blocks._model.layers[0].output.weight
         if what == "write before":
             product[PRODUCT.y // 8] -= 64
@@ -384,8 +386,8 @@ def mistake(place: str, level: str, precision: str, what: str) -> None:
         elif what == "read behind":
             product[PRODUCT.weight // 8] += 64
         elif what == "few rows":
-            blocks._chunk.workspace = Workspace(blocks._model, 1, members=1)
-            blocks._chunk.workspace.rows = rows
+            chunk.workspace = Workspace(blocks._model, 1, members=1)
+            chunk.workspace.rows = rows
         elif what == "write input":
             product[PRODUCT.y // 8] = memory.address(weight)
         elif what == "rank behind":
@@ -431,8 +433,8 @@ def late_assistants(level: str) -> None:
             if turn % 4 == 0:
                 blocks = None  # the old ones are freed before the new ones are made
                 blocks = CompiledBlocks(parameters, kernels)
-            with blocks.chunk(60, 3):
-                got = three_blocks(blocks, batch)
+            with blocks.chunk(60, 3) as inside:
+                got = three_blocks(inside, batch)
             for mine, want in zip(got, wanted, strict=True):
                 np.testing.assert_array_equal(mine, want)
             time.sleep(0.001 * (turn % 3))

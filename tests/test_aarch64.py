@@ -177,16 +177,16 @@ def test_blocks_agree_with_the_reference(machine, memory, spec, precision):
         ids, offsets, sizes, want = batch
         embedded = reference.embed(ids, offsets)
         attended, scores = reference.attention_block(embedded, offsets, sizes, 0, want)
-        with blocks.chunk(len(ids), 0):
-            np.testing.assert_allclose(blocks.embed(ids, offsets), embedded, rtol=1e-4, atol=2e-5)
-            mine, my_scores = blocks.attention_block(embedded, offsets, sizes, 0, want)
+        with blocks.chunk(len(ids), 0) as inside:
+            np.testing.assert_allclose(inside.embed(ids, offsets), embedded, rtol=1e-4, atol=2e-5)
+            mine, my_scores = inside.attention_block(embedded, offsets, sizes, 0, want)
             _assert_close(mine, attended, precision)
             assert (my_scores is None) == (scores is None)
             if scores is not None:
                 tolerance = 1e-4 if precision == "float32" else 2e-2
                 np.testing.assert_allclose(my_scores, scores, rtol=tolerance, atol=tolerance / 5)
             result = reference.feed_forward_block(attended, offsets, 0)
-            _assert_close(blocks.feed_forward_block(attended, offsets, 0), result, precision)
+            _assert_close(inside.feed_forward_block(attended, offsets, 0), result, precision)
         memory.check()
 
 
@@ -198,9 +198,9 @@ def test_pruning_agrees_with_the_reference(machine, memory, spec):
     memory.freeze()
     for batch in _batches(spec):
         hidden = reference.embed(batch.ids, batch.offsets)
-        with blocks.chunk(len(batch.ids), 0):
+        with blocks.chunk(len(batch.ids), 0) as inside:
             for ranking in guarded.rankings(batch, spec.hidden_size):
-                left, selection, sums = blocks.select(hidden, batch.offsets, ranking)
+                left, selection, sums = inside.select(hidden, batch.offsets, ranking)
                 np.testing.assert_allclose(selection.scores, score_rows(hidden, ranking), rtol=1e-4, atol=2e-5)
                 same = dataclasses.replace(ranking, scores=selection.scores)
                 wanted, wanted_selection, wanted_sums = reference.select(hidden, batch.offsets, same)
@@ -209,7 +209,7 @@ def test_pruning_agrees_with_the_reference(machine, memory, spec):
                 assert np.array_equal(selection.offsets, wanted_selection.offsets)
                 assert (sums is None and wanted_sums is None) or np.array_equal(sums, wanted_sums)
             np.testing.assert_allclose(
-                blocks.project(hidden, weight), reference.project(hidden, weight), rtol=1e-4, atol=1e-4
+                inside.project(hidden, weight), reference.project(hidden, weight), rtol=1e-4, atol=1e-4
             )
         memory.check()
 
@@ -228,8 +228,8 @@ def test_bits_do_not_depend_on_other_texts_or_on_helpers(machine, memory, precis
     machine.calls.clear()
     with guarded.every_chunk_shared():
         for _ in range(5):
-            with blocks.chunk(len(batch.ids), helpers=3):
-                shared = guarded.three_blocks(blocks, batch)
+            with blocks.chunk(len(batch.ids), helpers=3) as inside:
+                shared = guarded.three_blocks(inside, batch)
             for got, want in zip(shared, wanted, strict=True):
                 assert want is None or np.array_equal(got, want)
             deadline = time.monotonic() + 60

@@ -1,6 +1,7 @@
 """adapt() under a clock that is counted work: what it chooses, what it compares with, and the report of it."""
 
 import re
+import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -72,6 +73,15 @@ def run(encoder, limits=ANY, **changes):
     return adapt(encoder, values.pop("tasks", TASKS), limits, **values)
 
 
+@pytest.fixture(scope="module")
+def first(encoder, tmp_path_factory):
+    """One run of all the recipes, and its journal, which is not to be changed."""
+    path = tmp_path_factory.mktemp("first") / "run.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptation, "interleaved", counted({}))
+        return run(encoder, journal=Journal(path)), path
+
+
 @pytest.fixture
 def hopeless(monkeypatch):
     """No policy comes near what no pruning reaches."""
@@ -82,8 +92,8 @@ def hopeless(monkeypatch):
 # The choice
 
 
-def test_the_cheapest_within_the_limits_wins(encoder, clock):
-    found = run(encoder)
+def test_the_cheapest_within_the_limits_wins(encoder, first):
+    found, _ = first
     assert [each.recipe for each in found.outcomes] == RECIPES
     assert found.cost_model.error < 1e-3
     unpruned = Search(encoder, TASKS, SHOTS, SEEDS, (), 40, 100, None, False).unpruned_work()
@@ -99,13 +109,13 @@ def test_the_cheapest_within_the_limits_wins(encoder, clock):
     assert found.baseline == {task.name: pytest.approx(mean_accuracy(encoder, encoder.encode, task)) for task in TASKS}
 
 
-def test_the_limits_hold_for_the_chosen(encoder, clock):
-    outcomes = run(encoder).outcomes
+def test_the_limits_hold_for_the_chosen(encoder, clock, first, tmp_path):
+    outcomes = first[0].outcomes
     bounds = [each.bounds(0.9) for each in outcomes]
     limits = Limits(max(0, np.median([mean for mean, _ in bounds])), max(0, np.median([worst for _, worst in bounds])))
     within = [each for each in outcomes if each.meets(limits)]
     assert 0 < len(within) < len(outcomes)
-    found = run(encoder, limits)
+    found = run(encoder, limits, journal=Journal(shutil.copy(first[1], tmp_path)))
     assert found.chosen.meets(limits)
     assert found.policy is not None
     assert found.chosen.cost <= min(each.cost for each in within) * (1 + 2 * TIE)
@@ -134,7 +144,7 @@ def test_the_papers_method_is_timed_too(encoder, clock):
 
 
 def test_no_policy_within_the_limits(encoder, clock, hopeless, tmp_path):
-    found = run(encoder, NONE)
+    found = run(encoder, NONE, recipes=RECIPES[::3])
     assert found.policy is None
     excess = [max(each.bounds(0.5)) for each in found.outcomes]
     assert max(found.chosen.bounds(0.5)) == min(excess) > 0
@@ -171,7 +181,7 @@ def test_the_saved_policy(encoder, clock, tmp_path):
     time_ratio = next(each.time_ratio for each in found.timings if each.name == str(recipe))
     assert loaded.provenance == {
         "made_by": f"minitrans {__version__} adapt",
-        "model": {"name": encoder.name_or_path, "sha256": encoder.model_sha256, "precision": "float32"},
+        "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
         "tasks": {task.name: task.digest for task in TASKS},
         "shots": [1, 2],
@@ -191,8 +201,8 @@ def summary(found):
     return drops, kept, found.chosen.recipe, found.policy, found.timings, found.baseline, found.settings
 
 
-def test_two_runs_are_one(encoder, clock, plain):
-    assert summary(run(encoder)) == summary(run(SentenceEncoder(plain, threads=2)))
+def test_two_runs_are_one(clock, plain, first):
+    assert summary(run(SentenceEncoder(plain, threads=2))) == summary(first[0])
 
 
 def test_the_grid_and_its_neighbours(encoder, clock, monkeypatch):
@@ -211,9 +221,8 @@ def test_the_grid_and_its_neighbours(encoder, clock, monkeypatch):
 # A journal
 
 
-def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, clock, monkeypatch, tmp_path):
-    journal = Journal(tmp_path / "run.jsonl")
-    first = run(encoder, journal=journal)
+def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, monkeypatch, first, tmp_path):
+    shutil.copy(first[1], tmp_path)
     lines = (tmp_path / "run.jsonl").read_bytes()
 
     def forbidden(*_, **__):
@@ -222,13 +231,14 @@ def test_with_a_journal_another_limit_times_and_tries_nothing_again(encoder, clo
     monkeypatch.setattr(adaptation, "interleaved", forbidden)
     monkeypatch.setattr(Search, "_embed", forbidden)
     monkeypatch.setattr(SentenceEncoder, "encode", forbidden)
-    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == summary(first)
+    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == summary(first[0])
     assert (tmp_path / "run.jsonl").read_bytes() == lines
 
 
 @pytest.mark.parametrize("name", ["_cost_model", "_finals"])
 def test_an_interruption_while_timing(encoder, clock, monkeypatch, tmp_path, name):
-    wanted = summary(run(encoder))
+    few = RECIPES[::4]
+    wanted = summary(run(encoder, recipes=few))
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -236,9 +246,9 @@ def test_an_interruption_while_timing(encoder, clock, monkeypatch, tmp_path, nam
     with monkeypatch.context() as patch:
         patch.setattr(adaptation, name, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            run(encoder, journal=Journal(tmp_path / "run.jsonl"))
+            run(encoder, recipes=few, journal=Journal(tmp_path / "run.jsonl"))
     monkeypatch.setattr(Search, "_embed", lambda *_: pytest.fail("computed again"))
-    assert summary(run(encoder, journal=Journal(tmp_path / "run.jsonl"))) == wanted
+    assert summary(run(encoder, recipes=few, journal=Journal(tmp_path / "run.jsonl"))) == wanted
 
 
 # Competitors
@@ -339,7 +349,7 @@ def test_shallow_models(random_folder, clock, name, layers):
     )
     assert sorted(each.name for each in found.timings if each.kind == "layers") == layers
     assert found.policy is not None
-    found.policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+    found.policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
 
 
 def test_the_grid_of_a_single_layer(random_folder, clock, monkeypatch):
@@ -359,7 +369,7 @@ def test_every_policy_that_is_tried_runs_on_the_model(tmp_path, clock, monkeypat
     found = run(encoder, recipes=None, shots=(1,), seeds=(0,))
     search = Search(encoder, TASKS, (1,), (0,), (), 40, 100, None, False)
     for each in found.outcomes:
-        search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
+        search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
     assert encoder.encode("where is my new card please", pruning=found.policy).shape == (32,)
     assert {each.recipe.score for each in found.outcomes} == {"attention", "learned"}
 
@@ -405,10 +415,10 @@ def test_a_recipe_that_comes_twice_is_tried_once(encoder, clock):
 
 
 @pytest.fixture(scope="module")
-def found(encoder):
+def found(encoder, first):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adaptation, "interleaved", counted({}))
-        return run(encoder, Limits(100, 100, 0.9))
+        return run(encoder, Limits(100, 100, 0.9), journal=Journal(shutil.copy(first[1], first[1].with_name("found"))))
 
 
 def tables(text):

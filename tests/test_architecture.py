@@ -17,19 +17,25 @@ PACKAGE = Path(minitrans.__file__).parent
 ORDER = [
     "errors",
     "words",
+    "contents",
     "resources",
     "manifest",
     "mirror",
+    "download",
     "hub",
     "config",
     "parameters",
+    "policy_files",
     "policy",
     "weights",
     "quantization",
+    "tokenizer_program",
+    "tokenizer_file",
     "tokenizer",
     "packing",
     "pruning",
     "pooling",
+    "identity",
     "backends.activations",
     "kernels",
     "kernels.levels",
@@ -56,15 +62,20 @@ ORDER = [
     "encoder",
     "threads",
     "vectors",
+    "columns",
     "calls",
     "model",
     "logistic",
     "rejection",
     "saved",
+    "saved_encoder",
     "inputs",
+    "head",
+    "learned",
     "classifier",
     "detection",
     "hub_datasets",
+    "textfiles",
     "datasets",
     "tables",
     "candidates",
@@ -93,6 +104,7 @@ ORDER = [
     "audit.comparison",
     "audit.invariance",
     "audit.oracle",
+    "audit.sentence_oracle",
     "audit.signoff",
     "options",
     "study_commands",
@@ -115,7 +127,7 @@ PUBLIC = [
 DEPENDENCIES = {"numpy", "safetensors", "tokenizers", "huggingface_hub", "click", "threadpoolctl", "tqdm", "tomli"}
 COMPILERS = {"numba", "llvmlite"}
 DRAWING = {"matplotlib"}  # extra "report"
-ORACLE = {"torch", "transformers"}  # extra "transformers"
+ORACLE = {"torch", "transformers", "sentence_transformers"}  # extra "transformers"
 COMPILED = {
     f"kernels.{name}"
     for name in ("simd", "elementary", "tiles", "rows", "products", "attention", "pruning", "run", "build")
@@ -203,7 +215,7 @@ def test_third_party_imports_are_declared(name):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("__sklearn_"):
             modules -= Counter(imports(node))
     roots = {module.partition(".")[0] for module in modules}
-    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE}
+    extras = {"adaptation_report": DRAWING, "audit.oracle": ORACLE, "audit.sentence_oracle": ORACLE}
     allowed = COMPILERS if name in COMPILED else extras.get(name, set())
     assert roots <= {*sys.stdlib_module_names, *DEPENDENCIES, *allowed, "minitrans"}
 

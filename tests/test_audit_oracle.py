@@ -51,6 +51,7 @@ class Setting:
             self.parameters,
             blocks,
             self.sample,
+            self.sample,
             encoder.pooling,
             encoder.max_seq_length,
             self.policies if policies is None else policies,

@@ -1,4 +1,4 @@
-"""The page in a real browser: Chromium without a screen, driven by Playwright.
+"""The page of `minitrans explain` and the site, in a real browser: Chromium without a screen, driven by Playwright.
 
 Skipped where either is missing: `pip install -e ".[browser]"`, and Chromium from the system's packages (or named in
 MINITRANS_CHROMIUM).
@@ -7,7 +7,9 @@ MINITRANS_CHROMIUM).
 import json
 import os
 import shutil
+import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from minitrans.pruning import Ranking, kept_count, select
 playwright = pytest.importorskip("playwright.sync_api", reason='playwright is missing: pip install -e ".[browser]"')
 
 pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Chromium reports, looks for updates and opens sockets of its own; this keeps what is seen to what the page does.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--no-first-run"]
@@ -368,3 +372,55 @@ def test_the_command_writes_a_page_that_opens(browser, tmp_path, monkeypatch, ca
     opened = Shown(browser, path)
     assert opened.page.locator(".tiles div").count() == 5
     opened.close()
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    build = pytest.importorskip("mkdocs.commands.build", reason='mkdocs is missing: pip install -e ".[docs]"')
+    from mkdocs.config import load_config
+
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the builder's own
+        patch.chdir(ROOT)
+        build.build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder)))
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_site_opens_without_complaints(browser, site, scheme):
+    """As files, without a server: every page, with all that it fetches, which lies in the site."""
+    pages = sorted(site.rglob("*.html"))
+    assert site / "index.html" in pages
+    assert len(pages) > 15
+    complaints = []
+    context = browser.new_context(color_scheme=scheme)
+    for path in pages:
+        page, name = context.new_page(), path.relative_to(site).as_posix()
+        page.on("console", lambda message, name=name: complaints.append(f"{name}: {message.text}"))
+        page.on("pageerror", lambda error, name=name: complaints.append(f"{name}: {error}"))
+        page.on("requestfailed", lambda request, name=name: complaints.append(f"{name}: no {request.url}"))
+        page.on(
+            "request",
+            lambda request, name=name: (
+                request.url.startswith(("file:", "data:")) or complaints.append(f"{name}: asks for {request.url}")
+            ),
+        )
+        page.goto(path.as_uri())
+        page.wait_for_load_state("load")
+        assert page.evaluate("document.documentElement.dataset.bsTheme") == scheme
+        page.close()
+    context.close()
+    assert complaints == []
+
+
+def test_the_site_is_searched_without_a_server(browser, site):
+    shown = Shown(browser, site / "index.html")
+    shown.page.keyboard.press("s")
+    shown.page.locator("#mkdocs-search-query").fill("quantile")
+    shown.page.locator("#mkdocs-search-results a").first.wait_for()
+    assert shown.complaints == []
+    shown.page.close()

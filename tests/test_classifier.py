@@ -1,5 +1,6 @@
 """FewShotClassifier: learning, conventions, and files that cannot be trusted."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -8,13 +9,13 @@ import zlib
 import numpy as np
 import pytest
 from fitted_policies import fitted_to
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from minitrans import SentenceEncoder
 from minitrans import classifier as module
 from minitrans.classifier import FewShotClassifier, label_text
 from minitrans.config import JSON_LIMIT
-from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError, PolicyError
+from minitrans.errors import ClassifierError, DataWarning, InputError, InputTypeError, NotFittedError, PolicyError
 
 TEXTS = [
     "where is my card",
@@ -34,7 +35,7 @@ class HashEncoder:
     """Character trigrams, hashed into unit vectors: deterministic, and like texts lie close together."""
 
     name_or_path = "hash"
-    model_sha256 = "ab" * 32
+    identity = "ab" * 32
     precision = "float32"
     pruning = None
 
@@ -178,9 +179,12 @@ def test_duplicates_count(encoder):
 
 
 def test_contradictory_labels_share_the_probability(encoder):
-    classifier = FewShotClassifier(encoder, label_names=False).fit(["the same"] * 4, ["a", "a", "a", "b"])
+    told = "one text has several labels, which share its probability: 'the same' is 'a' and 'b'"
+    with pytest.warns(DataWarning, match=told):
+        classifier = FewShotClassifier(encoder, label_names=False).fit(["the same"] * 4, ["a", "a", "a", "b"])
     np.testing.assert_allclose(classifier.predict_proba("the same"), [0.75, 0.25], atol=1e-3)
-    even = FewShotClassifier(encoder, label_names=False).fit(["the same"] * 2, ["b", "a"])
+    with pytest.warns(DataWarning, match="'b' and 'a'"):
+        even = FewShotClassifier(encoder, label_names=False).fit(["the same"] * 2, ["b", "a"])
     np.testing.assert_allclose(even.predict_proba("the same"), [0.5, 0.5])
 
 
@@ -191,10 +195,10 @@ def test_any_text_has_a_label(fitted, text):
 
 
 def test_equal_probabilities_take_the_first_class(encoder):
-    classifier = FewShotClassifier(encoder, label_names=False).fit(["the same"] * 2, ["b", "a"])
+    classifier = FewShotClassifier(encoder, label_names=False).fit(["this", "that"], ["b", "a"])
     classifier.coef_[:], classifier.intercept_[:] = 0, 0
-    assert classifier.predict("the same") == "a"
-    assert classifier.rank(["the same"]) == [[("a", 0.5), ("b", 0.5)]]
+    assert classifier.predict("this") == "a"
+    assert classifier.rank(["this"]) == [[("a", 0.5), ("b", 0.5)]]
 
 
 @pytest.mark.parametrize(
@@ -539,8 +543,21 @@ def folder(fitted, tmp_path):
     return tmp_path / "saved"
 
 
+def arrays_of(folder):
+    """The file of the arrays that the JSON file names."""
+    digest = json.loads((folder / "classifier.json").read_text())["tensors"]
+    return folder / f"classifier-{digest[:16]}.safetensors"
+
+
+def write_arrays(folder, data):
+    """Other arrays, with the digest that makes them the classifier's."""
+    arrays_of(folder).unlink()
+    edit(folder, lambda values: values.update(tensors=hashlib.sha256(data).hexdigest()))
+    arrays_of(folder).write_bytes(data)
+
+
 def test_round_trip(fitted, folder, encoder):
-    assert sorted(path.name for path in folder.iterdir()) == ["classifier.json", "classifier.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["classifier.json", arrays_of(folder).name])
     again = FewShotClassifier.load(folder, encoder)
     assert again.get_params() == fitted.get_params()
     np.testing.assert_array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
@@ -572,13 +589,14 @@ def test_what_the_json_says(folder):
     values = json.loads((folder / "classifier.json").read_text())
     assert values == {
         "format": "minitrans-classifier",
-        "version": 1,
+        "version": 3,
+        "tensors": hashlib.sha256(arrays_of(folder).read_bytes()).hexdigest(),
         "label_kind": "str",
         "classes": ["cancelOrder", "card_arrival", "get-weather"],
         "C": 10.0,
         "label_names": True,
         "converged": True,
-        "encoder": {"name_or_path": "hash", "model_sha256": "ab" * 32, "precision": "float32", "pruning": None},
+        "encoder": {"name_or_path": "hash", "precision": "float32", "identity": "ab" * 32, "pruning": None},
         "texts": TEXTS,
     }
 
@@ -620,8 +638,8 @@ def test_an_encoder_without_identity(tmp_path, encoder):
 
 def test_another_model_is_refused(folder):
     other = HashEncoder()
-    other.model_sha256 = "cd" * 32
-    with pytest.raises(ClassifierError, match=f"sha256 {'cd' * 32}; wanted {'ab' * 32}, those of 'hash'"):
+    other.identity = "cd" * 32
+    with pytest.raises(ClassifierError, match=f"hash is {'cd' * 32}; wanted {'ab' * 32}, the encoder 'hash' of fit"):
         FewShotClassifier.load(folder, other)
 
 
@@ -687,29 +705,24 @@ def test_save_refuses_a_file(fitted, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("fails_at", ["tensors", "description", "rename"])
+@pytest.mark.parametrize("fails_at", ["safetensors.numpy.save", "pathlib.Path.write_bytes", "pathlib.Path.replace"])
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_failed_save_leaves_nothing_half_written(monkeypatch, encoder, tmp_path, fails_at, exists):
     target = tmp_path / "saved"
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
     if exists:
         FewShotClassifier(encoder).fit(TEXTS[:6], LABELS[:6]).save(target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    if fails_at == "tensors":
-        monkeypatch.setattr("safetensors.numpy.save", fail)
-    elif fails_at == "description":
-        monkeypatch.setattr("pathlib.Path.write_text", fail)
-    else:
-        monkeypatch.setattr("pathlib.Path.rename", fail)
+    monkeypatch.setattr(fails_at, fail)
     with pytest.raises(OSError, match="disk full"):
         classifier.save(target)
     monkeypatch.undo()
-    assert [path.name for path in tmp_path.iterdir()] == (["saved"] if exists else [])
-    if exists:
-        assert len(FewShotClassifier.load(target, encoder).classes_) == 2
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert target.exists() == exists
 
 
 def edit(folder, change):
@@ -726,29 +739,31 @@ def refused(folder, message):
     assert "wanted" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["classifier.json", "classifier.safetensors"])
-def test_missing_file(folder, name):
-    (folder / name).unlink()
-    refused(folder, f"{name}: no such file")
+@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
+def test_missing_file(folder, find):
+    path = find(folder)
+    path.unlink()
+    refused(folder, f"{path.name}: no such file")
 
 
 def test_missing_folder(tmp_path):
     refused(tmp_path / "nowhere", "no such file")
 
 
-@pytest.mark.parametrize("name", ["classifier.json", "classifier.safetensors"])
-def test_folder_in_place_of_a_file(folder, name):
-    (folder / name).unlink()
-    (folder / name).mkdir()
+@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
+def test_folder_in_place_of_a_file(folder, find):
+    path = find(folder)
+    path.unlink()
+    path.mkdir()
     refused(folder, "no such file")
 
 
-@pytest.mark.parametrize("name", ["classifier.json", "classifier.safetensors"])
-def test_symlink_out_of_the_folder(folder, name):
-    elsewhere = folder.parent / "elsewhere"
-    (folder / name).rename(elsewhere)
-    (folder / name).symlink_to(elsewhere)
-    refused(folder, f"{name}: it leads to .*elsewhere; wanted a file in the folder")
+@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
+def test_symlink_out_of_the_folder(folder, find):
+    path, elsewhere = find(folder), folder.parent / "elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    refused(folder, f"{path.name}: it leads to .*elsewhere; wanted a file in the folder")
 
 
 def test_symlink_in_a_circle(folder):
@@ -783,8 +798,12 @@ def test_huge_json(folder):
         ("format", "something-else", "format is 'something-else'; wanted 'minitrans-classifier'"),
         ("format", None, "format is None"),
         ("version", 2, "rejection is None; wanted an object"),
-        ("version", 3, "version is 3; wanted 1 or 2"),
-        ("rejection", {}, "rejection is there in version 1; wanted version 2"),
+        ("version", 4, "version is 4; wanted 1 to 3"),
+        ("version", 0, "version is 0; wanted 1 to 3"),
+        ("rejection", {}, "rejection has .*; wanted just"),
+        ("rejection", None, "rejection is None; wanted an object"),
+        ("tensors", None, "tensors is None; wanted a sha256"),
+        ("tensors", "../" * 21 + "a", "tensors is .*; wanted a sha256"),
         ("version", True, "version is True"),
         ("version", "1", "version is '1'"),
         ("label_kind", "float", "label_kind is 'float'; wanted 'str' or 'int'"),
@@ -807,7 +826,8 @@ def test_huge_json(folder):
         ("converged", "yes", "converged is 'yes'"),
         ("encoder", "hash", "encoder is 'hash'; wanted an object"),
         ("encoder", {"name_or_path": 5}, "encoder.name_or_path is 5; wanted str or null"),
-        ("encoder", {"model_sha256": ["ab"]}, "encoder.model_sha256 is"),
+        ("encoder", {"identity": ["ab"]}, "encoder.identity is"),
+        ("encoder", {"path": 5}, "encoder.path is 5; wanted str or null"),
         ("encoder", {"precision": 8}, "encoder.precision is 8"),
         ("encoder", {"pruning": "all"}, "encoder.pruning is 'all'; wanted dict or null"),
         ("texts", "abc", f"texts is 'abc'; wanted {len(TEXTS)} texts"),
@@ -869,9 +889,9 @@ def with_value(array, value):
     ],
 )
 def test_wrong_tensors(folder, change, message):
-    tensors = load_file(folder / "classifier.safetensors")
+    tensors = load_file(arrays_of(folder))
     change(tensors)
-    save_file(tensors, folder / "classifier.safetensors")
+    write_arrays(folder, save(tensors))
     refused(folder, message)
 
 
@@ -889,9 +909,15 @@ def test_wrong_tensors(folder, change, message):
     ids=["empty", "no header", "cut", "longer", "huge header", "no JSON", "no UTF-8"],
 )
 def test_broken_safetensors(folder, damage):
-    file = folder / "classifier.safetensors"
-    file.write_bytes(damage(file.read_bytes()))
-    refused(folder, "classifier.safetensors is not safetensors")
+    data = damage(arrays_of(folder).read_bytes())
+    write_arrays(folder, data)
+    refused(folder, "classifier-.*safetensors is not safetensors")
+
+
+def test_arrays_of_another_digest(folder):
+    data = arrays_of(folder).read_bytes()
+    arrays_of(folder).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    refused(folder, f"its sha256 is .*; wanted {hashlib.sha256(data).hexdigest()}")
 
 
 def test_a_label_of_any_length_would_cost_memory_for_all(encoder):
@@ -914,12 +940,12 @@ def test_a_fitted_policy_is_saved_with_the_classifier(tmp_path):
     loaded = FewShotClassifier.load(tmp_path / "clf", local_files_only=True)
     assert loaded.encoder_.pruning == policy
     assert np.array_equal(loaded.predict_proba(texts), classifier.predict_proba(texts))
-    arrays = tmp_path / "clf" / "pruning.safetensors"
+    arrays = tmp_path / "clf" / f"pruning-{policy.fitted.sha256[:16]}.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:-4] + b"abcd")
     with pytest.raises(ClassifierError, match="sha256"):
         FewShotClassifier.load(tmp_path / "clf")
     arrays.unlink()
-    with pytest.raises(ClassifierError, match=r"pruning\.safetensors: no such file"):
+    with pytest.raises(ClassifierError, match=r"pruning-.*\.safetensors: no such file"):
         FewShotClassifier.load(tmp_path / "clf")
     FewShotClassifier(SentenceEncoder(threads=1)).fit(texts, labels).save(tmp_path / "clf")  # replaces all files
-    assert {path.name for path in (tmp_path / "clf").iterdir()} == {"classifier.json", "classifier.safetensors"}
+    assert len(list((tmp_path / "clf").iterdir())) == 2

@@ -19,8 +19,10 @@ from minitrans.datasets import (
     read_examples,
     read_texts,
 )
-from minitrans.errors import DownloadError, InputError, InputTypeError
+from minitrans.errors import DataWarning, DownloadError, InputError, InputTypeError
 from minitrans.hub_datasets import KNOWN, fetch
+from minitrans.inputs import is_blank, normalized_label
+from minitrans.resources import bundled
 
 ROWS = [("hello, world", "greeting"), ('say "hi"', "greeting"), ("two\nlines", "odd"), ("naïve 東京", "odd")]
 
@@ -47,26 +49,97 @@ def test_columns_may_have_other_names(tmp_path):
     assert read_texts(path, "intent") == [label for _, label in ROWS]
 
 
-def test_plain_text_is_a_text_a_line_and_keeps_empty_lines(tmp_path):
+def test_plain_text_is_a_text_a_line(tmp_path):
     path = tmp_path / "texts.txt"
-    path.write_bytes("\ufeffone\r\n\ntwo words".encode())
-    assert read_texts(path) == ["one", "", "two words"]
+    path.write_bytes("\ufeffone\r\n\n\u200b \u00a0\ntwo words".encode())
+    assert read_texts(path) == ["one", "two words"]
+    assert read_texts(path, keep_blank=True) == ["one", "", "\u200b \u00a0", "two words"]
 
 
-def test_a_field_may_be_longer_than_the_csv_module_allows_and_its_limit_stays(tmp_path):
-    limit = csv.field_size_limit()
+def test_blank_fields_are_faults_unless_rows_must_stay_in_line(tmp_path):
+    path = write(tmp_path / "a.csv", [("one", "a"), ("", "a"), ("two", "")])
+    with pytest.raises(InputError, match=r"a.csv, line 3: text is empty, wanted text$"):
+        read_texts(path)
+    assert read_texts(path, keep_blank=True) == ["one", "", "two"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"text\n"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv"])
+def test_a_file_without_a_text_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if name == "a.csv" else content.replace(b"text", b""))
+    with pytest.raises(InputError, match=r"holds no text, wanted at least one|column 'text' is missing"):
+        read_texts(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.ndjson"])
+def test_json_is_not_read_as_lines_of_text(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "hi"}\n')
+    with pytest.raises(InputError, match=r"ends in '.*json', wanted .jsonl for an object a line"):
+        read_texts(tmp_path / name)
+
+
+def test_a_field_may_be_longer_than_the_csv_module_allows(tmp_path):
     path = write(tmp_path / "a.csv", [("x" * 300_000, "long")])
     assert len(read_examples(path).texts[0]) == 300_000
-    assert csv.field_size_limit() == limit
 
 
-@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1))
-def test_csv_round_trip(tmp_path_factory, rows):
-    # Empty fields are refused by design; lone surrogates have no UTF-8 form; older csv modules refuse NUL.
-    rows = [(t, x) for t, x in rows if t.strip() and x.strip() and not re.search("[\0\ud800-\udfff]", t + x)]
+SPELLINGS = ["card", " card", "card ", "card\u00a0", "card\u200b", "\ufeffcard", "\u200ecard\u200f", "ca\u00adrd"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_one_label_in_several_spellings_is_one_class(tmp_path, name):
+    rows = [(f"text {i}", label) for i, label in enumerate(SPELLINGS)]
+    with pytest.warns(DataWarning, match=r"several spellings of a label are read as one: 'card' \(line .* as 'card'"):
+        assert set(read_examples(write(tmp_path / name, rows)).labels) == {"card"}
+
+
+def test_composed_and_decomposed_labels_are_one_class(tmp_path):
+    rows = [("one", "caf\u00e9"), ("two", "cafe\u0301"), ("three", "track  parcel"), ("four", "track\u00a0parcel")]
+    with pytest.warns(DataWarning, match=r"'caf\\xe9' \(line 2\), 'cafe\\u0301' \(line 3\) as 'caf\u00e9'; 'track  "):
+        examples = read_examples(write(tmp_path / "a.csv", rows))
+    assert examples.labels == ["caf\u00e9", "caf\u00e9", "track parcel", "track parcel"]
+
+
+def test_a_label_in_one_spelling_is_cleaned_without_a_word(tmp_path):
+    assert read_examples(write(tmp_path / "a.csv", [("one", "card "), ("two", "card ")])).labels == ["card", "card"]
+
+
+@given(st.text())
+def test_a_normalized_label_is_final(label):
+    name = normalized_label(label)
+    assert normalized_label(name) == name
+    assert is_blank(label) == (name == "")
+
+
+def test_joiners_count_inside_a_label():
+    persian, family = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f468\u200d\U0001f469"
+    assert [normalized_label(label) for label in (persian, family)] == [persian, family]
+
+
+@pytest.mark.parametrize("pair", [("Card", "card"), ("STRASSE", "stra\u00dfe"), ("\uff43ard", "card")])
+def test_labels_that_differ_in_case_alone_are_warned_about(tmp_path, pair):
+    path = write(tmp_path / "a.csv", [("one", pair[0]), ("two", pair[1]), ("three", "x")])
+    with pytest.warns(DataWarning, match=f"labels that differ in case alone .*'{pair[0]}' and '{pair[1]}'"):
+        assert set(read_examples(path).labels) == {*pair, "x"}
+
+
+def test_one_text_with_several_labels_is_reported(tmp_path):
+    path = write(tmp_path / "a.csv", [("hi there", "a"), ("Hi  there", "b"), ("bye", "b"), ("x", "a"), ("x", "b")])
+    told = r"2 texts have several labels, .*: 'hi there' is 'a' \(line 2\) and 'b' \(line 3\)"
+    with pytest.warns(DataWarning, match=told):
+        assert len(read_examples(path).texts) == 5
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1), st.sampled_from(["csv", "jsonl"]))
+@pytest.mark.filterwarnings("ignore::minitrans.errors.DataWarning")
+def test_round_trip(tmp_path_factory, rows, suffix):
+    # Blank fields are refused by design; NUL and lone surrogates have no place in UTF-8 text.
+    rows = [
+        (t, x) for t, x in rows if not is_blank(t) and not is_blank(x) and not re.search("[\0\ud800-\udfff]", t + x)
+    ]
     if rows:
-        path = write(tmp_path_factory.mktemp("csv") / "a.csv", rows)
-        assert list(zip(*vars(read_examples(path)).values(), strict=True)) == rows
+        path = write(tmp_path_factory.mktemp("round") / f"a.{suffix}", rows)
+        assert pairs(read_examples(path)) == [(text, normalized_label(label)) for text, label in rows]
 
 
 BAD = {
@@ -80,8 +153,20 @@ BAD = {
     "nothing.csv": (b"", "line 1: column 'text' is missing"),
     "short.csv": (b"text,label\nhi\n", "line 2: column 'label' is missing"),
     "long.csv": (b"text,label\nhi,a\nhi, there,a\n", "line 3: more fields than the header has"),
-    "quote.csv": (b'text,label\n"hi,a\n', r"line \d: unexpected end of data"),
-    "latin.csv": ("text,label\nnaïve,a\n".encode("latin-1"), "is not UTF-8 text"),
+    "quote.csv": (b'text,label\nbye,b\n"hi,a\n', "line 3: a quotation mark opens a field here and nothing closes it"),
+    "latin.csv": ("text,label\nnaïve,a\n".encode("latin-1"), "is not UTF-8 text: .* in line 2, at byte 13 .0xef"),
+    "same.csv": (b"text,Text,LABEL\nhi,a,b\n", "'label' is missing, .*; name the column 'LABEL', as it is written"),
+    "no header.csv": (b"hi there,a\n", "found: hi there, a; wanted a header line, as text,label"),
+    "invisible.csv": ("text,label\nhi,\u200b\n".encode(), "line 2: text or label is empty"),
+    "null.jsonl": (b'{"text": null, "label": "a"}\n', "line 1: column 'text' is missing"),
+    "nan.jsonl": (
+        b'{"text": "hi", "label": NaN}\n',
+        "line 1: column 'label' is a float, .*missing value: drop the row",
+    ),
+    "bool.jsonl": (b'{"text": "hi", "label": true}\n', "'label' is a bool, .*put true into quotation marks"),
+    "twice.jsonl": (b'{"text": "hi", "label": "a", "text": "b"}\n', "line 1: .*the key 'text' comes twice"),
+    "half.jsonl": (b'{"text": "\\ud83d", "label": "a"}\n', "line 1: column 'text' holds half of a surrogate pair"),
+    "deep.jsonl": (b"[" * 100_000, "line 1: not valid JSON"),
     "empty.csv": (b"text,label\n", "holds no examples"),
     "blank.csv": (b"text,label\nhi,a\n  ,b\n", "line 3: text or label is empty"),
     "broken.jsonl": (b'{"text": "hi", "label": "a"}\n{"text": \n', "line 2: not valid JSON"),
@@ -142,6 +227,58 @@ def test_the_digest_is_that_of_the_examples(tmp_path):
         task_folder(tmp_path / "beyond", train=TRAIN, test=[*TEST, ("more", "oos")]),
     ]
     assert len({first.digest, *(load_task(folder).digest for folder in others)}) == 5
+
+
+def test_hidden_files_are_no_splits(tmp_path):
+    folder = task_folder(tmp_path / "mine", train=TRAIN, test=TEST)
+    for name in ("._train.csv", "~$test.csv", ".~lock.test.csv", ".valid.csv"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    assert set(load_task(folder).splits) == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", ["out_of_scope.csv", "oos.csv", "oos_test.csv"])
+def test_a_file_of_texts_out_of_scope_belongs_to_the_test(tmp_path, name):
+    folder = task_folder(tmp_path / "mine", train=TRAIN[:5], test=TEST[:2])
+    write(folder / name, [("beyond", "out_of_scope")])
+    assert load_task(folder).out_of_scope == {"test": ["beyond"]}
+
+
+def test_the_example_data_are_a_task():
+    task = load_task(bundled("examples/data"))
+    assert {split: len(set(examples.labels)) for split, examples in task.splits.items()} == {"train": 14, "test": 14}
+    assert [len(texts) for texts in task.out_of_scope.values()] == [30]
+
+
+@pytest.mark.parametrize("name", ["test.parquet", "test.csv.gz", "out_of_scope.txt", "valid.xlsx"])
+def test_a_split_in_another_format_is_not_passed_over(tmp_path, name):
+    folder = task_folder(tmp_path / "mine", train=TRAIN)
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=f"{name} is named after a split, wanted .csv, .tsv or .jsonl; convert it"):
+        load_task(folder)
+
+
+def test_a_split_may_lie_beside_itself_in_another_format(tmp_path):
+    folder = task_folder(tmp_path / "mine", train=TRAIN)
+    (folder / "train.json").write_bytes(b"[]")
+    assert set(load_task(folder).splits) == {"train"}
+
+
+def test_a_label_almost_that_of_texts_out_of_scope_is_told(tmp_path):
+    folder = task_folder(tmp_path / "mine", train=[*TRAIN[:5], ("hm", "OOS")])
+    with pytest.warns(DataWarning, match="mine, train: labels that differ in case alone .*'oos' and 'OOS'"):
+        assert "OOS" in load_task(folder).splits["train"].labels
+
+
+def test_both_columns_must_not_be_one(tmp_path):
+    with pytest.raises(InputError, match="text_column and label_column are both 'text', wanted two columns"):
+        read_examples(write(tmp_path / "a.csv"), label_column="text")
+
+
+@pytest.mark.parametrize("path", ["a\0b.csv", 5, None, b"a.csv"])
+@pytest.mark.parametrize("read", [read_examples, read_texts])
+def test_what_is_no_path_is_refused(path, read):
+    with pytest.raises((InputError, InputTypeError), match=r"cannot read|the file is a"):
+        read(path)
 
 
 BAD_TASKS = {

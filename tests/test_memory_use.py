@@ -60,10 +60,10 @@ encoders = [SentenceEncoder(threads=threads, on_truncation="ignore") for threads
 ids, offsets = np.ones(512, np.int64), np.array([0, 512])
 
 def work(blocks, together):
-    with blocks.chunk(512, 0):
-        hidden = blocks.embed(ids, offsets)
-        hidden, _ = blocks.attention_block(hidden, offsets, None, 0, None)
-        blocks.feed_forward_block(hidden, offsets, 0)
+    with blocks.chunk(512, 0) as inside:
+        hidden = inside.embed(ids, offsets)
+        hidden, _ = inside.attention_block(hidden, offsets, None, 0, None)
+        inside.feed_forward_block(hidden, offsets, 0)
         together.wait(60)
 
 for encoder in encoders:

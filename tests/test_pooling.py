@@ -182,7 +182,7 @@ def test_modes_under_every_style_of_keys(folder, modes, style):
     assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(modes, normalize=True)
 
 
-@pytest.mark.parametrize("package", ["sentence_transformers.models", "sentence_transformers.base.modules.any", "x"])
+@pytest.mark.parametrize("package", ["sentence_transformers.models", "sentence_transformers.base.modules.any"])
 def test_normalisation_is_a_module(folder, package):
     set_modules(folder, TRANSFORMER, POOLING, package=package)
     assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(("mean",), normalize=False)
@@ -210,12 +210,6 @@ def test_no_pooling(folder, kinds):
     )
 
 
-def test_a_transformer_in_a_folder_of_its_own(folder):
-    set_modules(folder, ("Transformer", "0_Transformer"), POOLING)
-    message = refusal(UnsupportedModelError, folder)
-    assert message.startswith(f"{folder / 'modules.json'}: the transformer lies in '0_Transformer'; name that folder")
-
-
 def test_prompts_that_are_not_pooled(folder):
     edit_json(folder / "1_Pooling" / "config.json", include_prompt=False)
     message = refusal(UnsupportedModelError, folder)
@@ -226,7 +220,6 @@ def test_prompts_that_are_not_pooled(folder):
     ("values", "seen"),
     [
         (dict.fromkeys(LEGACY_KEYS.values(), False), "[]"),
-        ({"pooling_mode_mean_tokens": "true"}, "[]"),
         ({"pooling_mode": "median"}, "['median']"),
         ({"pooling_mode": "mean+median"}, "['mean', 'median']"),
         ({"pooling_mode": ""}, "['']"),
@@ -292,7 +285,8 @@ def test_a_pooling_of_another_width(folder, key):
 @pytest.mark.parametrize("kinds", [["Normalize"], ["Normalize", "Pooling"], ["Pooling", "Pooling"]])
 def test_modules_out_of_place(folder, kinds):
     modules = [
-        {"type": f"x.{kind}", "path": "" if kind == "Transformer" else "1_Pooling"} for kind in ["Transformer", *kinds]
+        {"type": f"sentence_transformers.models.{kind}", "path": "" if kind == "Transformer" else "1_Pooling"}
+        for kind in ["Transformer", *kinds]
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     assert "is out of place, wanted Transformer, Pooling, Normalize" in refusal(UnsupportedModelError, folder)

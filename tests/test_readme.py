@@ -13,7 +13,7 @@ def test_the_first_code_prints_what_is_shown(run_python):
     assert language == "python"
     assert len([line for line in code.splitlines() if line]) <= 8
     for backend in ("auto", "reference"):
-        source = code.replace('pruning="balanced"', f'pruning="balanced", backend="{backend}"')
+        source = code.replace("SentenceEncoder()", f'SentenceEncoder(backend="{backend}")')
         assert source != code
         assert run_python(source, HF_HUB_OFFLINE="1").stdout == output
 
@@ -40,3 +40,5 @@ def test_explain_prints_what_is_shown(run_cli):
         return re.sub(r"[\d.█┊»]+", " ", text).split()  # the last digits of scores differ between processors
 
     assert words(out) == words(output)
+    (quoted,) = re.findall(r"^> (.*)", README, re.MULTILINE)
+    assert "  " + re.sub(r"~~(.*?)~~", r"[-\1-]", quoted) in out.splitlines()

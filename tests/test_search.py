@@ -236,7 +236,7 @@ def test_prompts_and_fewer_dimensions_count(plain):
     assert kept == pytest.approx(np.mean(flags))
     alone = make_search(other, TASKS[:1])
     texts = ["tell me: " + text for text in alone.unlabelled["shop"]]
-    assert alone.fitted(recipe) == fit(other.fingerprint, measure(other, texts, (1,)))
+    assert alone.fitted(recipe) == fit(other.identity.weights, measure(other, texts, (1,)))
     settings = [make_search(each).key for each in (other, SentenceEncoder(plain, threads=1))]
     assert settings[0] != settings[1]
 
@@ -267,9 +267,11 @@ def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
     used = policies_used(search, recipe, monkeypatch)
     for task in TASKS:
         others = add_moments([moments[name] for name in moments if name != task.name])
-        fitted = fit(quick.fingerprint, others, by_threshold=recipe.threshold is not None)
+        fitted = fit(quick.identity.weights, others, by_threshold=recipe.threshold is not None)
         assert_close(used[task.name].fitted, fitted.only(used[task.name]))
-    everything = fit(quick.fingerprint, add_moments(list(moments.values())), by_threshold=recipe.threshold is not None)
+    everything = fit(
+        quick.identity.weights, add_moments(list(moments.values())), by_threshold=recipe.threshold is not None
+    )
     final = search.policy(recipe, {"made": "here"})
     assert_close(final.fitted, everything.only(final))
     assert final.provenance == {"made": "here"}
@@ -319,7 +321,7 @@ def test_one_task_alone_is_fitted_on_itself(quick, monkeypatch):
     assert used["shop"].fitted == search.policy(recipe).fitted
     search = make_search(quick, TASKS[:1], texts=["where is my new card please"])
     used = policies_used(search, recipe, monkeypatch)
-    alone = fit(quick.fingerprint, measure(quick, ["where is my new card please"], (1,)))
+    alone = fit(quick.identity.weights, measure(quick, ["where is my new card please"], (1,)))
     assert used["shop"].fitted == alone.only(used["shop"])
 
 

@@ -183,9 +183,9 @@ def test_select_with_helpers(level):
     wanted, projected = flat(blocks.select(hidden, offsets, ranking)), blocks.project(hidden, weight)
     with guarded.every_chunk_shared():
         for _ in range(20):
-            with blocks.chunk(200, helpers=3):
-                check_same(flat(blocks.select(hidden, offsets, ranking)), wanted)
-                assert np.array_equal(blocks.project(hidden, weight), projected)
+            with blocks.chunk(200, helpers=3) as inside:
+                check_same(flat(inside.select(hidden, offsets, ranking)), wanted)
+                assert np.array_equal(inside.project(hidden, weight), projected)
 
 
 # Linear maps
@@ -236,8 +236,8 @@ def test_many_maps_from_several_threads(any_blocks):
         for turn in range(300):
             weight = lasting[random.integers(len(lasting))] if turn % 2 else normal(1000 * shift + turn, 32, 32)
             x = normal(turn, 1 + turn % 4, 32)
-            with any_blocks.chunk(len(x), 0):
-                seen = any_blocks.project(x, weight)
+            with any_blocks.chunk(len(x), 0) as inside:
+                seen = inside.project(x, weight)
             np.testing.assert_allclose(seen, x @ weight.T, rtol=0, atol=2e-4)
 
     with ThreadPoolExecutor(3) as pool:
@@ -247,11 +247,11 @@ def test_many_maps_from_several_threads(any_blocks):
 @by_level
 def test_maps_that_are_kept_do_not_pile_up(level):
     blocks = CompiledBlocks(guarded.parameters_of(SPECS[32], "float32"), any_kernels(level))
-    with blocks.chunk(4, 0):
+    with blocks.chunk(4, 0) as inside:
         for seed in range(3 * PROJECTIONS):
-            blocks.project(normal(1, 4, 32), normal(seed, 32, 32))
+            inside.project(normal(1, 4, 32), normal(seed, 32, 32))
         assert len(blocks._projections) <= PROJECTIONS
-        assert len(blocks._chunk.workspace._projections) <= PROJECTIONS
+        assert len(inside._chunk.workspace._projections) <= PROJECTIONS
 
 
 # What comes from outside

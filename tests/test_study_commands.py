@@ -15,6 +15,7 @@ from tiny_tasks import tiny_rows
 from minitrans import PruningPolicy, SentenceEncoder, adaptation, measurement
 from minitrans.distillation import measure
 from minitrans.journal import Journal
+from minitrans.policy_files import arrays_of
 from minitrans.search import Search
 
 TRAIN = """text,label
@@ -307,8 +308,9 @@ def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, tmp_path, plain):
         REFERENCE.format(file=folder / "policy.json"),
     ]
     policy = PruningPolicy.load(folder / "policy.json")
-    wanted = {"policy.json", "policy.md", "policy.svg", "policy.journal.jsonl"}
-    assert {path.name for path in folder.iterdir()} == wanted | ({"policy.safetensors"} if policy.fitted else set())
+    arrays = {arrays_of(folder / "policy.json").name} if policy.fitted else set()
+    wanted = {"policy.json", "policy.md", "policy.svg", "policy.journal.jsonl"} | arrays
+    assert {path.name for path in folder.iterdir()} == wanted
     assert policy.provenance["tasks"].keys() == {"a", "b"}
     assert policy.provenance["limits"] == {"mean_drop": 100, "task_drop": 200, "confidence": 0.5}
     assert (policy.provenance["shots"], policy.provenance["seeds"]) == ([1, 2], [0, 1])

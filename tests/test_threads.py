@@ -1,12 +1,14 @@
-"""How many processors this process may use, on made-up cgroup folders."""
+"""How many processors this process may use, on made-up cgroup folders; and work that is spread over threads."""
 
+import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from minitrans.errors import InputError
-from minitrans.threads import available_cpus, resolve_threads
+from minitrans.threads import available_cpus, in_order, resolve_threads
 
 
 @pytest.fixture
@@ -103,3 +105,116 @@ def test_resolve_threads():
 def test_resolve_threads_refuses(threads):
     with pytest.raises(InputError, match=r"threads is .*, wanted a positive integer"):
         resolve_threads(threads)
+
+
+# Work spread over threads
+
+
+def helpers():
+    return [thread for thread in threading.enumerate() if thread.name == "minitrans"]
+
+
+def name_of(item, helpers=0):
+    return item, threading.current_thread().name
+
+
+@pytest.fixture(params=[0, 1, None])
+def refused(request, monkeypatch):
+    """The system starts so many threads and refuses the others; None: it refuses none."""
+    start, left = threading.Thread.start, [] if request.param is None else [True] * request.param
+
+    def refuse(thread):
+        if request.param is not None and not (left and left.pop()):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    return request.param
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 50])
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_results_in_order(refused, count, threads):
+    seen = list(in_order(name_of, range(count), threads))
+    assert [item for item, _ in seen] == list(range(count))
+    assert helpers() == []
+
+
+def test_all_threads_work_at_once():
+    together = threading.Barrier(3, timeout=60)
+    seen = {name for _, name in in_order(lambda item: (together.wait(), name_of(item)[1]), range(3), 3)}
+    assert len(seen) == 2  # the caller's and that of the helpers
+    assert helpers() == []
+
+
+def test_the_first_error_in_order(refused):
+    def work(item):
+        if item % 10 == 7:
+            raise ValueError(item)
+        return item
+
+    results = in_order(work, range(40), 3)
+    assert [next(results) for _ in range(7)] == list(range(7))
+    with pytest.raises(ValueError, match=r"^7$"):
+        next(results)
+    assert helpers() == []
+
+
+def test_an_iterator_that_is_left(refused):
+    begun = []
+    results = in_order(lambda item: begun.append(item) or item, range(1000), 3)
+    assert next(results) == 0
+    del results
+    gc.collect()
+    assert helpers() == []
+    assert len(begun) < 20
+
+
+def test_an_interrupt_is_not_kept_for_later(refused):
+    """Ctrl-C in the calling thread ends the work at once, whatever item it is at."""
+    caller, begun = threading.current_thread(), []
+
+    def work(item):
+        begun.append(item)
+        if threading.current_thread() is caller:
+            raise KeyboardInterrupt
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        list(in_order(work, range(1000), 3))
+    assert helpers() == []
+    assert len(begun) < 20
+
+
+def test_work_within_work():
+    """As when a signal handler encodes in the middle of a call."""
+    seen = list(in_order(lambda item: list(in_order(name_of, range(item), 2)), range(6), 3))
+    assert [[item for item, _ in each] for each in seen] == [list(range(n)) for n in range(6)]
+    assert helpers() == []
+
+
+LATE = """
+import atexit, sys, threading, time
+import numpy as np
+from minitrans import SentenceEncoder
+
+encoder = SentenceEncoder(sys.argv[1], threads=3)
+texts = [f"play music {n}" for n in range(9)]
+wanted = encoder.encode(texts, batch_size=1)
+
+def work(place):
+    print(place, np.array_equal(encoder.encode(texts, batch_size=1), wanted), flush=True)
+
+def late():
+    threading.main_thread().join()
+    work("late thread")
+
+atexit.register(work, "atexit")
+threading.Thread(target=late).start()
+"""
+
+
+def test_batches_while_the_interpreter_ends(run_python, plain):
+    done = run_python(LATE, plain)
+    assert sorted(done.stdout.splitlines()) == ["atexit True", "late thread True"]
+    assert done.stderr == ""

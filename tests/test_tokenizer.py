@@ -53,6 +53,11 @@ def set_normalizer(folder, **changes):
     edit_json(folder / "tokenizer.json", normalizer=normalizer | changes)
 
 
+def follow_the_file(folder):
+    """Take tokenizer.json as it stands; a BertTokenizer takes its vocabulary alone."""
+    edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+
+
 def refusal(error, folder):
     """The message of the error that loading raises."""
     with pytest.raises(error) as caught:
@@ -213,6 +218,7 @@ SURROGATES = {
 @pytest.mark.parametrize("text", SURROGATES.values(), ids=SURROGATES)
 def test_half_a_surrogate_pair_stands_for_the_replacement_character(folder, text, clean_text):
     set_normalizer(folder, clean_text=clean_text)
+    follow_the_file(folder)
     replaced = "".join("\ufffd" if 0xD800 <= ord(c) < 0xE000 else c for c in text)
     tokenizer = load(folder)
     assert tokenizer.encode([text]) == tokenizer.encode([replaced])
@@ -259,6 +265,7 @@ def test_lower_case_first(folder, lower):
 
 def test_a_template_without_special_tokens(folder):
     edit_json(folder / "tokenizer.json", post_processor=None)
+    follow_the_file(folder)
     tokenizer = load(folder)
     tokenizer.max_seq_length = 2
     assert (tokenizer.prefix, tokenizer.suffix) == (0, 0)
@@ -272,6 +279,7 @@ def test_a_template_of_several_special_tokens(folder):
     template = content["post_processor"]["single"]
     content["post_processor"]["single"] = [template[0], template[2], template[1], template[2], template[2], template[2]]
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    follow_the_file(folder)
     tokenizer = load(folder)
     tokenizer.max_seq_length = 7
     assert (tokenizer.prefix, tokenizer.suffix) == (2, 3)
@@ -392,6 +400,7 @@ def test_a_template_with_an_id_beyond_the_vocabulary(folder):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["post_processor"]["special_tokens"]["[CLS]"]["ids"] = [200]
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    follow_the_file(folder)
     assert "the tokenizer has id 200, but" in refusal(TokenizerError, folder)
 
 
@@ -399,6 +408,7 @@ def test_a_vocabulary_without_its_unknown_token(folder):
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["unk_token"] = "[NONE]"
     (folder / "tokenizer.json").write_text(json.dumps(content))
+    follow_the_file(folder)
     tokenizer = load(folder)
     assert len(tokenizer.encode(["play"]).ids[0]) == 3
     with pytest.raises(TokenizerError, match=r"cannot encode '東' \(.*\[UNK\].*fetch the model again"):
@@ -410,17 +420,53 @@ def test_a_larger_vocabulary_of_the_model_is_no_error(folder):
     assert load(folder).encode(["東"]).ids == [[CLS, UNK, SEP]]
 
 
-@pytest.mark.parametrize(("key", "attribute"), [("do_lower_case", "lowercase"), ("strip_accents", "strip_accents")])
-def test_tokenizer_config_wins_over_the_normalizer(folder, key, attribute):
-    texts = ["PLAY Music", "caf\u00e9"]
-    edit_json(folder / "tokenizer_config.json", **{key: None})
-    set_normalizer(folder, **{attribute: False})
-    wanted = load(folder).encode(texts).ids
-    set_normalizer(folder, **{attribute: True})
-    edit_json(folder / "tokenizer_config.json", **{key: True})
-    assert load(folder).encode(texts).ids != wanted
-    edit_json(folder / "tokenizer_config.json", **{key: False})
-    assert load(folder).encode(texts).ids == wanted
+CAFE = "CAF\u00c9 Play"  # with an accent
+LOWER, CASED = ["c", "##a", "##f", "##e", "play"], ["[UNK]", "[UNK]"]
+NORMALIZERS = [
+    # of tokenizer.json, of tokenizer_config.json, and what becomes of the text
+    ({"lowercase": False}, {}, LOWER),
+    ({"lowercase": False, "strip_accents": True}, None, LOWER),
+    ({"lowercase": False}, {"do_lower_case": True}, LOWER),
+    ({}, {"do_lower_case": False}, CASED),
+    ({"strip_accents": False}, {"strip_accents": None}, LOWER),
+    ({"strip_accents": False}, {}, LOWER),
+    ({"strip_accents": True}, {"strip_accents": False}, ["[UNK]", "play"]),
+    ({}, {"strip_accents": True, "do_lower_case": False}, CASED),
+]
+
+
+@pytest.mark.parametrize("of_file", [True, False])
+@pytest.mark.parametrize(("normalizer", "settings_", "wanted"), NORMALIZERS)
+def test_the_settings_decide_how_bert_normalises(folder, normalizer, settings_, wanted, of_file):
+    set_normalizer(folder, **normalizer)
+    (folder / "tokenizer_config.json").unlink()
+    if settings_ is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings_))
+    if not of_file:
+        (folder / "tokenizer.json").unlink()
+    tokenizer = load(folder)
+    assert tokenizer.tokens(tokenizer.encode([CAFE]).ids[0]) == ["[CLS]", *wanted, "[SEP]"]
+
+
+@pytest.mark.parametrize("chinese", [None, False, True])
+def test_signs_of_chinese_stand_alone(folder, chinese):
+    set_normalizer(folder, handle_chinese_chars=chinese is False)
+    if chinese is not None:
+        edit_json(folder / "tokenizer_config.json", tokenize_chinese_chars=chinese)
+    assert len(load(folder).encode(["\u6771\u4eac"]).ids[0]) == (3 if chinese is False else 4)
+
+
+@pytest.mark.parametrize("key", ["do_lower_case", "tokenize_chinese_chars"])
+@pytest.mark.parametrize("value", [None, 1, "true"])
+def test_settings_of_the_normaliser_that_are_none(folder, key, value):
+    edit_json(folder / "tokenizer_config.json", **{key: value})
+    assert f"{key} is {value!r}, wanted true or false" in refusal(ConfigError, folder)
+
+
+def test_a_file_that_is_followed_keeps_its_normaliser(folder):
+    set_normalizer(folder, lowercase=False)
+    follow_the_file(folder)
+    assert load(folder).encode(["PLAY"]).ids == [[CLS, UNK, SEP]]
 
 
 def test_truncation_on_the_left(folder):
@@ -436,11 +482,13 @@ def test_truncation_on_the_left(folder):
 
 def test_a_panic_of_the_library_is_an_error_of_ours(folder):
     edit_json(folder / "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    follow_the_file(folder)
     assert "fetch the model again" in refusal(TokenizerError, folder)
 
 
 def test_special_tokens_are_counted_where_the_letter_a_gives_no_token(folder):
     drop = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
     edit_json(folder / "tokenizer.json", normalizer=drop)
+    follow_the_file(folder)
     tokenizer = load(folder)
     assert (tokenizer.prefix, tokenizer.suffix) == (1, 1)

@@ -78,15 +78,6 @@ def run_layers(encoder, batch_ids: list[list[int]], policy: dict | None) -> Forw
     return Forward(states, np.asarray(result.rows), np.asarray(result.offsets))
 
 
-def find_model() -> Path | None:
-    """The float32 all-MiniLM-L6-v2, if it is on this machine."""
-    if folder := os.environ.get("MINITRANS_FLOAT32"):
-        return Path(folder)
-    from minitrans.hub import find_local
-
-    return find_local(MODEL)
-
-
 def long_texts() -> list[str]:
     """Raw material: the intent data sets if they are there, else sentences put together by hand."""
     folder = Path(os.environ.get("MINITRANS_DATA") or Path(__file__).parents[2] / "shared" / "data")
@@ -160,11 +151,8 @@ def one_torch_thread():
 
 
 @pytest.fixture(scope="module")
-def minilm() -> Path:
-    folder = find_model()
-    if folder is None:
-        pytest.skip("the float32 all-MiniLM-L6-v2 is not here: run `minitrans pull all-MiniLM-L6-v2`")
-    return folder
+def minilm(float32_folder: Path) -> Path:
+    return float32_folder
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,26 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minitrans.audit.digests import Digests
+from minitrans.identity import Identity
 from minitrans.words import listed, printable
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
 
-FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, INVARIANCE = (
+FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE = (
     "Folder",
     "Tokenizer",
     "Numbers",
     "Pruning",
     "transformers",
+    "sentence-transformers",
     "Invariance",
 )
 NOTES = {
     NUMBERS: "NumPy reference against compiled kernels; 1e-02 is 1% of the numbers' usual size (root mean square)",
     PRUNING: "which tokens both keep; a tie: a score so near the cut that rounding decides (1e-02: 1% of a mean score)",
     PEER: "its BertModel with these weights in float32, against ours",
+    SENTENCES: "SentenceTransformer, which reads the folder by itself, in float32, against ours",
 }
 DIGESTS = "digests"  # the check that is skipped where nothing says what the files should be
 FORMAT, VERSION = "minitrans-audit", 1
@@ -112,6 +115,7 @@ class Audit:
         machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
         checks: in the order in which they were made.
         digests: of the folder as it is; None where it could not be opened.
+        encoder_identity: of the encoder; None where it could not be loaded.
         identity: what its files were compared with: "published digests", "given digests", both joined by " and ";
             None where nothing says what they should be.
     """
@@ -124,6 +128,7 @@ class Audit:
     machine: Mapping[str, str]
     checks: tuple[Check, ...]
     digests: Digests | None = None
+    encoder_identity: Identity | None = None
     identity: str | None = None
 
     @property
@@ -173,6 +178,7 @@ class Audit:
             "verdict": "PASS" if self.passed else "FAIL",
             "summary": self.summary(),
             "identity": self.identity,
+            "encoder_identity": None if self.encoder_identity is None else self.encoder_identity.to_dict(),
             "skipped": [
                 {
                     "group": check.group,

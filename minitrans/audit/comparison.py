@@ -49,6 +49,27 @@ TEXTS = (
     _PARAGRAPH * 40,  # as long as the model takes
 )
 
+# What tokenizers are known to treat differently, in one text each.
+PROBES = (
+    "UPPER lower MiXeD WORDS 12AB",
+    "\u00c9cole na\u00efve \u00c5ngstr\u00f6m caf\u00e9 \u00dcber \u00f1and\u00fa",  # accents, composed
+    "E\u0301cole nai\u0308ve A\u030angstro\u0308m cafe\u0301",  # and decomposed
+    "\u0301 a \u0308\u0308 \u20dd \u0951 \u0e49",  # marks without a letter
+    "I\u0307stanbul \u0130\u0131 Stra\u00dfe \u1e9e \ufb01n \u01c5",  # letters whose case is no pair
+    "\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2 \u039f\u0394\u039f\u03a3",
+    "\u6771\u4eac\u90fd \u306f\u3072\u3089\u304c\u306a \u30ab\u30bf\u30ab\u30ca \uff21\uff22 \U00020000 \uf900",
+    "\ud55c\uad6d\uc5b4 \u1112\u1161\u11ab",
+    "zero\u200bwidth\u200djoined soft\u00adhyphen\u2060 \ufeffmark \u202eright\u202c \ue000 \U000e0041",
+    "nul\x00bell\x07escape\x1b[0m delete\x7f next\x85line \u2028 \u2029 \ufffd",
+    "no\u00a0break\u2007figure\u3000wide\u1680ogham\tspaces\r\n",
+    "\u0660\u0661\u0662 \u00b2\u00bd \u2167 \u20ac5 \u201cquoted\u201d it\u2019s \u2014 \u2026 \u00bf\u00a1",
+    "\u0001\u0002",  # no token at all
+    " \u3000 ",
+    "x" * 99 + " " + "y" * 100 + " " + "z" * 101,  # WordPiece gives up on long words
+    "##ing a##b [unk] [CLS][SEP] [MASK]s <s></s> <pad>",
+)
+TOKENS_PROBED = 64  # of those that a folder declares
+
 
 @dataclass(frozen=True)
 class Bars:
@@ -116,6 +137,19 @@ class Sample:
             return f"text {text}, the empty text"
         words = ascii(self.texts[text])
         return f"text {text} {words if len(words) <= 40 else words[:36] + '...' + words[0]}"
+
+
+def probe_texts(tokens: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """`PROBES`, each token that a folder declares, alone, in words and in another case, and texts about as long as fit.
+
+    Of very many tokens the first and the last are taken.
+    """
+    half = TOKENS_PROBED // 2
+    some = tokens if len(tokens) <= 2 * half else (*tokens[:half], *tokens[-half:])
+    texts = [f"where {x} is{x}{x}it  {x}  {x.lower()} {x.upper()} {x.swapcase()}s" for x in some]
+    room = tokenizer.max_seq_length - tokenizer.prefix - tokenizer.suffix
+    limits = ["a " * length for length in (0, 1, room - 1, room, room + 1)]
+    return list(dict.fromkeys((*PROBES, *some, *texts, *limits)))
 
 
 # Runs

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from minitrans.config import as_int, read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
+from minitrans.identity import Identity
 from minitrans.manifest import KnownModel
-from minitrans.resources import atomic_file, bundled, is_inside
+from minitrans.resources import bundled, is_inside, write_file
 from minitrans.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1
@@ -32,6 +33,7 @@ LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 NAMED = 4  # elements of a tensor that are named; the others are counted
 GROSS = 1000.0  # times what all but the largest hundredth of a tensor's values stay below
 
+_COMMAND = "`minitrans audit --write-digests`"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
@@ -54,12 +56,14 @@ class Digests:
         model: what it is called.
         files: path inside the folder -> sha256.
         tensors: weight file -> tensor, as it is called there -> what it has to be. A file may have none on record.
+        identity: of the encoder that was read from these files; None where it is not on record.
         source: the name of the file that they were read from, for messages.
     """
 
     model: str
     files: Mapping[str, str]
     tensors: Mapping[str, Mapping[str, TensorDigest]]
+    identity: Identity | None = None
     source: str = field(default="", compare=False)
 
     @property
@@ -84,9 +88,10 @@ class Digests:
                 for file, tensors in sorted(self.tensors.items())
             },
         }
+        if self.identity is not None:
+            values["identity"] = self.identity.to_dict()
         text = re.sub(r"\{\s*(\"dtype\"[^{}]*)\}", _one_line, json.dumps(values, indent=1))
-        with atomic_file(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_file(path, (text + "\n").encode())
 
     @classmethod
     def load(cls, path: Path) -> Digests:
@@ -306,7 +311,7 @@ class _Reader:
         self.source = source
 
     def digests(self, values: Mapping[str, Any]) -> Digests:
-        keys = {"format", "version", "made_by", "model", "files", "tensors"}
+        keys = {"format", "version", "made_by", "model", "files", "tensors", *({"identity"} & {*values})}
         if values.get("format") != FORMAT:
             self.fail("format", values.get("format"), repr(FORMAT))
         if as_int(values.get("version")) != VERSION:  # which True and 1.0 equal, too
@@ -325,7 +330,16 @@ class _Reader:
             self.path(name, "tensors")
             if name not in files:
                 self.fail("tensors", name, "a file that stands under files too")
-        return Digests(model, files, {name: self.tensors(entry, name) for name, entry in tensors.items()})
+        found = {name: self.tensors(entry, name) for name, entry in tensors.items()}
+        return Digests(model, files, found, self.identity(values.get("identity")))
+
+    def identity(self, entry: object) -> Identity | None:
+        if entry is None:
+            return None
+        try:
+            return Identity.from_dict(entry)
+        except InputError as error:
+            raise InputError(f"{self.source}: {error}; write the file anew with {_COMMAND}") from None
 
     def tensors(self, entry: object, file: str) -> dict[str, TensorDigest]:
         found = {}
@@ -363,6 +377,5 @@ class _Reader:
 
     def fail(self, where: str, seen: object, wanted: str) -> NoReturn:
         raise InputError(
-            f"{self.source}: {where} is {reprlib.repr(seen)}, wanted {wanted}; write the file anew with "
-            "`minitrans audit --write-digests`"
+            f"{self.source}: {where} is {reprlib.repr(seen)}, wanted {wanted}; write the file anew with {_COMMAND}"
         )

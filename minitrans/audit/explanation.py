@@ -17,6 +17,7 @@ import numpy as np
 
 from minitrans.audit.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
 from minitrans.backends.reference import ReferenceBlocks
+from minitrans.calls import measuring
 from minitrans.classifier import FewShotClassifier
 from minitrans.config import EncoderConfig
 from minitrans.costs import interleaved
@@ -248,7 +249,7 @@ class _Maker:
         shrank = len(pruned.layers[-1].rows) < len(batch.ids)
         answers: list[Prediction | None] = [None, None]
         timings: list[Timing] = []
-        with warnings.catch_warnings():
+        with measuring():
             warnings.simplefilter("ignore", TruncationWarning)  # given already
             if self.classifier is not None:
                 # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
@@ -348,14 +349,14 @@ def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:
     label = classifier.predict_embeddings(rows)[0].item()
     cosines = normalized(classifier.embeddings_) @ normalized(rows)[0]  # [N]
     near = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
-    texts = classifier.texts_
+    texts, labels = classifier.texts_, classifier.classes_[classifier.codes_[near]]
     return Prediction(
         label=label,
         rejected=classifier.rejection_ is not None and label == classifier.rejection_.abstention,
         probabilities=[(classifier.classes_[k].item(), float(probabilities[k])) for k in best],
         nearest=[
-            Neighbour(None if texts is None else texts[i], classifier.labels_[i].item(), float(cosines[i]))
-            for i in near.tolist()
+            Neighbour(None if texts is None else texts[i], near_label.item(), float(cosines[i]))
+            for i, near_label in zip(near.tolist(), labels, strict=True)
         ],
     )
 

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from minitrans import hub
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
 from minitrans.calls import sentence_settings
-from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import SENTENCE_CONFIGS, TRANSFORMER_FILES, ModelFolder, model_file, read_json
 from minitrans.errors import InputError, MinitransError
+from minitrans.identity import PROVENANCE
 from minitrans.manifest import KnownModel
 from minitrans.pooling import PoolingConfig, pooling_file, read_modules
 from minitrans.resources import sha256_of
@@ -23,16 +26,13 @@ from minitrans.tokenizer import Tokenizer
 from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
+MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
-_OPTIONAL = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "tokenizer_config.json",
-)
-_ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
+_OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
+_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_ESSENTIAL = ("modules.json", "config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
 _CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh")
@@ -112,29 +112,41 @@ def _sealed_as(sealed: Digests | None) -> KnownModel | None:
 
 def files_read(folder: Path) -> list[str]:
     """Every file of a model folder that the encoder reads, whether it is there or not."""
-    names = ["config.json", *(name for name in _OPTIONAL if os.path.lexists(folder / name))]
+    there = _opened(folder)
+    modules: list[tuple[str, str]] = []
     with suppress(MinitransError):  # the check of the configuration says why
-        names += [pooling_file(path) for kind, path in read_modules(folder) if kind == "Pooling"]
-    names.append("vocab.txt" if _only_vocabulary(folder) else "tokenizer.json")
-    if (folder / INDEX_FILE).exists() and not (folder / WEIGHTS_FILE).exists():
-        names += [INDEX_FILE, *_shards(folder)]
+        modules = read_modules(folder)
+    names = [*_OUTER_FILES, *map(there.name, TRANSFORMER_FILES)]
+    names += [pooling_file(path) for kind, path in modules if path and kind not in ("Transformer", "Pooling")]
+    names = [name for name in names if os.path.lexists(folder / name)]
+    if there.has("tokenizer.json") and there.has("vocab.txt"):
+        names.remove(there.name("vocab.txt"))
+    elif not there.has("vocab.txt"):
+        names.append(there.name("tokenizer.json"))
+    names += [there.name("config.json"), *(pooling_file(path) for kind, path in modules if kind == "Pooling")]
+    if there.has(INDEX_FILE) and not there.has(WEIGHTS_FILE):
+        names += [there.name(INDEX_FILE), *map(there.name, _shards(there))]
     else:
-        names.append(WEIGHTS_FILE)
+        names.append(there.name(WEIGHTS_FILE))
     return list(dict.fromkeys(names))
 
 
-def _shards(folder: Path) -> list[str]:
+def _opened(folder: Path) -> ModelFolder:
+    """Where the transformer lies; beside modules.json where that cannot be told."""
+    try:
+        return ModelFolder.open(folder)
+    except MinitransError:  # the check of the configuration says why
+        return ModelFolder(folder)
+
+
+def _shards(there: ModelFolder) -> list[str]:
     """The weight files that the index names, also those that are missing or lead out of the folder."""
     try:
-        weight_map = read_json(model_file(folder, INDEX_FILE)).get("weight_map")
+        weight_map = read_json(there.file(INDEX_FILE)).get("weight_map")
     except MinitransError:  # the check of the tensors says why
         return []
     names = weight_map.values() if isinstance(weight_map, dict) else ()
     return sorted({PurePosixPath(name).as_posix() for name in names if isinstance(name, str) and name})
-
-
-def _only_vocabulary(folder: Path) -> bool:
-    return os.path.lexists(folder / "vocab.txt") and not os.path.lexists(folder / "tokenizer.json")
 
 
 def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
@@ -307,7 +319,7 @@ def _compared(
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
     # What the encoder reads only where it is there has an effect by not being there.
-    counts = {*names, *_OPTIONAL, "tokenizer.json", WEIGHTS_FILE}
+    counts = {*names, *_OUTER_FILES, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
     rest = sorted(set(names) & set(seen) - set(right.files))
@@ -341,6 +353,7 @@ def _configuration(folder: Path) -> tuple[EncoderConfig | None, str | None, Chec
         if config is not None:
             pooling = PoolingConfig.from_folder(folder, config.hidden_size)
         sentence_settings(folder)
+        ModelFolder.open(folder).sentence_settings()
     except MinitransError as error:
         faults.append(str(error))
     measured = counted(len(set(faults)), "fault")
@@ -352,13 +365,14 @@ def _configuration(folder: Path) -> tuple[EncoderConfig | None, str | None, Chec
 
 
 def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
-    names = ("tokenizer", "special tokens", "token ids")
+    names = ("tokenizer", "special tokens", "added tokens", "token ids", "limits")
     if config is None:
         yield from (skipped(TOKENIZER, name, "the configuration cannot be read") for name in names)
         return
     try:
         tokenizer = Tokenizer.from_folder(folder, config)
         special = _special_tokens(folder)
+        declared = declared_tokens(folder)
         encoded = tokenizer.encode(["a", *ROUND_TRIPS]).ids
     except MinitransError as error:
         yield judged(TOKENIZER, names[0], False, "cannot be used", "one that fits the weights", [str(error)])
@@ -376,6 +390,7 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
     if around[0] != first or around[-1] != last:
         detail.append(f"a text becomes {around!a}, wanted {first!a} first and {last!a} last")
     yield judged(TOKENIZER, names[1], not detail, " ".join(special), "known, the outer ones around a text", detail)
+    yield _added_tokens(names[2], tokenizer, declared)
 
     faults = []
     for text, ids in zip(ROUND_TRIPS, encoded[1:], strict=True):
@@ -386,13 +401,82 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
         if back.casefold() != "".join(text.split()).casefold() and len(ids) < tokenizer.max_seq_length:
             faults.append(f"{text!r} becomes {inner!a}")
     measured = f"{len(ROUND_TRIPS) - len(faults)} of {counted(len(ROUND_TRIPS), 'text')} come back"
-    yield judged(TOKENIZER, names[2], not faults, measured, f"all, with ids below {config.vocab_size}", faults)
+    yield judged(TOKENIZER, names[3], not faults, measured, f"all, with ids below {config.vocab_size}", faults)
+    yield _limits(names[4], folder, tokenizer, config)
+
+
+def declared_tokens(folder: Path) -> dict[str, str]:
+    """Every token that a file declares besides the vocabulary -> that file; read without the tokenizer's reader.
+
+    Raises:
+        ConfigError: a file that cannot be read.
+    """
+    found: dict[str, str] = {}
+    there = _opened(folder)
+    for name in filter(there.has, _TOKEN_FILES):
+        values = read_json(there.file(name))
+        for each in values if name == "added_tokens.json" else _tokens_in(values):
+            found.setdefault(each, name)
+    return found
+
+
+def _tokens_in(values: Mapping[str, Any]) -> Iterator[str]:
+    """What a tokenizer's file of JSON declares; some tokens are objects, some strings."""
+    entries: list[Any] = [value for key, value in values.items() if key.endswith("_token")]
+    for key in ("added_tokens", "added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"):
+        more = values.get(key)
+        entries += more.values() if isinstance(more, dict) else more if isinstance(more, list) else []
+    for entry in entries:
+        token = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(token, str) and token:
+            yield token
+
+
+def _added_tokens(title: str, tokenizer: Tokenizer, declared: Mapping[str, str]) -> Check:
+    """A declared token that falls to pieces gives other embeddings than the model was trained with."""
+    detail = []
+    texts = list(declared)[:MOST_DECLARED]
+    for token in texts:
+        try:
+            ids = tokenizer.encode([token]).ids[0]
+        except MinitransError as error:
+            detail.append(f"{token!a} of {declared[token]}: {error}")
+            continue
+        inner = tokenizer.tokens(ids[tokenizer.prefix : len(ids) - tokenizer.suffix])
+        if inner != [token]:
+            detail.append(f"{token!a} of {declared[token]} becomes {inner!a:.100}")
+    measured = f"{len(texts) - len(detail)} of {counted(len(texts), 'token')}"
+    return judged(TOKENIZER, title, not detail, measured, "one id each", detail)
+
+
+def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
+    """Texts of about the longest length that there is, and what the files say of that length."""
+    limit, special = tokenizer.max_seq_length, tokenizer.prefix + tokenizer.suffix
+    faults = []
+    if limit > config.max_position_embeddings:
+        faults.append(f"{limit} tokens, but positions end at {config.max_position_embeddings}")
+    for words in (limit - special - 1, limit - special, limit - special + 1):
+        tokenized = tokenizer.encode(["a " * words])
+        ids, length = tokenized.ids[0], tokenized.lengths[0]
+        if len(ids) != min(length, limit) or length != words + special:
+            faults.append(f"a text of {words} words and {special} special tokens becomes {len(ids)} of {length} ids")
+    says = [f"{config.max_position_embeddings} positions"]
+    there = ModelFolder.open(folder)
+    for name, key in (
+        *((name, "max_seq_length") for name in SENTENCE_CONFIGS),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        value = read_json(there.file(name)).get(key) if there.has(name) else None
+        if value is not None:
+            says.append(f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value!r:.40}")
+    wanted = "one id a word, cut at the limit"
+    return judged(TOKENIZER, title, not faults, f"up to {limit} tokens a text", wanted, [*faults, ", ".join(says)])
 
 
 def _special_tokens(folder: Path) -> list[str]:
     """What stands before a text, for an unknown word, and behind a text: as tokenizer_config.json says, or BERT's."""
-    file = optional_file(folder, "tokenizer_config.json")
-    settings = {} if file is None else read_json(file)
+    there = _opened(folder)
+    settings = read_json(there.file("tokenizer_config.json")) if there.has("tokenizer_config.json") else {}
     tokens = []
     for key, usual in (("cls_token", "[CLS]"), ("unk_token", "[UNK]"), ("sep_token", "[SEP]")):
         token = settings.get(key)

@@ -9,6 +9,7 @@ import numpy as np
 
 from minitrans.audit.checks import INVARIANCE, Check, counted, judged
 from minitrans.audit.comparison import Sample
+from minitrans.calls import measuring
 from minitrans.encoder import forward
 from minitrans.errors import MinitransError
 from minitrans.model import SentenceEncoder, pool_encoded
@@ -41,6 +42,7 @@ def settings(threads: Sequence[int]) -> Iterator[Setting]:
         yield Setting("shuffled", 3, number)
 
 
+@measuring()
 def invariance_check(
     name: str, encoder: SentenceEncoder, sample: Sample, policy: PruningPolicy | None, threads: int | None = None
 ) -> Check:

@@ -1,18 +1,20 @@
 """transformers as the second opinion: the folder's own weights in its BertModel, and its tokenizer, compared with ours.
 
-The one module that imports torch and transformers, and only inside functions: nothing else needs them. The model is
-built from those keys of config.json that minitrans reads and validates, and filled with the weights that it validated,
-as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that there is no
-mask to get wrong.
+This module and sentence_oracle.py import torch and transformers, and only inside functions: nothing else needs them.
+The model is built from those keys of config.json that minitrans reads and validates, and filled with the weights that
+it validated, as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that
+there is no mask to get wrong.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,7 +35,8 @@ from minitrans.audit.comparison import (
 )
 from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
 from minitrans.backends import Blocks
-from minitrans.config import EncoderConfig, model_file, optional_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import TRANSFORMER_FILES, ModelFolder, read_json
 from minitrans.encoder import forward
 from minitrans.errors import BackendError, MinitransError
 from minitrans.model import pool_encoded
@@ -42,15 +45,9 @@ from minitrans.parameters import Float32, Parameters, named_arrays
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import PoolingConfig, normalized
 from minitrans.pruning import rank, select
+from minitrans.words import listed
 
 BLIND = ("random", "first")  # scores that look at no number
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 REMEDY = 'pip install "minitrans[transformers]"'
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -58,15 +55,19 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 def why_not() -> str | None:
     """Why transformers cannot be asked, or None."""
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        return f"{' and '.join(missing)} not installed"
+    if missing := missing_modules("torch", "transformers"):
+        return f"{missing} not installed"
     try:
         import torch  # noqa: F401
         from transformers import BertModel  # noqa: F401
     except (ImportError, OSError, RuntimeError) as error:
         return f"transformers cannot be imported: {str(error).splitlines()[0]}"
     return None
+
+
+def missing_modules(*names: str) -> str:
+    """Which of these modules are not installed, in words; "" if all are."""
+    return listed([name.replace("_", "-") for name in names if find_spec(name) is None])
 
 
 def versions() -> dict[str, str]:
@@ -103,8 +104,9 @@ class Oracle:
         import torch
         from transformers import BertConfig, BertModel
 
-        sizes = _chosen(folder, [field.name for field in dataclasses.fields(EncoderConfig)])
-        with _as_backend_error("build its BertModel"):
+        self.folder = ModelFolder.open(folder)
+        sizes = encoder_keys(read_json(self.folder.file("config.json")))
+        with as_backend_error("build its BertModel"):
             # padding and dropout play no part: one text at a time, in evaluation mode
             config = BertConfig(
                 **sizes,
@@ -118,7 +120,6 @@ class Oracle:
             missing, unexpected = self.model.load_state_dict(weights, strict=False)
         if unexpected or [name for name in missing if not name.endswith("position_ids")]:
             raise BackendError(f"transformers' BertModel lacks weights {missing} and has no place for {unexpected}")
-        self.folder = folder
 
     def ask(self, ids: tuple[int, ...]) -> Opinion:
         """Run one text [n]. BackendError: it cannot be run, or not all comes back that has to be compared."""
@@ -136,7 +137,7 @@ class Oracle:
         hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
         hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
         try:
-            with torch.inference_mode(), _as_backend_error("run its BertModel"):
+            with torch.inference_mode(), as_backend_error("run its BertModel"):
                 output = self.model(
                     input_ids=torch.tensor([ids]), output_hidden_states=True, output_attentions=True, return_dict=True
                 )
@@ -157,45 +158,49 @@ class Oracle:
 
     def token_ids(self, texts: tuple[str, ...], limit: int) -> list[list[int]]:
         """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""
+        from tokenizers import normalizers
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
-        config = {"model_type": "bert", **_chosen(self.folder, ["tokenizer_class"])}
+        values = read_json(self.folder.file("config.json"))
+        config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
             alone = Path(name)
-            for each in TOKENIZER_FILES:
-                if (file := optional_file(self.folder, each)) is not None:
-                    shutil.copyfile(file, alone / each)
+            for each in filter(self.folder.has, TRANSFORMER_FILES):
+                shutil.copyfile(self.folder.file(each), alone / each)
             (alone / "config.json").write_text(json.dumps(config), encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
-        file = optional_file(self.folder, "sentence_bert_config.json")
-        lower = file is not None and read_json(file).get("do_lower_case") is True
-        found = []
-        for text in texts:
-            text = _LONE_SURROGATE.sub("\ufffd", text.lower() if lower else text)
-            found.append([int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]])
-        return found
+        if self.folder.sentence_settings()[1].get("do_lower_case") is True:  # a step that sentence-transformers adds
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+        texts = without_surrogates(texts)
+        return [[int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]] for text in texts]
 
 
-def _chosen(folder: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """These keys of config.json, as far as they are there.
+def without_surrogates(texts: Iterable[str]) -> tuple[str, ...]:
+    """The texts with the usual replacement for half of a surrogate pair, which other libraries refuse."""
+    return tuple(_LONE_SURROGATE.sub("\ufffd", text) for text in texts)
 
-    Any other may be hostile, or ask transformers for something that does not change what the encoder computes.
+
+def encoder_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the values of a config.json those that say what the encoder computes, as far as they are there.
+
+    Any other may be hostile, or ask a library for something that does not change what the encoder computes.
     """
-    values = read_json(model_file(folder, "config.json"))
-    return {key: values[key] for key in keys if key in values}
+    return {field.name: values[field.name] for field in dataclasses.fields(EncoderConfig) if field.name in values}
 
 
 @contextmanager
-def _as_backend_error(what: str) -> Iterator[None]:
+def as_backend_error(what: str, who: str = "transformers") -> Iterator[None]:
     """Whatever a library raises for a model that it does not understand becomes a BackendError."""
     try:
         yield
     except Exception as error:
-        raise BackendError(f"transformers cannot {what}: {_first_line(error)}") from error
+        raise BackendError(f"{who} cannot {what}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -210,6 +215,28 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, warnings or log lines of the libraries; afterwards as before."""
+    from transformers.utils import logging as of_transformers
+
+    bars = of_transformers.is_progress_bar_enabled()
+    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
+    levels = [logger.level for logger in loggers]
+    of_transformers.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            of_transformers.enable_progress_bar()
 
 
 def pooled(hidden: Float32, modes: tuple[str, ...]) -> Float32:
@@ -256,6 +283,7 @@ def oracle_checks(
     parameters: Parameters,
     blocks: Mapping[str, Blocks],
     sample: Sample,
+    probes: Sample,
     pooling: PoolingConfig,
     limit: int,
     policies: Mapping[str, PruningPolicy],
@@ -267,6 +295,7 @@ def oracle_checks(
         parameters: its weights in float32.
         blocks: name -> a backend with these weights.
         sample: the texts.
+        probes: these and more, of which the token ids are compared.
         pooling: as the model's files say.
         limit: max_seq_length.
         policies: name -> policy, of which the first stage is compared.
@@ -274,9 +303,9 @@ def oracle_checks(
     Raises:
         BackendError: transformers cannot build or run the model.
     """
-    with one_thread():
+    with one_thread(), quiet():
         oracle = Oracle(folder, parameters)
-        yield _token_check(oracle, sample, limit)
+        yield token_check(PEER, probes, lambda: oracle.token_ids(probes.texts, limit))
         opinions = [oracle.ask(ids) for ids in sample.ids]
         right = np.stack([pooled(opinion.hidden[-1], pooling.modes) for opinion in opinions])  # [B, W]
     for name, each in blocks.items():
@@ -291,20 +320,21 @@ def oracle_checks(
         yield _kept_check(name, policy, next(iter(blocks.values())), theirs, sample)
 
 
-def _token_check(oracle: Oracle, sample: Sample, limit: int) -> Check:
+def token_check(group: str, sample: Sample, theirs: Callable[[], list[list[int]]]) -> Check:
+    """The ids of a sample against those that another library gives."""
     title = "token ids"
     try:
-        theirs = oracle.token_ids(sample.texts, limit)
+        wanted = theirs()
     except Exception as error:  # whatever its loader raises for a folder that it does not understand
-        return judged(PEER, title, False, "its tokenizer cannot be loaded", "the same ids", [_first_line(error)])
+        return judged(group, title, False, "its tokenizer cannot be loaded", "the same ids", [first_line(error)])
     faults = []
-    for text, (ours, ids) in enumerate(zip(sample.ids, theirs, strict=True)):
+    for text, (ours, ids) in enumerate(zip(sample.ids, wanted, strict=True)):
         if list(ours) != ids:
             apart = (i for i, (one, other) in enumerate(zip(ours, ids, strict=False)) if one != other)
             place = next(apart, min(len(ours), len(ids)))
             faults.append(f"{sample.named(text)}: {len(ours)} ids, wanted {len(ids)}; they differ from id {place} on")
-    measured = f"equal for {len(theirs) - len(faults)} of {counted(len(theirs), 'text')}"
-    return judged(PEER, title, not faults, measured, "all", faults)
+    measured = f"equal for {len(wanted) - len(faults)} of {counted(len(wanted), 'text')}"
+    return judged(group, title, not faults, measured, "all", faults)
 
 
 def _number_checks(

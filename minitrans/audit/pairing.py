@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,9 +79,9 @@ class Paired:
         """That of both."""
         return _both(self.right.session(), self.other.session())
 
-    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
-        """That of both."""
-        return _both(self.right.chunk(rows, helpers), self.other.chunk(rows, helpers))
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[Paired]:
+        """Itself: each block takes what it needs, and one thread compares."""
+        return nullcontext(self)
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Both, compared: see Blocks."""

@@ -26,7 +26,7 @@ from minitrans.model import SentenceEncoder
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
 from minitrans.pooling import normalized
-from minitrans.resources import atomic_file
+from minitrans.resources import write_file
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("selection.js", "page.js")
@@ -86,14 +86,12 @@ def write_page(
 
     Raises:
         InputError: the path cannot be that of a page, or there are no explanations.
-        OSError: it cannot be written.
+        WriteError: it cannot be written.
     """
     path = check_page(path, len(explained))
     if not explained:
         raise InputError("there are no explanations, wanted at least one")
-    text = page(page_data(encoder, policy, explained))
-    with atomic_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_file(path, page(page_data(encoder, policy, explained)).encode())
     return path
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
 from minitrans import __version__, hub
-from minitrans.audit import oracle
-from minitrans.audit.checks import FOLDER, INVARIANCE, NUMBERS, PEER, PRUNING, Audit, Check, judged, skipped
+from minitrans.audit import oracle, sentence_oracle
+from minitrans.audit.checks import (
+    FOLDER,
+    INVARIANCE,
+    NUMBERS,
+    PEER,
+    PRUNING,
+    SENTENCES,
+    Audit,
+    Check,
+    judged,
+    skipped,
+)
 from minitrans.audit.comparison import (
     NUMBER_CHECKS,
     TEXTS,
@@ -21,16 +32,19 @@ from minitrans.audit.comparison import (
     embed,
     int8_check,
     number_checks,
+    probe_texts,
     pruning_check,
 )
 from minitrans.audit.digests import Digests
-from minitrans.audit.folder import audit_folder, named_model
+from minitrans.audit.folder import audit_folder, declared_tokens, named_model
 from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import Blocks, load_blocks
 from minitrans.calls import as_texts
 from minitrans.config import check_choice
+from minitrans.contents import model_file, read_json
 from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
+from minitrans.identity import PROVENANCE
 from minitrans.model import SentenceEncoder
 from minitrans.parameters import Float32, Parameters
 from minitrans.policy import PruningPolicy, shipped_policies
@@ -38,7 +52,7 @@ from minitrans.quantization import with_precision
 from minitrans.threads import resolve_threads
 from minitrans.weights import load_parameters
 
-PEERS = ("transformers",)
+PEERS = {PEER: oracle, SENTENCES: sentence_oracle}
 NO_KERNELS = "there are no compiled kernels to compare the reference with"
 Tell = Callable[[str], None]
 
@@ -59,7 +73,8 @@ def sign_off(
 
     Args:
         model: a folder or a name; None for the bundled model.
-        against: "transformers" insists on the comparison with it, which is otherwise made where it is installed.
+        against: "transformers" or "sentence-transformers" insists on the comparison with it, which is otherwise made
+            where it is installed.
         texts: to be compared on, besides the built-in ones.
         pruning: name -> policy to be checked, besides the default one and those that travel with minitrans for this
             model.
@@ -81,9 +96,9 @@ def sign_off(
     tell = progress or (lambda _: None)
     if against is not None:
         check_choice("against", against, PEERS)
-    why_not = oracle.why_not()
-    if against is not None and why_not is not None:
-        raise InputError(f"no comparison with {against}: {why_not}; {oracle.REMEDY}")
+    why_not = {name: peer.why_not() for name, peer in PEERS.items()}
+    if against is not None and why_not[against] is not None:
+        raise InputError(f"no comparison with {against}: {why_not[against]}; {oracle.REMEDY}")
     resolve_threads(threads)
     if known_as is not None:
         named_model(known_as)
@@ -103,29 +118,35 @@ def sign_off(
     found = audit_folder(folder, None if is_path else name, digests, source, known_as)
     loaded = _load(folder, sample_texts)
     if isinstance(loaded, MinitransError):
-        groups = (NUMBERS, PRUNING, PEER, INVARIANCE)
+        groups = (NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE)
         loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
         rest = [skipped(group, "all", "the model cannot be used") for group in groups]
+        written, identity, of_encoder = found.digests, None, []
     else:
         encoder = loaded.encoder
         machine |= {key: value for key, value in encoder.blocks.info().items() if value is not None}
         machine |= {"backend": encoder.backend, "precision": encoder.precision, "threads": str(encoder.threads)}
-        versions |= {} if why_not else oracle.versions()
+        for each, peer in PEERS.items():
+            versions |= {} if why_not[each] else peer.versions()
         how = f"in {encoder.precision}, on the {encoder.backend} backend"
         loads = judged(FOLDER, "loads", True, how, "without an error")
+        identity = encoder.identity
+        of_encoder = [_identity(folder, loaded, found.original, digests)]
+        written = replace(found.digests, identity=identity)
         given = pruning or {}
         policies = _policies(encoder, given)
         sample = loaded.sample
         rest = [
             *_numbers(loaded, sample, found.original, tell),
             *_pruning(loaded, sample, policies, tell),
-            *_peer(folder, loaded, sample, policies, why_not, tell),
+            *_peer(folder, loaded, sample, policies, why_not[PEER], tell),
+            *_sentences(folder, loaded, why_not[SENTENCES], tell),
             *_invariance(loaded, sample, policies, given, threads, tell),
         ]
     of_folder = [check for check in found.checks if check.group == FOLDER]
-    checks = *of_folder, loads, *(check for check in found.checks if check.group != FOLDER), *rest
+    checks = *of_folder, loads, *of_encoder, *(check for check in found.checks if check.group != FOLDER), *rest
     known = None if found.known is None else found.known.name
-    return Audit(name, str(folder), known, date, versions, machine, checks, found.digests, found.identity)
+    return Audit(name, str(folder), known, date, versions, machine, checks, written, identity, found.identity)
 
 
 def _find(model: str | os.PathLike[str] | None) -> Path:
@@ -145,6 +166,7 @@ class Loaded:
 
     encoder: SentenceEncoder
     sample: Sample
+    probes: Sample  # these texts and more: what tokenizers are known to treat differently
     parameters: Mapping[str, Parameters]  # by precision, the stored one first
     missing: dict[str, str]  # precision or backend -> why it is not there
     _last: tuple[str, dict[str, Blocks]] = ("", {})
@@ -165,6 +187,8 @@ def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
     try:
         encoder = SentenceEncoder(folder, local_files_only=True, on_truncation="ignore")
         sample = Sample.of(texts, encoder.tokenizer)
+        more = probe_texts(list(declared_tokens(folder)), encoder.tokenizer)
+        probes = Sample.of(dict.fromkeys((*sample.texts, *more)), encoder.tokenizer)
         stored = load_parameters(folder)
     except MinitransError as error:
         return error
@@ -174,7 +198,38 @@ def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
             parameters[precision] = with_precision(stored, precision)
         except MinitransError as error:
             missing[precision] = str(error)
-    return Loaded(encoder, sample, parameters, missing)
+    return Loaded(encoder, sample, probes, parameters, missing)
+
+
+def _identity(folder: Path, loaded: Loaded, original: Path | None, sealed: Digests | None) -> Check:
+    """Which encoder this is, and whether what an int8 folder says of its origin is about these very weights."""
+    identity = loaded.encoder.identity
+    faults, notes = [], [f"{name}: {part}" for name, part in asdict(identity).items()]
+    provenance = folder / PROVENANCE
+    if loaded.encoder.precision == "int8":
+        try:
+            said = read_json(model_file(folder, PROVENANCE))
+            own = loaded.parameters["int8"].sha256
+            if said.get("weights") is None:
+                notes.append(f"{provenance.name} names no weights, so these count as a model of their own")
+            elif said["weights"] != own:
+                faults.append(f"{provenance.name} is of the weights {said['weights']!r:.66}, here are {own}")
+        except ModelNotFoundError:
+            notes.append(f"without a {provenance.name} these weights count as a model of their own")
+        except MinitransError as error:
+            faults.append(str(error))
+        if original is not None and not faults and identity.weights != loaded.parameters["int8"].sha256:
+            right = load_parameters(original).sha256
+            if identity.weights != right:
+                faults.append(f"{provenance.name} says that they were made from {identity.weights}, wanted {right}")
+    if sealed is not None and sealed.identity is not None and (parts := sealed.identity.difference(identity)):
+        faults.append(
+            f"other {parts} than in {sealed.label}; where all files are as sealed, this release or its libraries read "
+            "them otherwise"
+        )
+    measured = f"{identity.sha256[:16]}.., {identity.pooling}, {identity.precision}"
+    wanted = "provenance and seal as they are"
+    return judged(FOLDER, "encoder identity", not faults, measured, wanted, [*faults, *notes])
 
 
 def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> dict[str, PruningPolicy]:
@@ -266,8 +321,7 @@ def _peer(
 ) -> Iterator[Check]:
     if why_not is not None:
         checks = oracle.how_many(loaded.backends("float32") if "float32" in loaded.parameters else {}, policies)
-        reason = "not installed" if "not installed" in why_not else "cannot be imported"
-        yield skipped(PEER, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
+        yield _not_asked(PEER, why_not, checks)
         return
     full = loaded.parameters.get("float32")
     if full is None:
@@ -277,10 +331,41 @@ def _peer(
     encoder = loaded.encoder
     try:
         yield from oracle.oracle_checks(
-            folder, full, loaded.backends("float32"), sample, encoder.pooling, encoder.max_seq_length, policies
+            folder,
+            full,
+            loaded.backends("float32"),
+            sample,
+            loaded.probes,
+            encoder.pooling,
+            encoder.max_seq_length,
+            policies,
         )
     except MinitransError as error:
         yield judged(PEER, "all", False, "no result", "a second opinion", [str(error)])
+
+
+def _sentences(folder: Path, loaded: Loaded, why_not: str | None, tell: Tell) -> Iterator[Check]:
+    if why_not is not None:
+        yield _not_asked(SENTENCES, why_not, sentence_oracle.how_many(loaded.encoder))
+        return
+    full = loaded.parameters.get("float32")
+    if full is None:
+        yield skipped(SENTENCES, "all", "there is no float32 form", loaded.missing["float32"])
+        return
+    tell(SENTENCES)
+    try:
+        encoder = loaded.encoder
+        if encoder.precision != "float32":
+            encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
+        yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
+    except MinitransError as error:
+        yield judged(SENTENCES, "all", False, "no result", "a third opinion", [str(error)])
+
+
+def _not_asked(group: str, why_not: str, checks: int) -> Check:
+    reasons = ("not installed", "older than")
+    reason = next((each for each in reasons if each in why_not), "cannot be imported")
+    return skipped(group, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
 
 
 def _invariance(

@@ -183,7 +183,7 @@ def trace_text(
         single_threaded_blas(),
         encoder.blocks.session(),
         np.errstate(all="ignore"),
-        encoder.blocks.chunk(len(batch.ids), 0),
+        encoder.blocks.chunk(len(batch.ids), 0) as blocks,
     ):
-        encoded = forward(encoder.blocks, batch, policy, observer=seen)
+        encoded = forward(blocks, batch, policy, observer=seen)
     return TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0])

@@ -31,8 +31,11 @@ class Blocks(Protocol):
         """Entered around the work of a call; may overlap with others."""
         ...
 
-    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
-        """Entered by a thread around the blocks of a batch, or of some, one after the other.
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[Blocks]:
+        """Entered around the blocks of a batch, or of some, one after the other. Gives the blocks to use meanwhile.
+
+        They hold memory of their own, and are for whoever entered: whatever else encodes at the same time, in another
+        thread or in the middle of a block (a signal handler), has others.
 
         Args:
             rows: T of the batch, or about as many.
@@ -84,8 +87,8 @@ BACKENDS = ("auto", "compiled", "reference")
 
 def check_backend(name: str) -> None:
     """BackendError unless there is a backend of that name."""
-    if name not in BACKENDS:
-        raise BackendError(f"backend is {name!r}, wanted {one_of(BACKENDS)}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(f"backend is {name!r:.100}, wanted {one_of(BACKENDS)}")
 
 
 def load_blocks(backend: str, parameters: Parameters) -> Blocks:

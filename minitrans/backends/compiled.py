@@ -6,10 +6,10 @@ order, range); all else that a kernel touches is a buffer of a workspace, made f
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from minitrans.parameters import Float32, Linear, Parameters
 from minitrans.pruning import Ranking, Selection
 
 LEAST_ROWS = 64  # of a workspace
+MOST_IDLE = 64  # workspaces that are kept: as many as were ever in use at once, up to this
 # Calling other threads costs a tenth of a millisecond (measured). It pays where the weights alone take longer to come
 # from memory, or for so many rows.
 MANY_BYTES = 16_000_000
@@ -31,15 +32,36 @@ MUCH_WORK = 1_000_000_000  # rows times bytes of weights
 _FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
 
 
-class _Chunk(threading.local):
-    """What the blocks of the calling thread use while it is inside ``chunk``."""
+class _Chunk:
+    """What the blocks use inside ``chunk``."""
 
     workspace: Workspace | None = None
     team: Team | None = None
 
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _in_a_chunk(
+    block: Callable[Concatenate[CompiledBlocks, P], T],
+) -> Callable[Concatenate[CompiledBlocks, P], T]:
+    """Outside of ``chunk`` a block is a chunk by itself."""
+
+    @wraps(block)
+    def run(blocks: CompiledBlocks, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if blocks._chunk is not None:
+            return block(blocks, *args, **kwargs)
+        with blocks.chunk(0, 0) as inside:
+            return block(inside, *args, **kwargs)
+
+    return run
+
+
 class CompiledBlocks:
     """The three blocks in compiled kernels (contract: backends/__init__.py)."""
+
+    _chunk: _Chunk | None = None
 
     name = "compiled"
 
@@ -51,7 +73,6 @@ class CompiledBlocks:
         self._weight_bytes = self._model.weight_bytes
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
-        self._chunk = _Chunk()
         self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -67,24 +88,28 @@ class CompiledBlocks:
         return nullcontext()
 
     @contextmanager
-    def chunk(self, rows: int, helpers: int) -> Iterator[None]:
-        """Keep a workspace at hand, and let threads that sleep between calls share the steps where it pays."""
-        chunk = self._chunk
+    def chunk(self, rows: int, helpers: int) -> Iterator[CompiledBlocks]:
+        """Blocks with a workspace of their own, and with threads that share the steps where it pays."""
+        inside = object.__new__(type(self))
+        inside.__dict__.update(self.__dict__)
+        chunk = inside._chunk = _Chunk()
         pays = self._weight_bytes >= MANY_BYTES or rows * self._weight_bytes >= MUCH_WORK
         with alone() as idle:
-            if idle and pays and helpers > 0:
-                chunk.team = self._open_team(min(helpers, MOST_MEMBERS - 1))
             try:
-                yield
+                if idle and pays and helpers > 0:
+                    chunk.team = self._open_team(min(helpers, MOST_MEMBERS - 1))
+                yield inside
             finally:
+                inside._chunk = None
                 if chunk.team is not None:
                     chunk.team.close()
-                    self._teams.append(chunk.team)
-                    chunk.team = None
-                if chunk.workspace is not None:
-                    self._workspaces.append(chunk.workspace)
-                    chunk.workspace = None
+        # After an error they may be half written to, and are given up.
+        if chunk.team is not None:
+            self._teams.append(chunk.team)
+        if chunk.workspace is not None and len(self._workspaces) < MOST_IDLE:
+            self._workspaces.append(chunk.workspace)
 
+    @_in_a_chunk
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Word, position and token type embeddings, then layer norm."""
         rows = len(ids)
@@ -100,6 +125,7 @@ class CompiledBlocks:
         self._run(workspace, workspace.embed, rows, ids=address(ids), out=address(out))
         return out
 
+    @_in_a_chunk
     def attention_block(
         self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
     ) -> tuple[Float32, Float32 | None]:
@@ -117,6 +143,7 @@ class CompiledBlocks:
         self._run(workspace, workspace.attention[layer], rows, address(hidden), address(out), address(log_sizes), score)
         return out, workspace.received[:, :rows].mean(axis=0) if score else None  # [T, H], [T]
 
+    @_in_a_chunk
     def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
         """output(activation(intermediate(x))) + x, then layer norm."""
         rows = len(hidden)
@@ -127,6 +154,7 @@ class CompiledBlocks:
         self._run(workspace, workspace.feed_forward[layer], rows, address(hidden), address(out))
         return out
 
+    @_in_a_chunk
     def select(
         self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
     ) -> tuple[Float32, Selection, Float32 | None]:
@@ -150,6 +178,7 @@ class CompiledBlocks:
         stayed = int(new_offsets[-1])
         return out[:stayed], Selection(scores, kept[:stayed], new_offsets), sums
 
+    @_in_a_chunk
     def project(self, x: Float32, weight: Float32) -> Float32:
         """One product; a policy's map is laid out for the kernels when it is first seen."""
         _check("x", x, _FLOAT32, (len(x), self.config.hidden_size))
@@ -182,20 +211,22 @@ class CompiledBlocks:
     ) -> None:
         """Run the steps on arrays that were checked; the numbers are their addresses."""
         workspace.describe(rows, ids, hidden, out, log_sizes, score)
-        if self._chunk.team is None:
+        team = None if self._chunk is None else self._chunk.team
+        if team is None:
             self.kernels.run(program.address, program.count, 0, 0)
         else:
-            self._chunk.team.run(program)
+            team.run(program)
 
     def _workspace(self, rows: int, offsets: NDArray[np.int64]) -> Workspace:
-        """One for this thread with room for so many rows, told where the texts begin."""
-        workspace = self._chunk.workspace
+        """That of the chunk, with room for so many rows, told where the texts begin."""
+        chunk = self._chunk or _Chunk()
+        workspace = chunk.workspace
         if workspace is None:
             with suppress(IndexError):
                 workspace = self._workspaces.pop()
         if workspace is None or workspace.rows < rows:
             workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (rows - 1).bit_length()), MOST_MEMBERS)
-        self._chunk.workspace = workspace
+        chunk.workspace = workspace
         _check("offsets", offsets, _INT64, (len(offsets),))
         if offsets.tobytes() != workspace.offsets or offsets[-1] != rows:
             lengths = np.diff(offsets)
@@ -209,17 +240,14 @@ class CompiledBlocks:
             raise InputError(f"layer is {layer}, wanted 0 to {self.num_layers - 1}")
 
     def _open_team(self, assistants: int) -> Team | None:
-        """One whose former assistants have all left, or a new one; None where the system refuses another thread."""
+        """One whose former assistants have all left, or a new one; None where nobody comes."""
         team = None
         with suppress(IndexError):
             team = self._teams.pop()
         if team is None or not team.is_free:
             team = Team(self.kernels)
-        try:
-            team.open(assistants)
-        except RuntimeError:
-            team.close()
-            self._teams.append(team)  # those that did come may still read it
+        if not team.open(assistants):
+            self._teams.append(team)
             return None
         return team
 

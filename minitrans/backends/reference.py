@@ -136,9 +136,9 @@ class ReferenceBlocks:
         """One BLAS thread per chunk."""
         return single_threaded_blas()
 
-    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[None]:
+    def chunk(self, rows: int, helpers: int) -> AbstractContextManager[ReferenceBlocks]:
         """Nothing to keep, and each thread works alone."""
-        return nullcontext()
+        return nullcontext(self)
 
     def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
         """Word, position and token type embeddings, then layer norm."""

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from queue import SimpleQueue
 
@@ -46,8 +46,8 @@ class Team:
         """Whether all assistants have left."""
         return not any(assistant.busy for assistant in self._members)
 
-    def open(self, assistants: int) -> None:
-        """Begin, and call as many assistants, or as many as there are."""
+    def open(self, assistants: int) -> bool:
+        """Begin, and call as many assistants, or as many as there are. Whether any was called."""
         self._jobs[: self._number] = 0
         self._programs.clear()
         self._board[BOARD.number // 8] = self._number = 0
@@ -55,6 +55,7 @@ class Team:
         processors = _other_processors()
         for member, assistant in enumerate(self._members, start=1):
             assistant.call(partial(self._assist, member), processors)
+        return bool(self._members)
 
     def close(self) -> None:
         """Send them away."""
@@ -86,10 +87,11 @@ class _Assistant:
 
     def call(self, task: Callable[[], None], processors: set[int]) -> None:
         """Do a task, on one of the processors if any are named."""
-        self.busy = True
         if processors and processors != self._processors and self._thread.native_id is not None:
-            os.sched_setaffinity(self._thread.native_id, processors)  # of that thread alone
+            with suppress(OSError):  # a sandbox may forbid it
+                os.sched_setaffinity(self._thread.native_id, processors)  # of that thread alone
             self._processors = processors
+        self.busy = True
         self._tasks.put(task)
 
     def _serve(self) -> None:
@@ -99,12 +101,11 @@ class _Assistant:
 
 
 class _Process:
-    """The assistants of this process, and how many chunks are being worked on."""
+    """The assistants of this process, and an entry for each chunk that is being worked on."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
         self.assistants: list[_Assistant] = []
-        self.chunks = 0
+        self.chunks: list[object] = []
 
 
 _process = _Process()
@@ -112,7 +113,7 @@ _process = _Process()
 
 def _after_fork() -> None:
     global _process
-    _process = _Process()  # the threads are gone, and the lock may have been held
+    _process = _Process()  # the threads are gone
 
 
 if hasattr(os, "register_at_fork"):
@@ -120,11 +121,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _idle_assistants(count: int) -> list[_Assistant]:
-    """So many that nobody has called, new ones among them; fewer where all are at work. For one thread at a time."""
+    """So many that nobody has called, new ones among them; fewer where all are at work or the system refuses more.
+
+    For one thread at a time.
+    """
     idle = [assistant for assistant in _process.assistants if not assistant.busy][:count]
-    while len(idle) < count and len(_process.assistants) < MOST_ASSISTANTS:
-        idle.append(_Assistant())
-        _process.assistants.append(idle[-1])
+    with suppress(RuntimeError):
+        while len(idle) < count and len(_process.assistants) < MOST_ASSISTANTS:
+            idle.append(_Assistant())
+            _process.assistants.append(idle[-1])
     return idle
 
 
@@ -152,13 +157,14 @@ def _current_processor() -> int:
 
 @contextmanager
 def alone() -> Iterator[bool]:
-    """Whether no other chunk of this process is being worked on, so that processors would be idle."""
-    process = _process
-    with process.lock:
-        process.chunks += 1
-        first = process.chunks == 1
+    """Whether no other chunk of this process is being worked on, so that processors would be idle.
+
+    Without a lock, which a signal handler that encodes too would wait for in vain: changes of a list are atomic.
+    """
+    chunks, chunk = _process.chunks, object()
     try:
-        yield first
+        chunks.append(chunk)
+        yield chunks[0] is chunk
     finally:
-        with process.lock:
-            process.chunks -= 1
+        if chunk in chunks:
+            chunks.remove(chunk)

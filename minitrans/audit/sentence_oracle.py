@@ -1,0 +1,257 @@
+"""SentenceTransformer as the third opinion: what its users get from this folder, compared with what ours get.
+
+transformers is given what minitrans read. SentenceTransformer reads the folder by itself, every configuration file that
+lies there, so that a file or a key that minitrans passes over shows in its tokens or its embeddings. It works on a copy
+without code and pickles; config.json is reduced to what makes the encoder; nothing is fetched and no code of the folder
+is run. One text at a time, so that there is no padding.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from minitrans.audit.checks import SENTENCES, Check, counted, judged
+from minitrans.audit.comparison import BARS, Sample, embedding_check
+from minitrans.audit.oracle import (
+    as_backend_error,
+    encoder_keys,
+    first_line,
+    missing_modules,
+    one_thread,
+    quiet,
+    token_check,
+    without_surrogates,
+)
+from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, ModelFolder, model_file, read_json
+from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
+from minitrans.model import SentenceEncoder
+from minitrans.parameters import Parameters, named_arrays
+from minitrans.weights import stored_precision, weight_files
+
+PROMPTS = 16  # of a model that are tried
+_READ = (".json", ".txt", ".jinja", ".model")  # what it may read besides weights; neither code nor pickles
+_WEIGHTS = (".safetensors", ".index.json")
+
+
+def why_not() -> str | None:
+    """Why SentenceTransformer cannot be asked, or None."""
+    if missing := missing_modules("torch", "transformers", "sentence_transformers"):
+        return f"{missing} not installed"
+    try:
+        with quiet():
+            from sentence_transformers import SentenceTransformer
+    except Exception as error:  # of torch, transformers, scipy and scikit-learn, whatever they raise
+        return f"sentence-transformers cannot be imported: {first_line(error)}"
+    if not hasattr(SentenceTransformer, "encode_query"):
+        return "sentence-transformers is older than 5.0, which brought encode_query"
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of sentence-transformers."""
+    import sentence_transformers
+
+    return {"sentence-transformers": str(sentence_transformers.__version__)}
+
+
+def how_many(encoder: SentenceEncoder) -> int:
+    """The number of checks that `sentence_checks` makes: settings, ids, three ways to encode, prompts if there are."""
+    return 5 + bool(encoder.prompts)
+
+
+def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Parameters, sample: Sample) -> Iterator[Check]:
+    """Everything that SentenceTransformer can be asked about.
+
+    Args:
+        folder: the model's.
+        encoder: of it, in float32, unpruned, with the limits and prompts of its files.
+        parameters: its weights in float32, which stand in for those of an int8 folder.
+        sample: the texts.
+
+    Raises:
+        BackendError: SentenceTransformer cannot load the folder, or has to import what is not its own.
+    """
+    with _sentence_transformer(folder, parameters) as model:
+        yield _settings(encoder, model)
+        yield token_check(
+            SENTENCES, sample, lambda: [_token_ids(model, text) for text in without_surrogates(sample.texts)]
+        )
+        few = Sample.of(_few(sample), encoder.tokenizer)
+        yield _compared("embeddings", encoder.encode, model.encode, sample)
+        yield _compared("queries", encoder.encode_query, model.encode_query, few)
+        yield _compared("documents", encoder.encode_document, model.encode_document, few)
+        if encoder.prompts:
+            yield _prompts(encoder, model, few)
+
+
+def _few(sample: Sample) -> list[str]:
+    """The shortest text, the first, and the longest."""
+    by_length = sorted(sample.texts, key=len)
+    return list(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])))
+
+
+def _settings(encoder: SentenceEncoder, model: Any) -> Check:
+    """What a user of either can ask the model for."""
+    ours = {
+        "max_seq_length": encoder.max_seq_length,
+        "dimension": encoder.get_embedding_dimension(),
+        "similarity": encoder.similarity_fn_name,
+        "default prompt": encoder.default_prompt,
+        "prompts": {name: text for name, text in encoder.prompts.items() if text},
+    }
+    theirs = {
+        "max_seq_length": model.max_seq_length,
+        "dimension": (getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension)(),
+        "similarity": model.similarity_fn_name,
+        "default prompt": model.prompts.get(model.default_prompt_name, ""),
+        "prompts": {name: text for name, text in model.prompts.items() if text},
+    }
+    faults = [f"{key} is {ours[key]!r:.100}, wanted {theirs[key]!r:.100}" for key in ours if ours[key] != theirs[key]]
+    measured = f"{len(ours) - len(faults)} of {len(ours)} alike"
+    return judged(SENTENCES, "settings", not faults, measured, ", ".join(ours), faults)
+
+
+def _token_ids(model: Any, text: str) -> list[int]:
+    features = model.preprocess([text]) if hasattr(model, "preprocess") else model.tokenize([text])
+    return [int(i) for i in features["input_ids"][0]]
+
+
+def _compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], sample: Sample, **options: Any) -> Check:
+    """The same call of both, all texts; differences are relative to the length of its vectors."""
+    try:
+        with as_backend_error("encode", "SentenceTransformer"):
+            texts = without_surrogates(sample.texts)
+            right = np.stack([theirs(text, show_progress_bar=False, **options) for text in texts])  # [B, W]
+        seen = ours(list(sample.texts), pruning=None, **options)  # [B, W]
+    except MinitransError as error:
+        return judged(SENTENCES, name, False, "no result", "the same vectors", [str(error)])
+    if right.shape != seen.shape:
+        return judged(SENTENCES, name, False, f"{seen.shape[1]} numbers a text", f"{right.shape[1]}")
+    length = np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)  # [B, 1]
+    bars = BARS["float32"]
+    return embedding_check(SENTENCES, name, right / length, seen / length, sample, bars.cosine, bars.unit)
+
+
+def _prompts(encoder: SentenceEncoder, model: Any, sample: Sample) -> Check:
+    """One text behind each prompt, together as one check."""
+    names = list(encoder.prompts)[:PROMPTS]
+    checks = [_compared(name, encoder.encode, model.encode, sample, prompt_name=name) for name in names]
+    faults = [f"{check.name!r}: {line}" for check in checks if check.verdict == "FAIL" for line in _why(check)]
+    measured = f"{sum(check.verdict == 'PASS' for check in checks)} of {counted(len(checks), 'prompt')}"
+    return judged(SENTENCES, "prompts", not faults, measured, "the same vectors", faults)
+
+
+def _why(check: Check) -> tuple[str, ...]:
+    return check.detail or (f"{check.measured}, wanted {check.wanted}",)
+
+
+# The copy that it is given
+
+
+@contextmanager
+def _sentence_transformer(folder: Path, parameters: Parameters) -> Iterator[Any]:
+    """The model as SentenceTransformer loads it. BackendError: it cannot."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name, _offline(), quiet(), one_thread():
+        alone = Path(name) / "model"
+        lay_out(folder, alone, parameters)
+        with as_backend_error("load this folder", "SentenceTransformer"):
+            model = SentenceTransformer(
+                str(alone),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
+            )
+        yield model
+
+
+def lay_out(folder: Path, alone: Path, parameters: Parameters) -> None:
+    """Copy what SentenceTransformer may read of a model folder, as far as it lies inside it.
+
+    Args:
+        folder: the model's.
+        alone: where the copy goes; it does not exist yet.
+        parameters: the weights in float32: those of an int8 folder are written anew, as only minitrans reads them.
+
+    Raises:
+        BackendError: a module is none of SentenceTransformer's own, so that loading it would run other code.
+    """
+    for each in sorted([*folder.glob("*"), *folder.glob("*/*")]):
+        name = each.relative_to(folder).as_posix()
+        if not name.endswith(_READ) or name.endswith(_WEIGHTS):
+            continue
+        try:
+            file = model_file(folder, name)
+        except (ConfigError, ModelNotFoundError):
+            continue  # a folder, or a link out of this one
+        if file.stat().st_size <= 4 * JSON_LIMIT:
+            (alone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, alone / name)
+            if each.name == "config.json" and "model_type" in (values := read_json(file)):
+                _write(alone / name, {"model_type": values["model_type"], **encoder_keys(values)})
+    _check_modules(alone / "modules.json")
+    _place_weights(folder, alone, parameters)
+
+
+def _check_modules(file: Path) -> None:
+    if not file.exists():
+        return
+    for module in read_json(file, list):
+        kind = module.get("type") if isinstance(module, dict) else None
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise BackendError(
+                f"modules.json names {kind!r:.100}, wanted modules of sentence_transformers: another is code of its own"
+            )
+
+
+def _place_weights(folder: Path, alone: Path, parameters: Parameters) -> None:
+    there = ModelFolder.open(folder)
+    inner = alone / there.transformer
+    if stored_precision(folder) == "int8":
+        from safetensors.numpy import save_file
+
+        arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(parameters).items()}
+        save_file(arrays, inner / WEIGHTS_FILE, {"format": "pt"})
+        return
+    files = weight_files(folder)
+    for file in files:
+        _link(file, inner / file.name)
+    if files[0].name != WEIGHTS_FILE:
+        _link(there.file(INDEX_FILE), inner / INDEX_FILE)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:  # not every system lets every user
+        shutil.copyfile(source, target)
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+# Its surroundings
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """No request to the hub, whatever the folder names; afterwards as before."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

@@ -1,0 +1,419 @@
+"""What may lie beside a model: the one list of files and keys that are understood, irrelevant or refused.
+
+Each file that transformers or sentence-transformers would read for a BERT encoder stands here, and each key of its
+JSON files. What is understood is honoured; what is known not to change an embedding is passed over; the rest is
+refused by name. Any other file in a model folder is read by neither library and is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, overload
+
+from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelError
+
+_J = TypeVar("_J", dict[str, Any], list[Any])
+
+JSON_LIMIT = 16 * 1024 * 1024  # bytes; the largest honest file of this kind is under 100 kB
+_LFS_POINTER = b"version https://git-lfs.github.com/"
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+# sentence-transformers takes the first of these that says anything.
+SENTENCE_CONFIGS = (
+    "sentence_bert_config.json",
+    *(f"sentence_{kind}_config.json" for kind in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta")),
+    "sentence_xlnet_config.json",
+)
+# Read where they are, beside modules.json.
+OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
+# Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
+TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
+_ADAPTER = (
+    "a PEFT adapter, which changes the weights; merge it into the model with peft "
+    "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged folder, "
+    "or remove the adapter's files to get the embeddings of the base model alone"
+)
+_PROCESSOR = (
+    "the settings of a processor of images or sound, wanted a model of texts alone; remove the file if it is one"
+)
+_REFUSED_FILES = {
+    "adapter_config.json": _ADAPTER,
+    "adapter_model.safetensors": _ADAPTER,
+    "adapter_model.bin": _ADAPTER,
+    "processor_config.json": _PROCESSOR,
+    "preprocessor_config.json": _PROCESSOR,
+}
+_MODULE_FOLDER = re.compile(r"\d+_\w+")
+_SHARD = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")
+
+
+def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -> list[str]:
+    """Which files of a repository a model needs here: those that are read, and the small ones that get it refused.
+
+    Args:
+        names: every file of the repository, with forward slashes.
+        modules: the folders that its modules.json names; None takes those that are named as modules are ("1_Pooling").
+    """
+    known = {*names}
+    folders = None if modules is None else {*modules}
+
+    def is_needed(name: str) -> bool:
+        folder, _, file = name.rpartition("/")
+        if folder and not (_MODULE_FOLDER.fullmatch(folder) if folders is None else folder in folders):
+            return False
+        if file in TRANSFORMER_FILES or (file in _REFUSED_FILES and file.endswith(".json")):
+            return True
+        if f"{folder}/{WEIGHTS_FILE}".lstrip("/") in known:
+            return file == WEIGHTS_FILE or name in OUTER_FILES
+        return file == INDEX_FILE or name in OUTER_FILES or bool(_SHARD.fullmatch(file))
+
+    return sorted(name for name in known if is_needed(name))
+
+
+# Keys
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of one JSON file. A refused key may be there with a value that says nothing, or a ``harmless`` one."""
+
+    understood: frozenset[str]
+    irrelevant: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+def words(*lines: str) -> frozenset[str]:
+    """The words of some lines."""
+    return frozenset(" ".join(lines).split())
+
+
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {})
+_LIMITS = "limits of their own for queries and documents are not supported; delete the key to cut both at {limit}"
+_ARGUMENTS = "arguments for transformers are not supported; write what they say into {where} and delete the key"
+_CODE = "code of the model's own is not run; there is no way to use this model here"
+
+_KEYS: dict[str, _Keys] = {
+    "modules.json": _Keys(words("type path name"), words("idx kwargs")),
+    "sentence_bert_config.json": _Keys(
+        words("max_seq_length do_lower_case"),
+        words("unpad_inputs"),
+        {
+            **dict.fromkeys(("query_length", "document_length"), _LIMITS.format(limit="max_seq_length")),
+            "query_expansion": "expanded queries are those of multi-vector models, which are not supported",
+            **dict.fromkeys(("tokenizer_args", "processor_kwargs"), _ARGUMENTS.format(where="tokenizer_config.json")),
+            **dict.fromkeys(
+                ("model_args", "model_kwargs", "config_args", "config_kwargs"), _ARGUMENTS.format(where="config.json")
+            ),
+            "processing_kwargs": "arguments for the tokenizer's calls are not supported; delete the key to use none",
+            "tokenizer_name_or_path": "the tokenizer is that of the model's own folder; copy the files of this one "
+            "there and delete the key",
+            "transformer_task": "wanted 'feature-extraction'; heads of other tasks are not supported",
+            "modality_config": "wanted the last hidden state of texts; other outputs and inputs are not supported",
+            "module_output_name": "wanted 'token_embeddings'; other outputs are not supported",
+        },
+        {
+            "transformer_task": ("feature-extraction",),
+            "modality_config": ({"text": {"method": "forward", "method_output_name": "last_hidden_state"}},),
+            "module_output_name": ("token_embeddings",),
+        },
+    ),
+    "Pooling": _Keys(
+        words(
+            "embedding_dimension word_embedding_dimension pooling_mode include_prompt",
+            "pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens",
+            "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
+        )
+    ),
+    "Normalize": _Keys(
+        words(),
+        refused=dict.fromkeys(
+            ("module_input_name", "module_output_name"), "wanted 'sentence_embedding', the vector of the whole text"
+        ),
+        harmless=dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding",)),
+    ),
+    "Dropout": _Keys(words(), words("dropout")),
+    "config_sentence_transformers.json": _Keys(
+        words("prompts default_prompt_name similarity_fn_name truncate_dim"),
+        words("__version__ requirements"),
+        {
+            "model_type": "wanted 'SentenceTransformer': one vector per text; other kinds of models are not supported",
+            "activation_fn": "the activation of a cross-encoder, which is not supported",
+            "max_active_dims": "a setting of sparse encoders, which are not supported",
+        },
+        {"model_type": ("SentenceTransformer",)},
+    ),
+    "tokenizer_config.json": _Keys(
+        words(
+            "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens",
+            "do_lower_case strip_accents tokenize_chinese_chars tokenizer_class",
+            "model_max_length max_len truncation_side",
+        ),
+        words(
+            # names and notes
+            "name_or_path _name_or_path special_tokens_map_file tokenizer_file vocab_file full_tokenizer_file backend",
+            "is_local local_files_only files_loaded init_inputs verbose slow_tokenizer_class use_fast from_slow legacy",
+            "cache_dir force_download resume_download revision subfolder use_auth_token token trust_remote_code",
+            "transformers_version model_type task device_map _commit_hash",
+            # padding, which is never done, and truncation, which is at model_max_length
+            "padding padding_side pad_to_multiple_of pad_token_type_id pad_to_max_length",
+            "max_length truncation truncation_strategy stride max_seq_length return_tensors",
+            # what comes out beside the ids, and what is done when ids become text again
+            "model_input_names return_token_type_ids return_attention_mask clean_up_tokenization_spaces",
+            "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output wordpieces_prefix",
+            # of conversations
+            "chat_template response_template response_schema chat_control_tokens",
+            # of tokenizers in Python, or of SentencePiece: tokenizer.json has their effect
+            "do_basic_tokenize never_split clean_text sp_model_kwargs add_prefix_space keep_accents remove_space",
+            "lang src_lang tgt_lang separate_vocabs",
+        ),
+        {
+            "split_special_tokens": "splitting special tokens is not supported; delete the key to keep them whole",
+            "auto_map": _CODE,
+            "processor_class": "a processor of other inputs than texts is not supported",
+            "fast_tokenizer_files": "tokenizers that depend on a release are not supported; delete the key to use "
+            "tokenizer.json",
+            **dict.fromkeys(
+                ("add_bos_token", "add_eos_token"),
+                "tokens around a text follow the template of tokenizer.json; delete the key to follow it",
+            ),
+        },
+    ),
+    "special_tokens_map.json": _Keys(
+        words("additional_special_tokens extra_special_tokens model_specific_special_tokens")
+    ),
+}
+_KEYS |= dict.fromkeys(SENTENCE_CONFIGS, _KEYS["sentence_bert_config.json"])
+_TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+def is_token_key(key: str) -> bool:
+    """Whether a key of a tokenizer's settings names a special token: "cls_token", or a model's own "user_token"."""
+    return key.endswith("_token") and not key.startswith("add_")
+
+
+def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
+    """Refuse by name each key that would change an embedding and is not followed, and each that is not known.
+
+    Args:
+        values: the object.
+        kind: the name of the file, or the kind of the module that it configures.
+        source: the file, for the message.
+
+    Raises:
+        UnsupportedModelError: names the key, its value and a remedy.
+    """
+    keys = _KEYS[kind]
+    for key, value in values.items():
+        known = key in keys.understood or key in keys.irrelevant
+        if known or (kind in _TOKEN_FILES and is_token_key(key)):
+            continue
+        if any(type(value) is type(each) and value == each for each in (*_NOTHING, *keys.harmless.get(key, ()))):
+            continue
+        why = keys.refused.get(key)
+        if why is None:
+            why = "which is not known here and may change the embeddings; delete the key if it does not"
+        raise UnsupportedModelError(f"{source}: {key} is {value!r:.100}, {why}")
+
+
+# Files
+
+
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[_J]) -> _J: ...
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(data) > JSON_LIMIT:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, wanted at most {JSON_LIMIT}")
+    try:
+        value = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        wrong = f"is not valid JSON ({error}), wanted a {kind.__name__}; restore the file"
+        raise ConfigError(f"{path} {lfs_pointer(path) or wrong}") from error
+    if not isinstance(value, kind):
+        raise ConfigError(f"{path} holds a JSON {type(value).__name__}, wanted a {kind.__name__}")
+    return value
+
+
+def lfs_pointer(path: Path) -> str:
+    """What is wrong with a file that is a Git LFS pointer, and the remedy; "" if it is none."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
+                return ""
+    except OSError:
+        return ""
+    return (
+        f"is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in {path.parent}, or "
+        "fetch the model with `minitrans pull`"
+    )
+
+
+def model_file(folder: Path, name: str) -> Path:
+    """The path of a file of a model folder, refused where it would leave the folder.
+
+    The hub cache's own layout is the one exception: there ``snapshots/<revision>/x`` links to ``blobs/y``.
+
+    Raises:
+        ConfigError: an absolute name, one with "..", or a symlink that leads out.
+        ModelNotFoundError: no such file.
+    """
+    path = folder / name
+    try:
+        root, target = folder.resolve(), path.resolve()
+        is_file = target.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a NUL in it, links that go round in circles
+        raise ConfigError(f"{folder}: {name!r} cannot name a file ({error}); fetch the model again") from error
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    plain = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not plain or not any(target.is_relative_to(place) for place in allowed):
+        remedy = "; replace the link by the file" if path.is_symlink() else ""
+        raise ConfigError(
+            f"{folder}: {name!r} leads to {target}, wanted a relative name inside the model folder{remedy}"
+        )
+    if not is_file:
+        raise ModelNotFoundError(f"{path} is missing; fetch the model again")
+    return path
+
+
+def optional_file(folder: Path, name: str) -> Path | None:
+    """The path of a file that a model folder need not have; a dangling link counts as there, and is refused."""
+    return model_file(folder, name) if os.path.lexists(folder / name) else None
+
+
+# Modules
+
+# The module of the class is another in each release of sentence-transformers, the class is the same.
+_MODULE_TYPE = re.compile(r"sentence_transformers(?:\.\w+)*\.(\w*)")
+_MODULE_KINDS = ("Transformer", "Pooling", "Dropout", "Normalize")
+
+
+def read_modules(folder: Path) -> list[tuple[str, str]]:
+    """(kind, path) of each module of ``modules.json``; the path is relative, "" for the folder itself.
+
+    Raises:
+        ConfigError: the file is broken.
+        UnsupportedModelError: a module of another kind, or of another package.
+        ModelNotFoundError: there is none.
+    """
+    file = model_file(folder, "modules.json")
+    entries: list[tuple[str, str]] = []
+    names: set[str] = set()
+    for place, module in enumerate(read_json(file, list)):
+        kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
+        if not isinstance(kind, str) or not isinstance(path, str):
+            raise ConfigError(f"{file} holds {module!r}, wanted a list of objects with a 'type' and a 'path'")
+        check_keys(module, "modules.json", str(file))
+        if (name := str(module.get("name", place))) in names:
+            raise ConfigError(f"{file}: two modules are named {name!r}, wanted a name of its own for each")
+        names.add(name)
+        entries.append((_module_kind(kind, file), PurePosixPath(path).as_posix() if path not in ("", ".") else ""))
+    return entries
+
+
+def _module_kind(name: str, file: Path) -> str:
+    match = _MODULE_TYPE.fullmatch(name)
+    if match is None:
+        raise UnsupportedModelError(
+            f"{file}: the type {name!r} is no module of sentence-transformers, and code of the model's own is not run; "
+            "wanted sentence_transformers.models.Transformer, .Pooling, .Dropout or .Normalize"
+        )
+    if (kind := match[1]) not in _MODULE_KINDS:
+        raise UnsupportedModelError(
+            f"{file}: module {kind!r} is not supported, wanted Transformer, Pooling, Dropout or Normalize"
+        )
+    return kind
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder, known to hold nothing that is refused by name.
+
+    Attributes:
+        path: where ``modules.json`` lies, if there is one.
+        transformer: where the configuration, weights and tokenizer lie: "" for the folder itself, or the relative
+            path that ``modules.json`` gives, as older releases of sentence-transformers wrote ("0_Transformer").
+    """
+
+    path: Path
+    transformer: str = ""
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFolder:
+        """Look where the transformer lies, and for files that are refused.
+
+        Raises:
+            UnsupportedModelError: a file or module that is not supported, or several Transformers.
+            ConfigError: ``modules.json`` is broken, or this is the inner folder of another.
+        """
+        transformer = ""
+        if optional_file(path, "modules.json") is not None:
+            paths = [place for kind, place in read_modules(path) if kind == "Transformer"]
+            if len(paths) > 1:
+                raise UnsupportedModelError(f"{path / 'modules.json'} has {len(paths)} Transformer modules, wanted one")
+            transformer = "".join(paths)
+        else:
+            _refuse_inner(path)
+        found = cls(path, transformer)
+        for name, why in _REFUSED_FILES.items():
+            for place in {name, found.name(name)}:
+                if os.path.lexists(path / place):
+                    raise UnsupportedModelError(f"{path / place} is {why}")
+        return found
+
+    def name(self, name: str) -> str:
+        """The name, from this folder, of a file that lies beside the transformer."""
+        return (PurePosixPath(self.transformer) / name).as_posix()
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file beside the transformer; a dangling link counts."""
+        return os.path.lexists(self.path / self.name(name))
+
+    def file(self, name: str) -> Path:
+        """The path of a file beside the transformer, as `model_file`."""
+        return model_file(self.path, self.name(name))
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The checked keys of a JSON object beside the transformer; nothing where there is no such file."""
+        if not self.has(name):
+            return {}
+        file = self.file(name)
+        values = read_json(file)
+        check_keys(values, name, str(file))
+        return values
+
+    def sentence_settings(self) -> tuple[str, dict[str, Any]]:
+        """The name and the keys of the first of `SENTENCE_CONFIGS` that says anything."""
+        for name in SENTENCE_CONFIGS:
+            if values := self.settings(name):
+                return name, values
+        return SENTENCE_CONFIGS[0], {}
+
+
+def _refuse_inner(path: Path) -> None:
+    """A folder that the modules.json beside it calls the transformer: how to pool is said out there."""
+    outer = path.resolve().parent
+    if not _MODULE_FOLDER.fullmatch(path.resolve().name) or not (outer / "modules.json").is_file():
+        return
+    if ("Transformer", path.resolve().name) in read_modules(outer):
+        raise ConfigError(
+            f"{path} is the transformer of the model in {outer}, whose modules.json says how to pool; give {outer}, or "
+            "copy this folder elsewhere for a model with mean pooling"
+        )

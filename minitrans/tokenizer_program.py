@@ -1,0 +1,160 @@
+"""``tokenizer.json`` is a small program, and is run only where it is bounded.
+
+It says what is normalised, split and put around a text. Its steps have to be known, few, and unable to make a text
+grow much: a few lines that are none of these would take hours or all memory, while loading or at some later text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from minitrans.contents import words
+from minitrans.errors import TokenizerError, UnsupportedModelError
+
+MOST_ADDED_TOKENS = 100_000
+MOST_STEPS = 16  # of the normaliser, and of each of the other parts; honest ones have up to four
+MOST_GROWTH = 16  # times as long as the text
+MOST_AROUND = 64  # tokens that a template puts around a text, or a step into it
+MOST_CHARACTERS_PER_WORD = 1000  # of WordPiece, whose time grows with their square; BERT's is 100
+MOST_IN_PATTERN = 200  # characters
+
+_NORMALIZERS = words(
+    "BertNormalizer Sequence Lowercase NFC NFD NFKC NFKD Nmt Strip StripAccents Precompiled Replace Prepend"
+)
+_PRE_TOKENIZERS = words(
+    "BertPreTokenizer Sequence Whitespace WhitespaceSplit Punctuation Digits Metaspace ByteLevel Split",
+    "CharDelimiterSplit UnicodeScripts",
+)
+_POST_PROCESSORS = words("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
+_MODELS = ("WordPiece", "WordLevel", "Unigram", "BPE", None)  # the oldest files do not say which
+# One character or class after another; only the last may be repeated: matching takes time in proportion to the text.
+_PLAIN_REGEX = re.compile(
+    r"(?:\\[pP]\{\^?\w+\}|\\[^\d]|\[(?:\\.|[^\[\]\\])+\]|[^\\()\[\]{}|*+?])+(?:\+|\{[1-9]\d?(?:,\d{0,2})?\})?"
+)
+
+
+def check_program(content: Mapping[str, Any], file: str) -> None:
+    """Refuse what a tokenizer.json asks for where it is not known, or takes no bounded time and room.
+
+    Args:
+        content: the file's object, with its model an object.
+        file: its path, for the message.
+
+    Raises:
+        UnsupportedModelError: a step, pattern, template or model that is not run.
+        TokenizerError: a part that is broken.
+    """
+    growth = 1.0
+    for part, inner, known in (
+        ("normalizer", "normalizers", _NORMALIZERS),
+        ("pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
+        ("post_processor", "processors", _POST_PROCESSORS),
+    ):
+        steps = list(islice(_steps(content.get(part), inner), MOST_STEPS + 1))
+        if len(steps) > MOST_STEPS:
+            raise UnsupportedModelError(f"{file}: {part} has more than {MOST_STEPS} steps, wanted fewer")
+        for step in steps:
+            kind = step.get("type") if isinstance(step, dict) else step
+            if not isinstance(kind, str) or kind not in known:
+                raise UnsupportedModelError(
+                    f"{file}: a step of {part} is {kind!r:.100}, wanted one of {', '.join(sorted(known))}"
+                )
+            growth *= _growth(step, kind, f"{file}: {kind} of {part}")
+    if growth > MOST_GROWTH:
+        raise UnsupportedModelError(
+            f"{file}: its normalizer and pre_tokenizer can make a text {growth:g} times as long, wanted at most "
+            f"{MOST_GROWTH}"
+        )
+    model = content["model"]
+    kind = model.get("type")
+    if kind not in _MODELS:
+        raise TokenizerError(
+            f"{file} is not a tokenizer that can be read: its model is {kind!r:.100}, wanted WordPiece, WordLevel, "
+            "Unigram or BPE"
+        )
+    letters = model.get("max_input_chars_per_word", 0)
+    if not isinstance(letters, int) or letters > MOST_CHARACTERS_PER_WORD:
+        raise UnsupportedModelError(
+            f"{file}: max_input_chars_per_word is {letters!r:.50}, wanted at most {MOST_CHARACTERS_PER_WORD}"
+        )
+    tokens = content.get("added_tokens") or []
+    if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
+        raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")
+
+
+def _steps(step: object, inner: str, depth: int = 0) -> Iterator[Any]:
+    """The steps of a part, those of a sequence one after another."""
+    if step is None:
+        return
+    yield step
+    if isinstance(step, dict) and step.get("type") == "Sequence" and depth < MOST_STEPS:
+        below = step.get(inner)
+        for each in below if isinstance(below, list) else ():
+            yield from _steps(each, inner, depth + 1)
+
+
+def _growth(step: dict[str, Any], kind: str, source: str) -> float:
+    """How many times as long a text can become in a step."""
+    if kind == "Replace":
+        content = step.get("content")
+        shortest = _shortest_match(step.get("pattern"), source)
+        return max(1.0, len(content) / shortest) if isinstance(content, str) else 1.0
+    if kind == "Split":
+        _shortest_match(step.get("pattern"), source)
+    elif kind == "Prepend" and len(str(step.get("prepend"))) > MOST_AROUND:
+        raise UnsupportedModelError(f"{source} puts more than {MOST_AROUND} characters before a text")
+    elif kind == "Precompiled":
+        _check_charsmap(step.get("precompiled_charsmap"), source)
+    elif kind == "TemplateProcessing":
+        _check_template(step, source)
+    elif kind in ("Metaspace", "ByteLevel"):
+        return 2.0
+    return 1.0
+
+
+def _shortest_match(pattern: object, source: str) -> int:
+    """The fewest characters that a pattern matches."""
+    pair = list(pattern.items()) if isinstance(pattern, dict) else []
+    kind, text = pair[0] if len(pair) == 1 else ("", "")
+    if kind == "String" and isinstance(text, str) and text:
+        return len(text)
+    if kind == "Regex" and isinstance(text, str) and len(text) <= MOST_IN_PATTERN and _PLAIN_REGEX.fullmatch(text):
+        return 1
+    raise UnsupportedModelError(
+        f"{source} has the pattern {pattern!r:.100}, wanted text, or characters and classes of which only the last is "
+        "repeated"
+    )
+
+
+def _check_charsmap(charsmap: object, source: str) -> None:
+    """The pieces of text of a SentencePiece map lie behind its trie, each ended by a zero byte."""
+    if charsmap is None:
+        return
+    try:
+        data = base64.b64decode(charsmap if isinstance(charsmap, str) else "", validate=True)
+    except binascii.Error as error:
+        raise TokenizerError(f"{source} is not base64 ({error}); fetch the model again") from error
+    pieces = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
+    if (longest := max(map(len, pieces))) > MOST_AROUND:
+        raise UnsupportedModelError(f"{source} replaces a character by {longest} bytes, wanted at most {MOST_AROUND}")
+
+
+def _check_template(step: Mapping[str, Any], source: str) -> None:
+    single, special = step.get("single"), step.get("special_tokens")
+    pieces = single if isinstance(single, list) else []
+    if sum(isinstance(piece, dict) and "Sequence" in piece for piece in pieces) != 1 or len(pieces) > MOST_AROUND:
+        raise UnsupportedModelError(
+            f"{source}: the template of a single text has {len(pieces)} pieces, wanted the text once and at most "
+            f"{MOST_AROUND} in all"
+        )
+    for name, token in special.items() if isinstance(special, dict) else ():
+        ids = token.get("ids") if isinstance(token, dict) else None
+        if not isinstance(ids, list) or len(ids) > MOST_AROUND:
+            raise UnsupportedModelError(
+                f"{source}: {name!r:.50} stands for {ids!r:.50}, wanted up to {MOST_AROUND} ids"
+            )
