@@ -77,5 +77,5 @@ def shortened(text: str, width: int) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    """ "a", "a and b", "a, b and c"; "" of none."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

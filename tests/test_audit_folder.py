@@ -1053,7 +1053,8 @@ from pathlib import Path
 opened = []
 sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
 from minitrans import SentenceEncoder
-SentenceEncoder(sys.argv[1]).encode("hello")
+encoder = SentenceEncoder(sys.argv[1])
+encoder.encode("hello"), encoder.identity
 folder = str(Path(sys.argv[1])) + "/"
 print(json.dumps(sorted({path.removeprefix(folder) for path in opened if path.startswith(folder)})))
 """

@@ -74,4 +74,4 @@ def test_right_to_left_is_kept_apart():
 
 
 def test_names_are_listed():
-    assert [listed(names) for names in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+    assert [listed(names) for names in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]

@@ -32,7 +32,7 @@ ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", 
 
 _OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
 _TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_ESSENTIAL = ("modules.json", "config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE)
+_ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE, "modules.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
 _CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh")
