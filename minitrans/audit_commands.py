@@ -11,6 +11,7 @@ import click
 
 from minitrans import options
 from minitrans.errors import InputError
+from minitrans.words import printable
 
 if TYPE_CHECKING:
     from minitrans.audit.report import Shown
@@ -67,6 +68,7 @@ def audit(
 
     if digests is not None and write_digests is not None:
         raise InputError("--digests compares and --write-digests writes; give one of them")
+    options.check_outputs({"--write-digests": write_digests}, [file, pruning])
     if write_digests is not None:
         check_destination(write_digests)
     policy = options.policy(pruning)
@@ -79,12 +81,12 @@ def audit(
         digests=None if digests is None else Digests.load(Path(digests)),
         original=original,
         known_as=known_as,
-        progress=_tell if sys.stderr.isatty() else None,
+        progress=_tell if options.on_terminal(sys.stderr) else None,
     )
-    if sys.stderr.isatty():
+    if options.on_terminal(sys.stderr):
         click.echo("\r\x1b[K", nl=False, err=True)
     if as_json:
-        click.echo(result.to_json(), nl=False)
+        options.say(result.to_json(), end="")
     else:
         options.print_all(result.lines())
     if write_digests is not None and result.digests is not None:
@@ -93,15 +95,15 @@ def audit(
             doubt = ""
             if result.identity is None:
                 doubt = "; the digests vouch for what is there now, not for where it came from"
-            click.echo(f"{write_digests}: written{doubt}", err=True)
+            options.tell(f"{write_digests}: written{doubt}")
         else:
-            click.echo(f"{write_digests}: not written, because the audit failed", err=True)
+            options.tell(f"{write_digests}: not written, because the audit failed")
     context.exit(0 if result.passed else 1)
 
 
 def _tell(what: str) -> None:
     """One line that is written over."""
-    click.echo(f"\r\x1b[K  checking: {what} ...", nl=False, err=True)
+    click.echo(f"\r\x1b[K  checking: {printable(what)} ...", nl=False, err=True)
 
 
 @click.command(
@@ -117,7 +119,9 @@ def _tell(what: str) -> None:
 @click.option("--classifier", "folder", metavar="FOLDER", help="What `minitrans fit` wrote: show its predictions too.")
 @click.option("--html", "page", metavar="FILE", help="Write one page to be opened in a browser; it needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--no-timing", is_flag=True, help="Leave out the times, the one thing that differs from run to run.")
+@click.option(
+    "--timing/--no-timing", default=None, help="Time all texts, or none. Default: the first that loses tokens."
+)
 @options.model_options
 def explain(
     texts: tuple[str, ...],
@@ -127,7 +131,7 @@ def explain(
     folder: str | None,
     page: str | None,
     as_json: bool,
-    no_timing: bool,
+    timing: bool | None,
     model: str | None,
     pruning: str | None,
     local_files_only: bool,
@@ -139,13 +143,15 @@ def explain(
     that of --pruning, else of the classifier, else the default one.
     """
     from minitrans.audit.explanation import explain as explain_texts
-    from minitrans.audit.report import check_page, shown, write_page
+    from minitrans.audit.report import ROOM, check_page, shown, write_page
     from minitrans.audit.terminal import lines
+    from minitrans.calls import Progress
     from minitrans.policy import PruningPolicy
 
-    if page is not None:
-        check_page(page)
+    options.check_outputs({"--html": page}, [file])
     wanted = options.texts(texts, file, column, delimiter)
+    if page is not None:
+        check_page(page, len(wanted))
     classifier = None
     if folder is None:
         used = options.encoder(model, None, local_files_only=local_files_only, **encoder)
@@ -156,15 +162,22 @@ def explain(
     policy = options.policy(pruning)
     if pruning is None:
         policy = used.pruning or PruningPolicy.default_for(used.config, used.pooling.modes)
-    explained: list[Shown | None] = []
-    for each in explain_texts(used, wanted, pruning=policy, classifier=classifier, timed=not no_timing):
-        if as_json:
-            click.echo(json.dumps(each.to_dict(), allow_nan=False))
-        elif page is None:
-            options.print_all(["", "-" * 72, ""] if explained else [])
-            options.print_all(lines(each, options.mark_dropped, options.can_print("█┊»→")))
-        explained.append(None if page is None else shown(each))
+    timed = 1 if timing is None else None if timing else 0
+    explained: list[Shown] = []
+    room = ROOM
+    mixed = page is None and options.on_terminal(sys.stdout)  # a bar would stand among the lines
+    with (bar := Progress(len(wanted), options.progress(len(wanted), many=10) and not mixed)):
+        for number, each in enumerate(explain_texts(used, wanted, pruning=policy, classifier=classifier, timed=timed)):
+            if as_json:
+                options.say(json.dumps(each.to_dict(), allow_nan=False))
+            elif page is None:
+                options.print_all(["", "-" * 72, ""] if number else [])
+                options.print_all(lines(each, options.mark_dropped, options.can_print("█┊»→")))
+            if page is not None:
+                explained.append(shown(each, room))
+                room -= explained[-1].room
+            bar.update(1)
     if page is not None:
-        write_page(page, used, policy, [each for each in explained if each is not None])
+        write_page(page, used, policy, explained)
         count = "1 text" if len(explained) == 1 else f"{len(explained)} texts"
-        click.echo(f"{page}: written, {count} explained; open it in a browser", err=True)
+        options.tell(f"{page}: written, {count} explained; open it in a browser")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from types import CodeType
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,22 +18,112 @@ from numpy.typing import NDArray
 from minitrans.columns import plain, str_items
 from minitrans.config import check_choice, check_int
 from minitrans.contents import check_keys, optional_file, read_json
-from minitrans.errors import ConfigError, InputError
+from minitrans.errors import (
+    ConfigError,
+    InputError,
+    InputTypeError,
+    PruningWarning,
+    TruncationError,
+    TruncationWarning,
+)
 from minitrans.policy import PruningPolicy
+from minitrans.pruning import kept_count
 from minitrans.vectors import Precision, SimilarityName
 
 logger = logging.getLogger("minitrans")
 
 
+OnTruncation = Literal["warn", "error", "ignore"]
+
+
 @dataclass(frozen=True)
 class Call:
-    """What one call of encode asks for, checked."""
+    """What one call of encode asks for, checked, and how the encoder was set when it began."""
 
     batch_size: int
     policy: PruningPolicy | None
     precision: Precision
     normalize: bool
     dimension: int
+    limit: int  # max_seq_length
+    on_truncation: OnTruncation
+    threads: int
+
+
+@dataclass(frozen=True)
+class PrunedText:
+    """A text's tokens, special ones included, and whether each is kept to the end."""
+
+    tokens: list[str]
+    kept: list[bool]
+
+
+class Lengths:
+    """How long the texts of a call are, in tokens: what is to be said about that, once, at its end."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._cut: list[int] = []  # which texts
+        self._unseen: list[int] = []  # lengths that are pruned though the policy was not fitted on them
+
+    def add(self, lengths: Sequence[int], begin: int) -> None:
+        """Of some texts, the first of which is text ``begin``. TruncationError where that is asked for."""
+        call = self._call
+        too_long = [i for i, length in enumerate(lengths) if length > call.limit]
+        if too_long and call.on_truncation == "error":
+            raise TruncationError(
+                f"text {begin + too_long[0]} has {lengths[too_long[0]]} tokens, max_seq_length is {call.limit}; "
+                'shorten it, or accept it with SentenceEncoder(on_truncation="warn")'
+            )
+        self._cut.extend(begin + i for i in too_long)
+        if call.policy is not None:
+            self._unseen.extend(unseen(call.policy, [min(length, call.limit) for length in lengths]))
+
+    def warn(self, texts: int, stacklevel: int) -> None:
+        """One warning of each kind that there is cause for."""
+        call = self._call
+        if self._cut and call.on_truncation == "warn":
+            warnings.warn(
+                f"{len(self._cut)} of {texts} texts are longer than max_seq_length={call.limit} tokens "
+                'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
+                TruncationWarning,
+                stacklevel=stacklevel,
+            )
+        if self._unseen and call.policy is not None and call.policy.fitted is not None:
+            least, most = call.policy.fitted.lengths or (0, 0)
+            warnings.warn(
+                f"{len(self._unseen)} of {texts} texts have {_span(min(self._unseen), max(self._unseen))} tokens, and "
+                f"the pruning policy was fitted on texts of {_span(least, most)}: their embeddings may be far from "
+                "those without pruning, and find other neighbours; use pruning=None, or, where a measurement shows no "
+                'harm, accept it with warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
+                PruningWarning,
+                stacklevel=stacklevel,
+            )
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def unseen(policy: PruningPolicy, lengths: Sequence[int]) -> list[int]:
+    """Those of the lengths, in tokens, that the policy prunes though it was fitted on none like them."""
+    known = None if policy.fitted is None else policy.fitted.lengths
+    if known is None:
+        return []
+    beyond = [length for length in lengths if not known[0] <= length <= known[1]]
+    return [
+        length
+        for length in beyond
+        if any(kept_count(np.array(length), quantile, policy.min_tokens) < length for quantile in policy.plan.values())
+    ]
+
+
+@contextmanager
+def measuring() -> Iterator[None]:
+    """Around calls that find out what pruning does to some texts: the warning about that is not for them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PruningWarning)
+        yield
 
 
 class Progress:
@@ -65,6 +158,13 @@ def check_prompts(prompts: object, source: str) -> dict[str, str]:
     return dict(prompts)
 
 
+def check_options(options: Mapping[str, object], function: CodeType) -> None:
+    """InputTypeError for a name that is none of the options of a method, behind its first argument."""
+    known = function.co_varnames[2 : function.co_argcount + function.co_kwonlyargcount]
+    if unknown := [name for name in options if name not in known]:
+        raise InputTypeError(f"there is no argument {unknown[0]!r:.100}, wanted {', '.join(known)}")
+
+
 def sentence_settings(folder: Path) -> dict[str, Any]:
     """``config_sentence_transformers.json``, its fields checked; ModelError names the one that is wrong."""
     file = optional_file(folder, "config_sentence_transformers.json")
@@ -97,6 +197,13 @@ def output_array(out: NDArray[Any] | None, shape: tuple[int, int], dtype: type[n
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype:
         seen = f"{out.dtype} {list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise InputError(f"out is {seen}, wanted an array of {np.dtype(dtype)} {list(shape)}")
+    if isinstance(out, np.ma.MaskedArray | np.matrix):
+        raise InputError(f"out is a {type(out).__name__}, wanted a plain array; give its `.data` or np.asarray of it")
     if not out.flags.writeable:
         raise InputError("out is read-only, wanted an array that can be written")
+    room = out.itemsize  # of a number, and then of a row or a column of them
+    for step, count in sorted((abs(step), count) for step, count in zip(out.strides, shape, strict=True)):
+        if count > 1 and step < room:
+            raise InputError(f"out has numbers that overlap in memory: strides {list(out.strides)}, wanted each apart")
+        room += step * max(count - 1, 0)
     return out

@@ -97,14 +97,18 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        known = self._learned
+        texts, known = text_list(texts), self._learned
+        before = None if known is None else (known.texts, known.head.labels)
+        labels = label_array(labels, len(texts), texts, before)
         if known is None:
-            return self.fit(texts, labels)
-        texts = text_list(texts)
-        labels = label_array(labels, len(texts), texts, (known.texts, known.head.classes[known.head.codes]))
+            encoder = _made(self.encoder)
+            if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
+                return self
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)
+            if known is None or state.head is not known.head:  # another thread was quicker
+                label_array(labels, len(texts), texts, (state.texts, state.head.labels))
             rows = np.vstack([state.head.embeddings, state.head.rows(_encoded(state, texts))])  # [N, H]
             all_texts = None if state.texts is None else [*state.texts, *texts]
             return self._learn(state.encoder, rows, labels, None, all_texts, state.head)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
@@ -16,6 +19,7 @@ from minitrans import __version__, options
 from minitrans.audit_commands import audit, explain
 from minitrans.errors import DataWarning, InputError, MinitransError
 from minitrans.study_commands import adapt, evaluate
+from minitrans.words import printable
 
 if TYPE_CHECKING:
     from minitrans.demo import DemoReport, DemoSample
@@ -32,9 +36,11 @@ def cli(context: click.Context) -> None:
     """Sentence embeddings and few-shot intents on the CPU, without torch.
 
     Start with `minitrans demo`: it needs no network and takes less than a minute.
+
+    Exit codes: 0; 1 where an audit fails, or standard output cannot be written; 2 for bad input; 130 after Ctrl-C.
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        options.say(context.get_help())
 
 
 cli.add_command(adapt)
@@ -71,6 +77,7 @@ def embed(
     """Embed texts: one vector a line."""
     from minitrans.vectors import as_lines, check_output, save_vectors
 
+    options.check_outputs({"--output": output}, [file])
     if output is not None:
         check_output(output)
         if as_json and output.endswith(".npy"):
@@ -83,7 +90,7 @@ def embed(
         options.print_all(as_lines(wanted, vectors, as_json))
     else:
         save_vectors(output, wanted, vectors)
-        click.echo(f"{output}: {len(wanted)} embeddings of {vectors.shape[1]} numbers, {vectors.dtype}", err=True)
+        options.tell(f"{output}: {len(wanted)} embeddings of {vectors.shape[1]} numbers, {vectors.dtype}")
 
 
 @cli.command(
@@ -154,13 +161,13 @@ def fit(
         )
     classifier.save(folder, keep_texts=keep_texts)
     classes = [str(label) for label in classifier.classes_]
-    click.echo(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples", err=True)
+    options.tell(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples")
     rejection = classifier.rejection_
     if rejection is not None:
-        click.echo(f"{folder}: {rejection.summary()}", err=True)
+        options.tell(f"{folder}: {rejection.summary()}")
     if as_json:
         fitted = {"folder": folder, "classes": classes, "examples": len(examples.texts)}
-        click.echo(json.dumps(fitted | {"rejection": None if rejection is None else asdict(rejection)}))
+        options.say(json.dumps(fitted | {"rejection": None if rejection is None else asdict(rejection)}))
 
 
 @cli.command(
@@ -194,6 +201,9 @@ def predict(
     FOLDER is what `minitrans fit` wrote. Prints label, probability and text, with tabs between them. For a text that
     is rejected this is first the label for such texts with "-" for the probability, then, where --top is more than 1,
     what it would have been.
+
+    Tabs, line ends and whatever else could break a line or steer a terminal are written out as \\t, \\n, \\x1b, a
+    backslash as two; white space in the text becomes one space. --json keeps all as it is.
     """
     from minitrans.classifier import FewShotClassifier
 
@@ -229,9 +239,9 @@ def pull(name: str, revision: str | None, source: str, cache_folder: str | None,
         source=source,
         cache_folder=cache_folder,
         force=force,
-        progress=sys.stderr.isatty(),
+        progress=options.on_terminal(sys.stderr),
     )
-    click.echo(folder)
+    options.say(printable(str(folder)))
 
 
 @cli.command(epilog="minitrans quantize all-MiniLM-L6-v2 my-int8-model/")
@@ -247,7 +257,7 @@ def quantize(source: str, destination: str) -> None:
 
     folder = quantize_folder(hub.resolve(source), destination)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    click.echo(f"{folder}: {size / 1e6:.1f} MB", err=True)
+    options.tell(f"{folder}: {size / 1e6:.1f} MB")
 
 
 @cli.command(
@@ -264,11 +274,15 @@ def info(model: str | None, as_json: bool) -> None:
         raise InputError(f"{model} is not on this machine; fetch it with `minitrans pull {model}`")
     details = {"minitrans": __version__, **options.encoder(model, local_files_only=True).info()}
     if as_json:
-        click.echo(json.dumps(details, indent=2))
+        options.say(json.dumps(details, indent=2))
         return
-    width = max(map(len, details))
-    options.print_all(f"{key.ljust(width)}  {'-' if value is None else value}" for key, value in details.items())
-    click.echo("known models".ljust(width) + "  " + ", ".join(known.name for known in hub.known_models()))
+    rows: dict[str, Any] = {}
+    for key, value in details.items():
+        rows |= {f"{key}.{part}": each for part, each in value.items()} if key == "identity" else {key: value}
+    rows["known models"] = ", ".join(known.name for known in hub.known_models())
+    shown = {key: "-" if value is None else printable(str(value)) for key, value in rows.items()}
+    width = max(map(len, shown))
+    options.print_all(f"{key.ljust(width)}  {value}" for key, value in shown.items())
 
 
 @cli.command(epilog="minitrans demo")
@@ -282,17 +296,19 @@ def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
     from minitrans.demo import run_demo
 
     encoder, policy = options.encoder(**model), options.policy(pruning)
-    click.echo("Fitting and testing, with and without pruning ...", err=True)
+    options.tell("Fitting and testing, with and without pruning ...")
     report = run_demo(encoder, policy)
     if as_json:
-        click.echo(json.dumps(report.to_dict(), indent=2))
+        options.say(json.dumps(report.to_dict(), indent=2))
     else:
         options.print_all(_demo_lines(report))
 
 
 def _demo_lines(report: DemoReport) -> Iterable[str]:
     encoder = report.encoder
-    yield f"{encoder['model']}: {encoder['precision']}, {encoder['backend']} backend, {encoder['threads']} threads"
+    yield printable(
+        f"{encoder['model']}: {encoder['precision']}, {encoder['backend']} backend, {encoder['threads']} threads"
+    )
     yield (
         f"Few-shot intents: {report.intents} intents learned from {report.training_examples} examples, "
         f"tested on {report.test_examples} others."
@@ -321,16 +337,16 @@ def _demo_lines(report: DemoReport) -> Iterable[str]:
 
 def _words(sample: DemoSample) -> Iterable[str]:
     pairs = zip(sample.tokens, sample.kept, strict=True)
-    return (token if kept else options.mark_dropped(token) for token, kept in pairs)
+    return (printable(token) if kept else options.mark_dropped(printable(token)) for token, kept in pairs)
 
 
 def _show_warning(message: Warning | str, *_: Any, file: TextIO | None = None, line: str | None = None) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    options.tell(f"Warning: {_one_line(str(message))}")
 
 
 def _quit(code: int) -> NoReturn:
-    # Python flushes standard output at exit; with its reader gone that would print a traceback.
-    if sys.stdout is not None:
+    # Python flushes standard output at exit; with its reader gone, or its disk full, that would print a traceback.
+    with suppress(AttributeError, OSError):  # there is none, or it is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -338,7 +354,10 @@ def _quit(code: int) -> NoReturn:
 def _one_line(message: str) -> str:
     """A message of several lines, of which some are items of a list, as one line."""
     joined, in_list = "", False
-    for line in filter(None, map(str.strip, message.splitlines())):
+    for argument in sys.argv[1:]:
+        if "\n" in argument:  # of a name or a text, not of the message
+            message = message.replace(argument, printable(argument))
+    for line in filter(None, map(str.strip, message.split("\n"))):
         item = line.startswith("- ")
         if joined:
             joined += " " if joined.endswith((":", ".")) else ". " if in_list and not item else "; "
@@ -346,22 +365,41 @@ def _one_line(message: str) -> str:
     return joined
 
 
+def _reason(error: Exception) -> str:
+    """What an error says, without its number."""
+    if isinstance(error, MinitransError) or not isinstance(error, OSError) or error.strerror is None:
+        said = str(error)
+    else:
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+    try:
+        Path.cwd()
+    except OSError:
+        said += "; the working folder is gone: change to one that exists"
+    return said
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    options.tell(f"Error: {_one_line(message)}")
+    _quit(code)
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on standard error and exit code 2."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what its encoding lacks is written out: \u4e2d
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "minitrans"
-        click.echo(f"Error: {error.format_message()} See `{command} --help`.", err=True)
-        sys.exit(2)
+        _fail(f"{error.format_message()} See `{command} --help`.", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _quit(130)
     except BrokenPipeError:
         _quit(1)  # as click does where it is the one to notice
     except (MinitransError, OSError) as error:
-        click.echo(f"Error: {_one_line(str(error))}", err=True)
-        sys.exit(2)
+        _fail(_reason(error), 2)
     sys.exit(code if isinstance(code, int) else 0)

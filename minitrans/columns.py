@@ -49,7 +49,7 @@ def plain(text: str) -> str:
 
 def described(value: object) -> str:
     """A value and its type, for messages."""
-    return f"{reprlib.repr(value)} of type {type(value).__name__}"
+    return f"{' '.join(reprlib.repr(value).split())} of type {type(value).__name__}"
 
 
 def is_missing(value: object) -> bool:
@@ -62,7 +62,7 @@ def _text_remedy(item: object) -> str:
         return "it is a missing value: drop it or fill it"
     if isinstance(item, bytes | bytearray):
         return "decode it, as with .decode()"
-    if isinstance(item, int | float | complex):
+    if isinstance(item, int | float | complex | np.number):
         return "convert it with str() if it is meant as a text, or drop it"
     return "drop it, or pass the text in it"
 
@@ -81,6 +81,8 @@ def _refusal(values: Any) -> str | None:
         return f"{seen}, which has no order; wanted a list; pass sorted(...)"
     if isinstance(values, io.IOBase):
         return f"{seen}; wanted a list; read the file with minitrans.datasets.read_texts, or read_examples"
+    if kind.__name__ == "LazyFrame":  # of polars, whose columns are not known yet
+        return f'{seen}, a table; wanted one column; pass one by its name, as table.collect()["text"]'
     if names := next((name for name in ("column_names", "columns") if hasattr(kind, name)), None):
         found = [name for name in getattr(values, names) if isinstance(name, str)]
         return f"{seen}, a table; wanted one column; pass {_column(found)}"

@@ -174,14 +174,22 @@ def check_int(name: str, value: object, wanted: str = "a positive integer") -> i
     """An integer of at least 1, of any kind. InputError names the argument."""
     number = as_int(value)
     if number is None or number < 1:
-        raise InputError(f"{name} is {value!r}, wanted {wanted}")
+        raise InputError(f"{name} is {value!r:.100}, wanted {wanted}")
     return number
 
 
-def check_choice(name: str, value: object, choices: Iterable[object]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """InputError unless the value is one of the choices."""
-    if value not in (known := tuple(choices)):
-        raise InputError(f"{name} is {value!r}, wanted {one_of(known)}")
+    known = tuple(choices)
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{name} is {value!r:.100}, wanted {one_of(known)}")
+
+
+def check_flag(name: str, value: object) -> bool:
+    """True or False, NumPy's too. InputError for anything else: the text "false" would count as true."""
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value!r:.100}, wanted True or False")
+    return bool(value)
 
 
 def as_number(value: object) -> int | float | None:

@@ -32,17 +32,10 @@ SENTENCE_CONFIGS = (
     "sentence_xlnet_config.json",
 )
 # Read where they are, beside modules.json.
-_OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
+OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
 # Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
-TRANSFORMER_FILES = (
-    "config.json",
-    *SENTENCE_CONFIGS,
-    "tokenizer.json",
-    "vocab.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
 _ADAPTER = (
     "a PEFT adapter, which changes the weights; merge it into the model with peft "
     "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged folder, "
@@ -79,8 +72,8 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
         if file in TRANSFORMER_FILES or (file in _REFUSED_FILES and file.endswith(".json")):
             return True
         if f"{folder}/{WEIGHTS_FILE}".lstrip("/") in known:
-            return file == WEIGHTS_FILE or name in _OUTER_FILES
-        return file == INDEX_FILE or name in _OUTER_FILES or bool(_SHARD.fullmatch(file))
+            return file == WEIGHTS_FILE or name in OUTER_FILES
+        return file == INDEX_FILE or name in OUTER_FILES or bool(_SHARD.fullmatch(file))
 
     return sorted(name for name in known if is_needed(name))
 
@@ -367,15 +360,15 @@ class ModelFolder:
         """Look where the transformer lies, and for files that are refused.
 
         Raises:
-            UnsupportedModelError: a file or module that is not supported, or no Transformer or several.
+            UnsupportedModelError: a file or module that is not supported, or several Transformers.
             ConfigError: ``modules.json`` is broken, or this is the inner folder of another.
         """
         transformer = ""
         if optional_file(path, "modules.json") is not None:
             paths = [place for kind, place in read_modules(path) if kind == "Transformer"]
-            if len(paths) != 1:
+            if len(paths) > 1:
                 raise UnsupportedModelError(f"{path / 'modules.json'} has {len(paths)} Transformer modules, wanted one")
-            transformer = paths[0]
+            transformer = "".join(paths)
         else:
             _refuse_inner(path)
         found = cls(path, transformer)

@@ -12,7 +12,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -244,12 +244,13 @@ def read_examples(
     path = checked_path(path)
     if text_column == label_column:
         raise InputError(f"{path}: text_column and label_column are both {text_column!r}, wanted two columns")
-    rows = [_filled(row) for row in table_rows(path, (text_column, label_column), delimiter)]
+    rows = table_rows(path, (text_column, label_column), delimiter)
+    _refuse_blank(rows, (text_column, label_column))
     raise_faults(path, rows)
     values = [row.values for row in rows if row.values is not None]
     if not values:
         raise InputError(f"{path} holds no examples, wanted at least one row below the header")
-    texts, labels = ([each[column] for each in values] for column in (text_column, label_column))
+    texts, labels = ([each[i] for each in values] for i in (0, 1))
     return _examples(path, texts, labels, "line", [row.line for row in rows])
 
 
@@ -276,9 +277,10 @@ def read_texts(
         raise InputError(f"{path}: the file ends in {suffix!r}, wanted .jsonl for an object a line, .csv or plain text")
     if suffix in TABLES:
         rows = table_rows(path, (column,), delimiter)
-        rows = rows if keep_blank else [_filled(row) for row in rows]
+        if not keep_blank:
+            _refuse_blank(rows, (column,))
         raise_faults(path, rows)
-        texts = [row.values[column] for row in rows if row.values is not None]
+        texts = [row.values[0] for row in rows if row.values is not None]
     else:
         texts = [line for line in file_lines(path) if keep_blank or not is_blank(line)]
     if not texts and not keep_blank:
@@ -286,12 +288,11 @@ def read_texts(
     return texts
 
 
-def _filled(row: Row) -> Row:
-    """The row, refused where a value is empty or shows nothing."""
-    if row.values is None or not any(map(is_blank, row.values.values())):
-        return row
-    wanted = "both" if len(row.values) > 1 else "text"
-    return replace(row, values=None, fault=f"{' or '.join(row.values)} is empty, wanted {wanted}")
+def _refuse_blank(rows: Iterable[Row], columns: tuple[str, ...]) -> None:
+    """Refuse each row with a value that is empty or shows nothing."""
+    for row in rows:
+        if row.values is not None and any(map(is_blank, row.values)):
+            row.refuse(f"{' or '.join(columns)} is empty, wanted {'both' if len(columns) > 1 else 'text'}")
 
 
 def _examples(path: Path, texts: list[str], labels: list[str], unit: str, numbers: Iterable[int]) -> Examples:
@@ -319,7 +320,11 @@ def _split_files(folder: Path) -> dict[str, Path]:
     """Split -> file. Hidden files, and other formats that are named after no split, are left alone, as a README."""
     files: dict[str, Path] = {}
     others: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
+    for file in found:
         # "._train.csv" holds attributes of macOS, ".train.csv.swp" and "~$train.csv" belong to open editors.
         if file.name.startswith((".", "~")) or not file.is_file():
             continue

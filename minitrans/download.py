@@ -85,6 +85,9 @@ def fetch_from_hub(
                 )
             )
 
+    if info.sha:
+        repository = f"models--{name.replace('/', '--')}"
+        Seal(notes / f"{info.sha}.json", cache / repository / "snapshots" / info.sha, known).begin(wanted)
     snapshot = download(wanted, force)
     # What has a name of its own (a folder of a module, a shard) is known from the files that have come.
     here = {each for each in names if (snapshot / each).is_file()}

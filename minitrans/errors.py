@@ -110,7 +110,11 @@ class DataWarning(UserWarning):
     """Texts or labels that can be used, but may not be what was meant."""
 
 
+class PruningWarning(UserWarning):
+    """Some texts of a call were pruned at lengths that their policy was not fitted on."""
+
+
 def one_of(choices: Iterable[object]) -> str:
     """The choices for a message: "'a', 'b' or 'c'"."""
-    *first, last = map(repr, choices)
+    *first, last = [repr(choice) for choice in choices] or ["None, as there is nothing to choose from"]
     return f"{', '.join(first)} or {last}" if first else last

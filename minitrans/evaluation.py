@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
+from minitrans.calls import measuring
 from minitrans.classifier import FewShotClassifier
 from minitrans.datasets import Draw, Task, draw, leakage
 from minitrans.errors import InputError
@@ -326,6 +327,7 @@ def _costs(
     return {name: _stored(Cost, {}, journal.get(keys[name]) or {}) for name in policies}
 
 
+@measuring()
 def _embedded(
     encoder: SentenceEncoder,
     policy: PruningPolicy | None,

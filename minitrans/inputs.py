@@ -20,7 +20,7 @@ Labels = NDArray[Any]  # of str or int64
 
 
 class Encoder(Protocol):
-    """What a classifier needs; `name_or_path`, `model_sha256`, `precision` and `pruning` are saved where offered."""
+    """What a classifier needs; `name_or_path`, `identity`, `precision` and `pruning` are saved where offered."""
 
     def encode(self, sentences: list[str], /) -> NDArray[Any]:
         """Texts -> `[B, H]` float32."""

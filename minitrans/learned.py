@@ -85,10 +85,8 @@ class LearnedAttributes:
 
     @property
     def labels_(self) -> Labels:
-        """`[N]`, made when asked for: it gives each label the room of the longest."""
-        head = self._state().head
-        labels: Labels = head.classes[head.codes]
-        return labels
+        """`[N]`, made when asked for."""
+        return self._state().head.labels
 
     @property
     def texts_(self) -> list[str] | None:
@@ -115,7 +113,7 @@ class LearnedAttributes:
             self._learned = learned
         return self
 
-    def _swap(self, before: Learned, after: Learned) -> bool:
+    def _swap(self, before: Learned | None, after: Learned) -> bool:
         """Put one state in the place of another, unless another thread has put one there meanwhile."""
         with _SWAP:
             if self._learned is not before:

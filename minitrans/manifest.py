@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -220,6 +220,16 @@ class Seal:
         states = {name: _state(self.folder / name) for name in files_read(self.folder)}
         return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
 
+    def begin(self, names: Collection[str]) -> None:
+        """Note which files are about to be fetched: until `check`, the model is whole only with all of them."""
+        noted = self._note().get("sha256", {})
+        self._write({"folder": str(self.folder), "sha256": noted, "fetching": sorted(names)})
+
+    def lacks(self) -> list[str]:
+        """The files that a fetch which did not come to its end had still to bring."""
+        names = self._note().get("fetching", [])
+        return [str(name) for name in names if not (self.folder / str(name)).is_file()]
+
     def check(self, *, whole: bool = False) -> None:
         """Check the files and write the note.
 
@@ -248,9 +258,11 @@ class Seal:
                 raise DigestError(f"{path} is gone since the model was fetched.")
             if wanted is None and noted:
                 raise DigestError(f"{path} was added since the model was fetched.")
-            if wanted is not None and wanted not in (seen[name], _git_sha1(path) if len(wanted) == 40 else None):
+            if wanted is not None and wanted not in (seen[name], *(_sha1(path) if len(wanted) == 40 else ())):
                 raise DigestError(f"{path} is not what was fetched: it has sha256 {seen[name]}, wanted {wanted}.")
-        note = {"folder": str(self.folder), "digests": published, "files": states, "sha256": seen}
+        self._write({"folder": str(self.folder), "digests": published, "files": states, "sha256": seen})
+
+    def _write(self, note: dict[str, Any]) -> None:
         try:
             write_file(self.path, json.dumps(note, indent=1).encode())
         except (OSError, MinitransError):
@@ -278,15 +290,16 @@ def _can_write(path: Path) -> bool:
 
 
 def _name_in_cache(path: Path) -> str | None:
-    """The digest by which the hub's cache names a file that is a link to it: sha256, or git's sha1 of a small file."""
+    """The digest by which the hub's cache names a file that is a link to it: sha256, or of small files a sha1."""
     target = path.resolve() if path.is_symlink() else path
     named = target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", target.name)
     return target.name if named else None
 
 
-def _git_sha1(path: Path) -> str:
+def _sha1(path: Path) -> list[str]:
+    """As git has it, which the hub follows; and plain, as some servers between have it."""
     data = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return [hashlib.sha1(each, usedforsecurity=False).hexdigest() for each in (b"blob %d\0" % len(data) + data, data)]
 
 
 def read_note(path: Path) -> object:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minitrans.errors import TruncationWarning
+from minitrans.errors import PruningWarning, TruncationWarning
 from minitrans.model import SentenceEncoder
 from minitrans.policy import PruningPolicy
 
@@ -47,7 +47,8 @@ def measure(
         policies: by name; one of them must be None, no pruning: the time ratios refer to it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # whoever measures, embeds the same texts for a purpose too
+        for each in (TruncationWarning, PruningWarning):
+            warnings.simplefilter("ignore", each)  # whoever measures, embeds the same texts for a purpose too
         return _measure(encoder, texts, policies)
 
 

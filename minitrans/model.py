@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -17,20 +16,24 @@ from minitrans import hub
 from minitrans.backends import check_backend, load_blocks
 from minitrans.calls import (
     Call,
+    Lengths,
+    OnTruncation,
     Progress,
+    PrunedText,
     as_texts,
+    check_options,
     check_prompts,
     output_array,
     sentence_settings,
 )
-from minitrans.config import check_choice, check_int
+from minitrans.config import check_choice, check_flag, check_int
 from minitrans.encoder import Encoded, forward
-from minitrans.errors import InputError, ModelError, NumericalError, TruncationError, TruncationWarning
+from minitrans.errors import InputError, MinitransError, ModelError, NumericalError
 from minitrans.identity import Identity, file_states, pooling_identity, prompts_identity, weights_identity
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy, as_policy
-from minitrans.pooling import PoolingConfig, normalized, pool
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.quantization import PRECISIONS, with_precision
 from minitrans.threads import in_order, resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
@@ -49,22 +52,14 @@ CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
-OnTruncation = Literal["warn", "error", "ignore"]
-
-
-@dataclass(frozen=True)
-class PrunedText:
-    """A text's tokens, special ones included, and whether each is kept to the end."""
-
-    tokens: list[str]
-    kept: list[bool]
 
 
 class SentenceEncoder:
     """A sentence encoder on the CPU, without torch: the part of ``SentenceTransformer`` that encodes.
 
     The embedding of a text is the same to the last bit whatever the other texts of the call, their order,
-    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, and in a forked child.
+    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, in a forked child, and in the
+    middle of another of its calls, as by a signal handler. A call goes by the settings that there are when it begins.
 
     Args:
         model_name_or_path: a model folder, a name on the hub, or None for the bundled int8 all-MiniLM-L6-v2, which
@@ -112,6 +107,7 @@ class SentenceEncoder:
         on_truncation: OnTruncation = "warn",
     ) -> None:
         self.threads = resolve_threads(threads)
+        check_flag("local_files_only", local_files_only)
         check_choice("on_truncation", on_truncation, get_args(OnTruncation))
         check_choice("precision", precision, PRECISIONS)
         check_backend(backend)
@@ -147,7 +143,8 @@ class SentenceEncoder:
         self.pruning = self._check_policy(policy)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
         self.prompts: dict[str, str] = settings.get("prompts", {}) | given
-        self.default_prompt_name = default_prompt_name or settings.get("default_prompt_name")
+        default = settings.get("default_prompt_name") if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name: str | None = default
         self._prompt(None, None)
         self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
 
@@ -178,14 +175,20 @@ class SentenceEncoder:
             weights=self._weights,
             tokenizer=self.tokenizer.sha256,
             pooling=pooling_identity(self.pooling, None if dimension == whole else dimension),
-            prompts=prompts_identity(self.prompts, self.default_prompt),
+            prompts=prompts_identity(self._checked_prompts(), self.default_prompt),
             precision="float32 from int8" if self._dequantized else self.precision,
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
+        return self._weights
+
     @cached_property
     def _weights(self) -> str:
-        weights = weights_identity(self.folder, load_parameters(self.folder))
-        if file_states(weight_files(self.folder)) != self._weight_files:
+        stored = load_parameters(self.folder)
+        weights = weights_identity(self.folder, stored)
+        if stored.config != self.config or file_states(weight_files(self.folder)) != self._weight_files:
             raise ModelError(f"{self.folder}: its weights are not those that were read; make a new SentenceEncoder")
         return weights
 
@@ -258,6 +261,9 @@ class SentenceEncoder:
     ) -> NDArray[Any] | list[NDArray[Any]]:
         """Embed one text or many.
 
+        The first seven arguments have the order, names and defaults of ``SentenceTransformer.encode``, of which the
+        first is called ``inputs`` in its later releases. The others go by name; it has more of them.
+
         Args:
             sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
             prompt_name: which of ``prompts`` to put before every text.
@@ -271,7 +277,8 @@ class SentenceEncoder:
             normalize_embeddings: scale every embedding to length 1.
             truncate_dim: keep only the first dimensions; None takes the encoder's own.
             convert_to_numpy: True; here so that calls written for sentence-transformers run.
-            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own.
+            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own. Texts
+                of other lengths than it was fitted on are counted in a PruningWarning.
             out: an array [B, H] of the right dtype to write into, for example a memmap.
 
         Returns:
@@ -285,21 +292,20 @@ class SentenceEncoder:
             NumericalError: NaN or infinity inside the model, with the layer.
         """
         check_choice("output_value", output_value, ("sentence_embedding", "token_embeddings"))
-        check_choice("convert_to_numpy", convert_to_numpy, (True,))
+        if not check_flag("convert_to_numpy", convert_to_numpy):
+            raise InputError("convert_to_numpy is False, wanted True: embeddings are NumPy arrays")
+        if show_progress_bar is not None:
+            check_flag("show_progress_bar", show_progress_bar)
         texts = as_texts(sentences)
         prefix = self._prompt(prompt, prompt_name)
-        call = Call(
-            check_int("batch_size", batch_size),
-            self.policy_for(pruning),
-            check_precision(precision),
-            normalize_embeddings,
-            self._dimension(truncate_dim),
-        )
+        call = self._call(pruning, batch_size, precision, normalize_embeddings, truncate_dim)
         progress = Progress(len(texts), show_progress_bar)
         single = isinstance(sentences, str)
         if output_value == "token_embeddings":
             if out is not None or call.precision != "float32":
                 raise InputError("token_embeddings come as a list of float32 arrays: leave out `out` and `precision`")
+            if call.normalize or truncate_dim is not None:
+                raise InputError("token_embeddings come whole: leave out `normalize_embeddings` and `truncate_dim`")
             tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
             for place, encoded in self._run(texts, prefix, call, progress, lambda encoded: encoded):
                 tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
@@ -323,7 +329,7 @@ class SentenceEncoder:
         self, sentences: str | Iterable[str], *, pruning: PruningPolicy | str | None = "inherit"
     ) -> list[PrunedText]:
         """The tokens of each of ``sentences``, and which of them ``pruning`` keeps; errors as for ``encode``."""
-        call = Call(32, self.policy_for(pruning), "float32", False, self._dimension(None))
+        call = self._call(pruning)
         texts = as_texts(sentences)
         results: list[PrunedText] = []
         progress = Progress(len(texts), False)
@@ -339,9 +345,11 @@ class SentenceEncoder:
 
         What `minitrans.encoder.forward` takes. ``sentences``, ``prompt_name`` and errors as for ``encode``.
         """
-        prompt, texts = self._prompt(None, prompt_name), as_texts(sentences)
-        tokenized = self.tokenizer.encode([prompt + text for text in texts])
-        self._warn(len(self._too_long(tokenized.lengths, 0)), len(texts), 3)
+        prompt, texts, call = self._prompt(None, prompt_name), as_texts(sentences), self._call(None)
+        tokenized = self.tokenizer.encode([prompt + text for text in texts], call.limit)
+        lengths = Lengths(call)
+        lengths.add(tokenized.lengths, 0)
+        lengths.warn(len(texts), 3)
         return pack(tokenized.ids, self.tokenizer.prefix, self.tokenizer.suffix)
 
     @property
@@ -352,7 +360,7 @@ class SentenceEncoder:
     def policy_for(self, pruning: PruningPolicy | str | None) -> PruningPolicy | None:
         """The policy that a call with this ``pruning`` uses, as ``encode`` takes it. PolicyError if it does not fit."""
         inherit = isinstance(pruning, str) and pruning == "inherit"
-        return self.pruning if inherit else self._check_policy(pruning)
+        return self._check_policy(self.pruning if inherit else pruning)
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
         """Similarity of every embedding in a [B, H] with every one in b [B', H]: [B, B']."""
@@ -382,6 +390,11 @@ class SentenceEncoder:
             "pruning": None if self.pruning is None else self.pruning.to_dict(),
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        with suppress(MinitransError):
+            _ = self._weights  # where it goes, the files may be others
+        return self.__dict__
+
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
 
@@ -389,15 +402,15 @@ class SentenceEncoder:
         self, texts: Sequence[str], prefix: str, call: Call, progress: Progress, finish: Callable[[Encoded], T]
     ) -> Iterator[tuple[slice, T]]:
         """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
-        truncated: list[int] = []
+        lengths = Lengths(call)
 
         def work(place: slice, helpers: int = 0) -> list[tuple[slice, T]]:
             about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
             done = []
             # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
             with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers) as blocks:
-                tokenized = self.tokenizer.encode([prefix + text for text in texts[place]])
-                truncated.extend(self._too_long(tokenized.lengths, place.start))
+                tokenized = self.tokenizer.encode([prefix + text for text in texts[place]], call.limit)
+                lengths.add(tokenized.lengths, place.start)
                 for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
                     batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
                     encoded = forward(blocks, batch, call.policy)
@@ -406,11 +419,32 @@ class SentenceEncoder:
 
         places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
         with progress, self.blocks.session():
-            for results in in_order(work, places, self.threads):
+            for results in in_order(work, places, call.threads):
                 for place, result in results:
                     yield place, result
                     progress.update(place.stop - place.start)
-        self._warn(len(truncated), len(texts), 4)
+        lengths.warn(len(texts), 4)
+
+    def _call(
+        self,
+        pruning: PruningPolicy | str | None,
+        batch_size: int = 32,
+        precision: str = "float32",
+        normalize: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Call:
+        """What a call asks for; the settings of the encoder are read here, once, and checked as they may be set."""
+        check_choice("on_truncation", self.on_truncation, get_args(OnTruncation))
+        return Call(
+            check_int("batch_size", batch_size),
+            self.policy_for(pruning),
+            check_precision(precision),
+            check_flag("normalize_embeddings", normalize),
+            self._dimension(truncate_dim),
+            self.max_seq_length,
+            self.on_truncation,
+            resolve_threads(self.threads),
+        )
 
     def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
         vectors = pool_encoded(encoded, self.pooling)  # [B, H]
@@ -418,25 +452,6 @@ class SentenceEncoder:
             raise NumericalError("the pooling overflowed: finite hidden states near the end of float32's range")
         vectors = vectors[:, : call.dimension]
         return to_precision(normalized(vectors) if call.normalize else vectors, call.precision)
-
-    def _too_long(self, lengths: Sequence[int], begin: int) -> list[int]:
-        limit = self.max_seq_length
-        too_long = [begin + i for i, length in enumerate(lengths) if length > limit]
-        if too_long and self.on_truncation == "error":
-            raise TruncationError(
-                f"text {too_long[0]} has {lengths[too_long[0] - begin]} tokens, max_seq_length is {limit}; "
-                'shorten it, or accept it with SentenceEncoder(on_truncation="warn")'
-            )
-        return too_long
-
-    def _warn(self, truncated: int, texts: int, stacklevel: int) -> None:
-        if truncated and self.on_truncation == "warn":
-            warnings.warn(
-                f"{truncated} of {texts} texts are longer than max_seq_length={self.max_seq_length} tokens "
-                'and were cut; shorten them, or accept it with SentenceEncoder(on_truncation="ignore")',
-                TruncationWarning,
-                stacklevel=stacklevel,
-            )
 
     def _check_policy(self, policy: object) -> PruningPolicy | None:
         policy = as_policy(policy)
@@ -452,27 +467,25 @@ class SentenceEncoder:
             return whole
         return min(check_int("truncate_dim", value), whole)
 
+    def _checked_prompts(self) -> dict[str, str]:
+        return check_prompts(self.prompts, "SentenceEncoder.prompts")
+
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
             return check_prompts({"prompt": prompt}, "encode")["prompt"]
         name = self.default_prompt_name if name is None else name
         if name is None:
             return ""
-        if name not in self.prompts:
-            raise InputError(f"prompt_name is {name!r}, this model has {sorted(self.prompts) or 'no prompts'}")
-        return self.prompts[name]
+        prompts = self._checked_prompts()
+        if not isinstance(name, str) or name not in prompts:
+            raise InputError(f"prompt_name is {name!r:.100}, this model has {sorted(prompts) or 'no prompts'}")
+        return prompts[name]
 
     def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        check_options(options, SentenceEncoder.encode.__code__)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            name = next((name for name in names if name in self.prompts), None)
+            prompts = self._checked_prompts()
+            name = next((name for name in names if name in prompts), None)
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options
-
-
-def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
-    """The embeddings [B, H * modes] of what is left of a batch."""
-    restored = None
-    if encoded.restored is not None:
-        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
-    return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)

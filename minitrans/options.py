@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from minitrans.errors import InputError
+from minitrans.words import printable
 
 if TYPE_CHECKING:
+    from minitrans.calls import OnTruncation
     from minitrans.classifier import FewShotClassifier
-    from minitrans.model import OnTruncation, SentenceEncoder
+    from minitrans.model import SentenceEncoder
     from minitrans.policy import PruningPolicy
 
 
 class Command(click.Command):
-    """Shows the examples of the help text as they were written."""
+    """Shows the examples of the help text as they were written, and refuses arguments that no system could give."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, but with a UsageError for what no path can have: a NUL character, a lone surrogate."""
+        for each in args:
+            if not _possible(each):
+                raise click.UsageError(f"{each!r:.80} has a character that no system can give; leave it out.", ctx)
+        return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog as a list of examples."""
@@ -27,6 +36,13 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.epilog.strip().splitlines():
                     formatter.write_text(line.strip())
+
+
+def _possible(argument: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(argument)
+    except UnicodeEncodeError:
+        return False
 
 
 PRUNING_HELP = "A policy as JSON, or a name: default, balanced, fast, long, balanced-intents, fast-intents, none."
@@ -116,7 +132,7 @@ def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: 
     if delimiter is not None and suffix not in DELIMITERS:
         raise InputError(f"--delimiter is {delimiter!r}, but there is no table; give --input FILE as .csv or .tsv")
     if arguments:
-        return [decoded(os.fsencode(text), f"text {i}") for i, text in enumerate(arguments)]
+        return [decoded(os.fsencode(text), f"argument {i}") for i, text in enumerate(arguments, 1)]
     if file and file != "-":
         return read_texts(file, column, delimiter, keep_blank=True)
     if sys.stdin is None or sys.stdin.isatty():
@@ -124,24 +140,94 @@ def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: 
     return list(text_lines(sys.stdin.buffer))
 
 
-def progress(texts: int) -> bool:
+def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
+    """Refuse, before the work, files that could not be written after it.
+
+    Args:
+        outputs: option -> the file that it names, or None.
+        inputs: files and folders that are read; of a folder its files named after splits count.
+
+    Raises:
+        InputError: a file is a folder, lies below a file, or is also read, or named by another option.
+    """
+    taken = [(file, "which is read too") for each in inputs if each is not None for file in _read(Path(each))]
+    for option, given in outputs.items():
+        if given is None:
+            continue
+        file = Path(given)
+        if file.is_dir():
+            raise InputError(f"{option} is {file}, which is a folder, wanted the name of a file; name another")
+        over = next((each for each in file.parents if each.exists()), None)
+        if over is not None and not over.is_dir():
+            raise InputError(f"{option} is {file}, but {over} is no folder; name another file")
+        for other, why in taken:
+            if _same(file, other):
+                raise InputError(f"{option} is {file}, {why}; name another file")
+        taken.append((file, f"which {option} names too"))
+
+
+def _read(path: Path) -> Iterable[Path]:
+    if not path.is_dir():
+        return [path]
+    return [file for file in path.iterdir() if "train" in file.stem or "test" in file.stem]
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them does not exist
+        return os.path.normpath(one) == os.path.normpath(other)
+
+
+def on_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream is there, and a terminal."""
+    return stream is not None and stream.isatty()
+
+
+def progress(texts: int, many: int = 1000) -> bool:
     """Whether so many texts deserve a progress bar."""
-    return texts > 1000 and sys.stderr.isatty()
+    return texts > many and on_terminal(sys.stderr)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a result on standard output as it is. ClickException, exit code 1, where it cannot take it."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise click.ClickException(f"standard output cannot be written: {error.strerror or error}") from error
+
+
+def tell(text: str) -> None:
+    """Print one line about the run on standard error."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write(printable(text) + "\n")
+    except OSError:  # nobody is left to be told
+        return
 
 
 def print_all(lines: Iterable[str]) -> None:
     """Print lines on standard output."""
     for line in lines:
-        click.echo(line)
+        say(line)
 
 
 def mark_dropped(token: str) -> str:
-    """A token that was dropped: struck out on a terminal, else in brackets."""
-    return click.style(token, strikethrough=True, dim=True) if sys.stdout.isatty() else f"[-{token}-]"
+    """A token that was dropped: struck out on a terminal, else (and with NO_COLOR or a dumb one) in brackets."""
+    plain = not on_terminal(sys.stdout) or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return f"[-{token}-]" if plain else click.style(token, strikethrough=True, dim=True)
 
 
 def can_print(text: str) -> bool:
     """Whether standard output has all characters of a text."""
+    if sys.stdout is None:
+        return False
     try:
         text.encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:

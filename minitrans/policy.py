@@ -41,16 +41,20 @@ class Fitted:
         model: `Identity.weights` of the model they were fitted for.
         scorers: layer -> map [1, H] to the logarithm of what the embedding would lose with the token (adaptation.py).
         restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
+        lengths: tokens of the shortest and of the longest text that they were fitted on; None where that is not known.
 
     Raises:
-        PolicyError: an array of another shape or dtype, or that is not finite.
+        PolicyError: an array of another shape or dtype, or that is not finite; lengths that are none.
     """
 
     model: str
     scorers: Mapping[int, Linear]
     restore: Mapping[int, Linear]
+    lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if self.lengths is not None:
+            object.__setattr__(self, "lengths", _checked_lengths(self.lengths))
         object.__setattr__(self, "scorers", {layer: _laid_out(linear) for layer, linear in self.scorers.items()})
         object.__setattr__(self, "restore", {layer: _laid_out(linear) for layer, linear in self.restore.items()})
         widths = {linear.weight.shape[-1] for linear in self._linears() if linear.weight.ndim}
@@ -74,7 +78,7 @@ class Fitted:
         layers = policy.plan
         scorers = {layer: self.scorers[layer] for layer in layers if policy.score == "learned"}
         restore = {layer: self.restore[layer] for layer in layers if policy.reduce == "restore"}
-        return Fitted(self.model, scorers, restore) if scorers or restore else None
+        return Fitted(self.model, scorers, restore, self.lengths) if scorers or restore else None
 
     @cached_property
     def _bytes(self) -> bytes:
@@ -101,7 +105,7 @@ class Fitted:
         return hash((self.model, self.sha256))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fitted, (self.model, self.scorers, self.restore)
+        return Fitted, (self.model, self.scorers, self.restore, self.lengths)
 
     def save(self, path: Path, like: Path | None = None) -> None:
         """Write the arrays as safetensors, whole or not at all, with the permissions of ``like``."""
@@ -314,7 +318,8 @@ class PruningPolicy:
         if self.stages is not None:
             values["stages"] = [list(stage) for stage in self.stages]
         if self.fitted is not None:
-            values["fitted"] = {"model": self.fitted.model, "sha256": self.fitted.sha256}
+            lengths = self.fitted.lengths and list(self.fitted.lengths)
+            values["fitted"] = {"model": self.fitted.model, "sha256": self.fitted.sha256, "lengths": lengths}
         return values | {"provenance": dict(self.provenance)}
 
     @classmethod
@@ -351,6 +356,8 @@ class PruningPolicy:
                 raise PolicyError(f"{source}: it has fitted arrays, which are in a file; use PruningPolicy.load")
             fields["fitted"] = Fitted.load(arrays, described["model"], described["sha256"])
         try:
+            if described is not None:
+                fields["fitted"] = dataclasses.replace(fields["fitted"], lengths=described.get("lengths"))
             return cls(**fields)
         except PolicyError as error:
             raise PolicyError(f"{source}: {str(error).removeprefix('pruning policy: ')}") from None
@@ -385,15 +392,16 @@ class PruningPolicy:
     @classmethod
     def load(cls, path: str | Path) -> PruningPolicy:
         """Read a policy file, and the fitted arrays beside it. PolicyError if it is missing, broken or invalid."""
+        file = target_of(path)
 
         def read() -> PruningPolicy:
             try:
-                values = read_json(Path(path))
+                values = read_json(file)
             except ConfigError as error:
                 raise PolicyError(str(error)) from error
-            return cls.from_dict(values, str(path), arrays_of(Path(path), values))
+            return cls.from_dict(values, str(file), arrays_of(file, values))
 
-        return consistent(Path(path).parent, read)
+        return consistent(file.parent, read)
 
     @classmethod
     def named(cls, name: str) -> PruningPolicy:
@@ -446,6 +454,14 @@ def _shipped_names(folder: Path) -> tuple[str, ...]:
 @lru_cache(maxsize=16)
 def _read_shipped(path: Path) -> PruningPolicy:
     return PruningPolicy.load(path)
+
+
+def _checked_lengths(lengths: Any) -> tuple[int, int]:
+    numbers = [as_int(each) or 0 for each in lengths] if isinstance(lengths, list | tuple) else []
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        wanted = "the least and the most tokens of the texts that it was fitted on, or null"
+        raise PolicyError(f"pruning policy: lengths is {lengths!r:.100}, wanted {wanted}")
+    return numbers[0], numbers[1]
 
 
 def _is_quantile(value: object) -> bool:

@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import check_choice, model_file, read_json
-from minitrans.errors import InputError, ModelNotFoundError
-from minitrans.manifest import load_manifest
+from minitrans.config import check_choice
+from minitrans.contents import ModelFolder, model_file, read_json
+from minitrans.errors import InputError
+from minitrans.manifest import files_read, load_manifest
 from minitrans.parameters import (
     AnyEmbedding,
     AnyLinear,
@@ -41,22 +42,12 @@ from minitrans.parameters import (
     named_arrays,
 )
 from minitrans.resources import atomic_folder, sha256_of, target_of
-from minitrans.weights import INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
+from minitrans.weights import INDEX_FILE, INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
 
 PRECISIONS = ("auto", "float32", "int8")
 
 # A row whose range is below this holds nothing but zeros for all purposes; its scale is taken as 1.
 TINY = np.float32(1e-30)
-
-# What a model folder may hold besides its configuration and weights; copied where present.
-_COPIED = (
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
 
 
 def quantize_rows(weight: Float32) -> tuple[Int8, Float32]:
@@ -175,18 +166,15 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
     source, destination = Path(source), target_of(destination)
     if os.path.lexists(destination):
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
-    parameters = load_parameters(source)
+    parameters, there = load_parameters(source), ModelFolder.open(source)
     if parameters.precision == "int8":
         raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
     quantized = with_precision(parameters, "int8")
     size = sum(array.nbytes for array in named_arrays(quantized).values())
     with atomic_folder(destination, size=size) as folder:
-        # The tokenizer of an older WordPiece model is its vocabulary.
-        for name in _COPIED if (source / "tokenizer.json").exists() else (*_COPIED, "vocab.txt"):
+        for name in _to_copy(there):
             _copy(source, folder, name)
-        for file in sorted([*source.glob("LICENSE*"), *source.glob("NOTICE*"), *source.glob("*/config.json")]):
-            _copy(source, folder, file.relative_to(source).as_posix())
-        config = read_json(model_file(source, "config.json"))
+        config = read_json(there.file("config.json"))
         config["quantization_config"] = {
             "quant_method": INT8_FORMAT,
             "version": 1,
@@ -194,8 +182,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
             "embeddings": "int8, symmetric, per row",
             "activations": "uint8, asymmetric, per token, at run time",
         }
-        _write_json(folder / "config.json", config)
-        _write_tensors(folder / WEIGHTS_FILE, quantized)
+        _write_json(folder / there.name("config.json"), config)
+        _write_tensors(folder / there.name(WEIGHTS_FILE), quantized)
         made_from = {file.name: sha256_of(file) for file in weight_files(source)}
         _write_json(
             folder / "provenance.json",
@@ -217,13 +205,18 @@ def _origin(digests: dict[str, str]) -> dict[str, str]:
     return {}
 
 
+def _to_copy(there: ModelFolder) -> list[str]:
+    """All that an encoder reads but the weights, and the licences."""
+    names = {name for name in files_read(there.path) if not name.endswith((".safetensors", INDEX_FILE))}
+    if there.has("tokenizer.json"):
+        names.discard(there.name("vocab.txt"))  # not read then
+    licences = [*there.path.glob("LICENSE*"), *there.path.glob("NOTICE*")]
+    return sorted(names | {file.name for file in licences if file.is_file()})
+
+
 def _copy(source: Path, folder: Path, name: str) -> None:
-    try:
-        file = model_file(source, name)
-    except ModelNotFoundError:
-        return
-    (folder / name).parent.mkdir(exist_ok=True)
-    shutil.copyfile(file, folder / name)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(model_file(source, name), folder / name)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

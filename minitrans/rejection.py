@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.errors import InputError, one_of
 from minitrans.logistic import fit_logistic, softmax
+from minitrans.words import escaped
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -284,12 +285,12 @@ class Answer:
         """A line for each label, tabs between label, probability and text.
 
         Of a rejected text the first line holds the abstention, with "-" for the probability; the labels follow where
-        `top` is more than one.
+        `top` is more than one. What would break a line is written out by `words.escaped`.
         """
         labels = [] if self.rejected and top == 1 else self.labels
         pairs = [(str(self.label), "-")] * self.rejected + [(str(label), f"{p:.4f}") for label, p in labels]
-        words = " ".join(text.split())  # a tab or line end in the text would break the columns
-        return [f"{label}\t{p}\t{words}" for label, p in pairs]
+        words = escaped(" ".join(text.split()))
+        return [f"{escaped(label)}\t{p}\t{words}" for label, p in pairs]
 
 
 def calibrate(

@@ -184,7 +184,7 @@ def recover_folder(path: Path) -> None:
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """The path of a file or folder that is to be written. InputTypeError or InputError where it cannot be one."""
+    """What a user named as a file or folder, as a path. InputTypeError or InputError where it cannot be one."""
     try:
         name = os.fsdecode(path)
         fine = bool(name) and b"\0" not in os.fsencode(name)

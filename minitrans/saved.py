@@ -197,7 +197,11 @@ def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
 def file_of(folder: Path, name: str) -> Path:
     """The path of a file that is there and lies in the folder."""
     path = folder / name
-    _wanted(path.is_file(), path, "no such file", "a folder that FewShotClassifier.save wrote")
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path}: {error}; wanted a folder that may be looked into") from error
+    _wanted(is_file, path, "no such file", "a folder that FewShotClassifier.save wrote")
     _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
     return path
 

@@ -26,7 +26,7 @@ def describe_encoder(encoder: object, target: Path) -> dict[str, Any]:
     described = {key: getattr(encoder, key, None) for key in ("name_or_path", "precision")}
     described |= {"identity": identity_of(encoder), "pruning": None if policy is None else policy.to_dict()}
     name = described["name_or_path"]
-    if isinstance(name, str) and Path(name).is_dir():
+    if isinstance(name, str) and Path(name).is_absolute() and Path(name).is_dir():
         with suppress(ValueError):  # on another drive: it cannot be moved together with the classifier
             described["path"] = Path(os.path.relpath(os.path.realpath(name), target)).as_posix()
     return described

@@ -81,6 +81,7 @@ def evaluate(
 
     if all_scores and not out_of_scope:
         raise InputError("--all-scores is about the table of --out-of-scope; give both, or none")
+    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *pruning])
     if output is not None:
         check_table_file(output)
     policies = _policies(pruning)
@@ -92,10 +93,10 @@ def evaluate(
     if out_of_scope:
         notes += scope_evaluation.with_out_of_scope(tasks)[1]
     for note in notes:
-        click.echo(f"Note: {note}", err=True)
+        options.tell(f"Note: {note}")
     encoder, journaled = options.encoder(**model), Journal(journal)
     settings: dict[str, Any] = {
-        "progress": sys.stderr.isatty(),
+        "progress": options.on_terminal(sys.stderr),
         "C": regularization,
         "label_names": label_names,
     }
@@ -107,16 +108,16 @@ def evaluate(
     if journal is not None:
         found = [each for each in (result, scope) if each is not None]
         there, new = sum(each.from_journal for each in found), sum(each.computed for each in found)
-        click.echo(f"{journal}: {there} cells were there, {new} are new", err=True)
+        options.tell(f"{journal}: {there} cells were there, {new} are new")
     if output is not None:
         for line in scope_evaluation.save(output, result, scope):
-            click.echo(line, err=True)
+            options.tell(line)
     if as_json:
-        click.echo(scope_evaluation.to_json(result, scope), nl=False)
+        options.say(scope_evaluation.to_json(result, scope), end="")
         return
-    click.echo(render(evaluation.NARROW, result.table()), nl=False)
+    options.say(render(evaluation.NARROW, result.table()), end="")
     if scope is not None:
-        click.echo("\n" + render(scope_evaluation.NARROW, scope.table()), nl=False)
+        options.say("\n" + render(scope_evaluation.NARROW, scope.table()), end="")
 
 
 @click.command(
@@ -170,6 +171,9 @@ def adapt(
 
     policy_file = options.json_file(output)
     report_file = adaptation_report.check_report_file(report or policy_file.with_suffix(".md"))
+    journal_file = journal or policy_file.with_suffix(".journal.jsonl")
+    outputs = {"--output": policy_file, "--report": report_file, "--journal": journal_file}
+    options.check_outputs(outputs, [*sources, texts])
     limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
     found = adaptation.adapt(
         options.encoder(**model),
@@ -185,14 +189,14 @@ def adapt(
         texts=() if texts is None else read_texts(texts, text_column, delimiter),
         fit_texts=fit_texts,
         test_texts=test_texts,
-        journal=Journal(journal or policy_file.with_suffix(".journal.jsonl")),
-        progress=sys.stderr.isatty(),
+        journal=Journal(journal_file),
+        progress=options.on_terminal(sys.stderr),
     )
     for file in adaptation_report.save_report(found, report_file):
-        click.echo(f"{file}: written", err=True)
-    click.echo(adaptation_report.timing_table(found), nl=False)
+        options.tell(f"{file}: written")
+    options.say(adaptation_report.timing_table(found), end="")
     found.save_policy(policy_file)
-    click.echo(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))", err=True)
+    options.tell(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))")
 
 
 def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from minitrans import words
 from minitrans.config import check_choice
 from minitrans.errors import InputError, one_of
 from minitrans.resources import write_file
@@ -57,12 +58,9 @@ def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: 
     right = [any(isinstance(row.get(column.key), int | float) for row in rows) for column in columns]
     if style == "markdown":
         cells = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line] for line in cells]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(columns))]
+    widths = [max(3, *(words.columns(line[i]) for line in cells)) for i in range(len(columns))]
     lines = [
-        [
-            cell.rjust(width) if numeric else cell.ljust(width)
-            for cell, width, numeric in zip(line, widths, right, strict=True)
-        ]
+        [words.padded(cell, width, right=numeric) for cell, width, numeric in zip(line, widths, right, strict=True)]
         for line in cells
     ]
     if style == "markdown":
@@ -97,4 +95,4 @@ def _shown(column: Column, row: Mapping[str, Any]) -> str:
     spread = None if column.spread is None else row.get(column.spread)
     if spread is not None:
         text += f" ± {format(spread, column.form.replace('+', ''))}"
-    return " ".join(text.split())  # a line end in a name would break the table
+    return words.printable(" ".join(text.split()))  # a line end in a name would break the table

@@ -9,7 +9,7 @@ import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ _OTHER_FORMATS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """One row of a table.
 
@@ -50,15 +50,20 @@ class Row:
         line: where it begins.
         last: where it ends: a quoted field may hold line ends.
         fields: of a delimited file; None where the row cannot be read.
-        values: column -> value, of the wanted columns.
-        fault: what is wrong with it, or None.
+        values: those of the wanted columns, in their order; None where there is a fault.
+        fault: what is wrong with the row, or None.
     """
 
     line: int
     last: int
     fields: list[str] | None = None
-    values: dict[str, str] | None = None
+    values: list[str] | None = None
     fault: str | None = None
+
+    def refuse(self, fault: str) -> None:
+        """Say what is wrong, unless something was already."""
+        if self.fault is None:
+            self.fault, self.values = fault, None
 
 
 def checked_path(path: object) -> Path:
@@ -138,8 +143,8 @@ def check_delimiter(delimiter: str | None) -> str | None:
     r"""One character between the fields of a table; r"\t" and "tab" are a tab, and None is None. InputError else."""
     if delimiter in ("\\t", "tab"):
         return "\t"
-    fits = isinstance(delimiter, str) and len(delimiter) == 1
-    if delimiter is not None and (not fits or delimiter in '"\r\n' or delimiter.isalnum()):
+    fits = isinstance(delimiter, str) and len(delimiter) == 1 and not (delimiter.isalnum() or delimiter.isspace())
+    if delimiter not in (None, "\t") and (not fits or delimiter == _MARK):
         raise InputError(f"delimiter is {delimiter!r}, wanted one character, as ';', or tab")
     return delimiter
 
@@ -187,19 +192,22 @@ def _json_row(number: int, line: str, columns: tuple[str, ...]) -> Row:
     try:
         record = json.loads(line, object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
-        return replace(row, fault=f"not valid JSON ({error})")
+        row.refuse(f"not valid JSON ({error})")
+        return row
     if not isinstance(record, dict):
-        return replace(row, fault=f"a JSON {type(record).__name__}, wanted an object")
+        row.refuse(f"a JSON {type(record).__name__}, wanted an object")
+        return row
     for column in columns:
         value = record.get(column)
         if not isinstance(value, str):
-            remedy = _json_remedy(value)
             seen = "missing" if value is None else f"a {type(value).__name__}"
             found = ", ".join(sorted(record))
-            return replace(row, fault=f"column {column!r} is {seen}, wanted text; {remedy}found: {found}")
-        if re.search("[\ud800-\udfff]", value):
-            return replace(row, fault=f"column {column!r} holds half of a surrogate pair, wanted text; write it whole")
-    return replace(row, values={column: record[column] for column in columns})
+            row.refuse(f"column {column!r} is {seen}, wanted text; {_json_remedy(value)}found: {found}")
+        elif re.search("[\ud800-\udfff]", value):
+            row.refuse(f"column {column!r} holds half of a surrogate pair, wanted text; write it whole")
+    if row.fault is None:
+        row.values = [record[column] for column in columns]
+    return row
 
 
 def _json_remedy(value: object) -> str:
@@ -334,9 +342,9 @@ class _Table:
     delimiter: str
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Column -> which field."""
-        return {column: self.names.index(name) for column, name in zip(self.columns, _names(self.columns), strict=True)}
+    def places(self) -> list[int]:
+        """Which fields the columns are."""
+        return [self.names.index(name) for name in _names(self.columns)]
 
     def rows(self) -> list[Row]:
         """All rows below the header."""
@@ -344,57 +352,72 @@ class _Table:
         if not any(_MARK in line for line in self.lines[self.header :]):
             return rows
         if self.delimiter != "\t":
-            return self._without_swallowed([self._without_blank(row) for row in rows])
+            self._refuse_blanks(rows)
+            self._refuse_swallowed(rows)
+            return rows
         # Some programs write tabs with quotation marks as in CSV, others without any meaning.
         plain = self._checked(_unquoted(self.lines, self.header, self.delimiter))
         faults, plain_faults = (sum(row.fault is not None for row in each) for each in (rows, plain))
         if faults:
             return plain if plain_faults <= faults else rows
-        rows = [self._without_doubt(row) for row in rows]
+        for row in rows:
+            self._refuse_doubt(row)
         if any(row.fault is not None for row in rows) or _MARK in self.lines[self.header - 1]:
             return rows  # whoever put the header in marks did so with every field
         needed, literal = self._marked_fields(rows, plain)
-        if not literal:
-            return rows
-        return [self._refused(row) if row.line in literal else row for row in rows] if needed else plain
+        if literal and not needed:
+            return plain
+        for row in rows:
+            if row.line in literal:
+                row.refuse(
+                    "a field in quotation marks that needs none, in a file with others that need them; take them away, "
+                    "or save the table as .csv or .jsonl"
+                )
+        return rows
 
     def _checked(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows with the values of the columns, or a fault."""
-        found = []
-        for row in rows:
-            if row.fields is None:
-                found.append(row)
-            elif len(row.fields) > len(self.names):
-                found.append(replace(row, fault="more fields than the header has; quote the text"))
-            elif missing := [column for column, place in self.places.items() if place >= len(row.fields)]:
-                there = ", ".join(self.names[: len(row.fields)])
-                found.append(replace(row, fault=f"column {missing[0]!r} is missing, wanted text; found: {there}"))
+        """The rows, with the values of the columns, or a fault."""
+        places, most = self.places, len(self.names)
+        least = 1 + max(places)
+        found = list(rows)
+        for row in found:
+            fields = row.fields
+            if fields is None:
+                continue
+            if least <= len(fields) <= most:
+                row.values = [fields[place] for place in places]
+            elif len(fields) > most:
+                row.refuse("more fields than the header has; quote the text")
             else:
-                values = {column: row.fields[place] for column, place in self.places.items()}
-                found.append(replace(row, values=values))
+                missing = next(
+                    column for column, place in zip(self.columns, places, strict=True) if place >= len(fields)
+                )
+                there = ", ".join(self.names[: len(fields)])
+                row.refuse(f"column {missing!r} is missing, wanted text; found: {there}")
         return found
 
     @cached_property
     def _least(self) -> int:
         """The fewest fields of the lines without marks below the header: they are rows for certain."""
         lines = (line for line in self.lines[self.header :] if _MARK not in line and line.strip("\r\n"))
-        return min((line.count(self.delimiter) + 1 for line in lines), default=len(self.names))
+        fewest = min((line.count(self.delimiter) + 1 for line in lines), default=len(self.names))
+        return max(fewest, 1 + max(self.places))
 
     def _alone(self, row: Row) -> list[list[str]] | None:
         """The fields of each line of a row, as if marks had no meaning; None where the lines are then no rows."""
         lines = (line.rstrip("\r\n") for line in self.lines[row.line - 1 : row.last])
         fields = [line.split(self.delimiter) for line in lines if line]
-        least = max(self._least, 1 + max(self.places.values()))
-        return fields if all(least <= len(each) <= len(self.names) for each in fields) else None
+        return fields if all(self._least <= len(each) <= len(self.names) for each in fields) else None
 
-    def _without_doubt(self, row: Row) -> Row:
-        """The row of a file with tabs, refused where its lines are rows without regard to marks too, and others."""
+    def _refuse_doubt(self, row: Row) -> None:
+        """Refuse the row of a file with tabs where its lines are rows without regard to marks too, and others."""
+        if row.last == row.line and _MARK not in self.lines[row.line - 1]:
+            return
         alone = self._alone(row)
-        if alone is None or (len(alone) == 1 and all(map(_same, row.fields or [], alone[0]))):
-            return row
-        until = f"a field of lines {row.line} to {row.last}" if row.last > row.line else "a field with a tab in it"
-        fault = f"the quotation mark may be a letter of the text or open {until}; take it away, or save the table "
-        return replace(row, fault=f"{fault}as .csv or .jsonl")
+        if alone is not None and not (len(alone) == 1 and all(map(_same, row.fields or [], alone[0]))):
+            until = f"a field of lines {row.line} to {row.last}" if row.last > row.line else "a field with a tab in it"
+            fault = f"the quotation mark may be a letter of the text or open {until}; take it away, or save the table "
+            row.refuse(f"{fault}as .csv or .jsonl")
 
     def _marked_fields(self, rows: list[Row], plain: list[Row]) -> tuple[bool, set[int]]:
         """Whether some field needs its marks, and the lines of those that do not: no program puts marks around these.
@@ -406,59 +429,50 @@ class _Table:
         excel = not any("," in field for field in fields if not field.startswith(_MARK))
         needed, literal = False, set()
         for row in rows:
-            alone = self._alone(row) if row.last == row.line else None
-            if alone is None:
-                needed |= row.last > row.line
+            if row.last > row.line:
+                needed = True
                 continue
-            for field, seen in zip(row.fields or [], alone[0], strict=False):
+            for field, seen in zip(row.fields or [], (self._alone(row) or [[]])[0], strict=False):
                 if field != seen and (_MARK in field or (excel and "," in field)):
                     needed = True
                 elif field != seen:
                     literal.add(row.line)
         return needed, literal
 
-    def _refused(self, row: Row) -> Row:
-        fault = (
-            "a field in quotation marks that needs none, in a file that has others; take them away, or save the table"
-        )
-        return replace(row, fault=f"{fault} as .csv or .jsonl") if row.fault is None else row
+    def _refuse_blanks(self, rows: list[Row]) -> None:
+        """Refuse each row where a quotation mark stands behind a blank, and so quotes nothing."""
+        behind_blank = re.compile(f"(?:^|{re.escape(self.delimiter)})[ \t]+{_MARK}")
+        for row in rows:
+            lines = self.lines[row.line - 1 : row.last]
+            if any(behind_blank.search(line) for line in lines):
+                bare = re.sub('"[^"]*(?:""[^"]*)*"', _MARK, "".join(lines))
+                if behind_blank.search(bare):
+                    row.refuse("a quotation mark behind a blank, where it quotes nothing; take the blank away")
 
-    def _without_blank(self, row: Row) -> Row:
-        """The row, refused where a quotation mark stands behind a blank, and so would not quote."""
-        lines = "".join(self.lines[row.line - 1 : row.last])
-        if row.fault is None and _MARK in lines:
-            bare = re.sub('"[^"]*(?:""[^"]*)*"', _MARK, lines)
-            if re.search(f"(?:^|{re.escape(self.delimiter)})[ \t]+{_MARK}", bare):
-                return replace(row, fault="a quotation mark behind a blank, where it quotes nothing; drop the blank")
-        return row
-
-    def _without_swallowed(self, rows: list[Row]) -> list[Row]:
-        """The rows; one is refused if its marks hold a line that reads as a row, with a label that other rows have.
+    def _refuse_swallowed(self, rows: list[Row]) -> None:
+        """Refuse each row whose marks hold a line that reads as a row with a label that other rows have.
 
         Warns with DataWarning where there is no such label, as in a text that has commas in all its lines.
         """
-        if len(self.names) == 1:
-            return rows
-        label, place = self.columns[-1], self.places[self.columns[-1]]
-        known = {row.values[label] for row in rows if row.values is not None and row.line == row.last}
-        found, doubtful = [], []
+        known = {row.values[-1] for row in rows if row.values is not None and row.line == row.last}
+        doubtful = []
         for row in rows:
-            alone = self._alone(row) if row.fault is None and row.last > row.line else None
-            values = [] if alone is None else [fields[place] for fields in alone[:-1]]
+            if row.fault is not None or row.last == row.line or len(self.names) == 1:
+                continue
+            alone = self._alone(row)
+            values = [] if alone is None else [fields[self.places[-1]] for fields in alone[:-1]]
             if len(self.columns) > 1 and known.intersection(values):
                 fault = f"a quotation mark opens a field that holds rows, up to line {row.last}"
-                row = replace(row, fault=f"{fault}; close it where it should end, or save the table as .jsonl")
+                row.refuse(f"{fault}; close it where it should end, or save the table as .jsonl")
             elif values and all(field and not field[0].isspace() for fields in alone or [] for field in fields):
                 doubtful.append(row)
-            found.append(row)
         if doubtful:
             where = f"the field of lines {doubtful[0].line} to {doubtful[0].last}"
-            more = f", and {len(doubtful) - 1} more" if len(doubtful) > 1 else ""
+            more = f", and of {len(doubtful) - 1} more," if len(doubtful) > 1 else ""
             message = (
-                f"{self.path}: each line of {where}{more}, could be a row; see whether its quotation marks are right"
+                f"{self.path}: each line of {where}{more} could be a row; see whether its quotation marks are right"
             )
             warnings.warn(message, DataWarning, stacklevel=5)
-        return found
 
 
 def _same(field: str, seen: str) -> bool:

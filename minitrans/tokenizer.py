@@ -120,11 +120,16 @@ class Tokenizer:
             )
         self._max_seq_length = value
 
-    def encode(self, texts: Sequence[str]) -> Tokenized:
+    def encode(self, texts: Sequence[str], max_seq_length: int | None = None) -> Tokenized:
         """Token ids of each text; a text that is too long loses its end, its special tokens stay.
+
+        Args:
+            texts: str, each.
+            max_seq_length: in place of the tokenizer's own.
 
         Texts are taken one by one: the library's own thread pool would print a warning in a forked child.
         """
+        limit = self._max_seq_length if max_seq_length is None else max_seq_length
         ids: list[list[int]] = []
         lengths: list[int] = []
         for text in texts:
@@ -136,17 +141,17 @@ class Tokenizer:
                 text = _LONE_SURROGATE.sub("\ufffd", text)
             whole = self._encoding(text).ids
             lengths.append(len(whole))
-            ids.append(self._cut(whole))
+            ids.append(self._cut(whole, limit))
         return Tokenized(ids, lengths)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The token strings of some ids."""
         return [self._fast.id_to_token(i) or f"[{i}]" for i in ids]
 
-    def _cut(self, ids: list[int]) -> list[int]:
-        if len(ids) <= self._max_seq_length:
+    def _cut(self, ids: list[int], limit: int) -> list[int]:
+        if len(ids) <= limit:
             return ids
-        room = self._max_seq_length - self.prefix - self.suffix
+        room = limit - self.prefix - self.suffix
         end = len(ids) - self.suffix
         content = ids[self.prefix : self.prefix + room] if self._truncation_side == "right" else ids[end - room : end]
         return ids[: self.prefix] + content + ids[end:]
@@ -233,7 +238,7 @@ def check_max_seq_length(value: object, least: int, config: EncoderConfig) -> in
     limit = as_int(value)
     if limit is None or not least <= limit <= config.max_position_embeddings:
         raise InputError(
-            f"max_seq_length is {value!r}, wanted an integer from {least} (one token and the special ones) to "
+            f"max_seq_length is {value!r:.100}, wanted an integer from {least} (one token and the special ones) to "
             f"{config.max_position_embeddings} (the positions of this model)"
         )
     return limit

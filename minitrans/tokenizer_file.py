@@ -253,12 +253,11 @@ def _token(value: object, source: str, special: bool | None) -> AddedToken:
 
 def _add(fast: FastTokenizer, added: Added, rows: int, file: Path) -> None:
     """Add the tokens, and see that each has the id that the files give it, and a row of the embedding."""
-    vocabulary = fast.get_vocab(with_added_tokens=True)
-    new = [token.content for token, _ in added.tokens if token.content not in vocabulary]
     tokens = added.tokens
-    if len(vocabulary) + len(new) > rows and added.implied.issuperset(new):
+    new = [token.content for token, _ in tokens if fast.token_to_id(token.content) is None]
+    if fast.get_vocab_size() + len(new) > rows and added.implied.issuperset(new):
         # Nor has the vocabulary: transformers could not embed a text with them, and no other text needs them.
-        tokens = [(token, place) for token, place in tokens if token.content in vocabulary]
+        tokens = [(token, place) for token, place in tokens if token.content not in new]
     with library_errors(lambda: f"{file}: the added tokens do not fit"):
         fast.add_tokens([token for token, _ in tokens])
     for token, place in tokens:
@@ -402,8 +401,8 @@ def _from_file(file: Path) -> FastTokenizer:
         raise TokenizerError(f"{what} (it holds no model); fetch the model again")
     check_program(content, str(file))
     remedy = (
-        f"a newer release of the tokenizers library than the one installed here ({tokenizers.__version__}) may have "
-        "written it: pip install --upgrade tokenizers, or save the tokenizer again with this release"
+        "if a newer release of the tokenizers library wrote it than the one installed here "
+        f"({tokenizers.__version__}): pip install --upgrade tokenizers; else fetch the model again"
     )
     with library_errors(lambda: what, remedy):
         fast = tokenizers.Tokenizer.from_str(text)

@@ -73,7 +73,7 @@ def check_program(content: Mapping[str, Any], file: str) -> None:
     model = content["model"]
     kind = model.get("type")
     if kind not in _MODELS:
-        raise UnsupportedModelError(
+        raise TokenizerError(
             f"{file} is not a tokenizer that can be read: its model is {kind!r:.100}, wanted WordPiece, WordLevel, "
             "Unigram or BPE"
         )

@@ -46,7 +46,11 @@ def to_precision(vectors: Float32, precision: Precision) -> Vectors:
 
     Returns:
         [B, H] or, binary, [B, ceil(H / 8)], of the dtype in DTYPES.
+
+    Raises:
+        InputError: another precision.
     """
+    check_precision(precision)
     if precision == "float32":
         return vectors
     if precision in ("binary", "ubinary"):
@@ -60,9 +64,9 @@ def to_precision(vectors: Float32, precision: Precision) -> Vectors:
 def check_precision(precision: str) -> Precision:
     """Validate the ``precision`` of an encode call. InputError if it is not one of the five."""
     for known in get_args(Precision):
-        if precision == known:
+        if isinstance(precision, str) and precision == known:
             return known
-    raise InputError(f"precision is {precision!r}, wanted one of {', '.join(get_args(Precision))}")
+    raise InputError(f"precision is {precision!r:.100}, wanted one of {', '.join(get_args(Precision))}")
 
 
 def check_output(path: str | Path) -> None:
@@ -95,10 +99,21 @@ def as_lines(texts: Sequence[str], vectors: Vectors, as_json: bool) -> Iterator[
 
 def _matrix(vectors: ArrayLike) -> Float32:
     """[H] or [B, H] -> float32 [B, H]"""
-    array = np.asarray(vectors, np.float32)
+    try:
+        array = np.asarray(vectors)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"embeddings are no array ({error}), wanted rows of numbers, all as long") from None
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"embeddings are of type {array.dtype}, wanted numbers, in rows that are all as long")
     if array.ndim not in (1, 2):
         raise InputError(f"embeddings have {array.ndim} dimensions, wanted one vector [H] or a matrix [B, H]")
-    return np.atleast_2d(array)
+    rows = np.atleast_2d(array)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinity
+        rows = np.asarray(rows, np.float32)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise InputError(f"embedding {bad[0]} holds NaN, infinity or more than float32 can, wanted finite numbers")
+    return rows
 
 
 def _distances(a: Float32, b: Float32, norm: Callable[[Float32], Float32]) -> Float32:
@@ -145,8 +160,8 @@ def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: SimilarityName = "cosi
 
 
 def _checked(a: ArrayLike, b: ArrayLike, name: str) -> tuple[Float32, Float32]:
-    if name not in get_args(SimilarityName):
-        raise InputError(f"similarity is {name!r}, wanted one of {', '.join(get_args(SimilarityName))}")
+    if not isinstance(name, str) or name not in get_args(SimilarityName):
+        raise InputError(f"similarity is {name!r:.100}, wanted one of {', '.join(get_args(SimilarityName))}")
     x, y = _matrix(a), _matrix(b)
     if x.shape[1] != y.shape[1]:
         raise InputError(f"embeddings have {x.shape[1]} and {y.shape[1]} dimensions, wanted the same")

@@ -19,6 +19,7 @@ from benchmarks.models import float32_folder, random_model
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, measurement
 from minitrans.adaptation import Adaptation, adapt
 from minitrans.adaptation_report import save_picture, timing_table
+from minitrans.calls import measuring
 from minitrans.candidates import Recipe
 from minitrans.costs import KINDS, interleaved, ratios
 from minitrans.datasets import Task, draw
@@ -268,6 +269,7 @@ class _Pruned:
     def __init__(self, model: SentenceEncoder, policy: PruningPolicy | None) -> None:
         self.model, self.policy = model, policy
 
+    @measuring()
     def encode(self, texts: list[str]) -> Any:
         """Embeddings under the policy."""
         return self.model.encode(texts, pruning=self.policy)

@@ -16,6 +16,7 @@ PACKAGE = Path(minitrans.__file__).parent
 # Each module imports only what stands before it. A new module has to find its place here.
 ORDER = [
     "errors",
+    "words",
     "contents",
     "resources",
     "manifest",

@@ -663,15 +663,14 @@ def test_weights_that_were_added_beside_sealed_shards_fail(copy):
     assert any(line.startswith(f"{WEIGHTS}: the encoder reads it") for line in check.detail)
 
 
-@pytest.mark.parametrize("kind", ["Pooling", "sentence_transformers.models.Pooling", "some.module.Pooling"])
-@pytest.mark.parametrize("path", ["pool", "./pool/", ""])
+@pytest.mark.parametrize("kind", [f"sentence_transformers.{where}.Pooling" for where in ("models", "some.module")])
+@pytest.mark.parametrize("path", ["pool", "./pool/"])
 def test_the_configuration_of_every_pooling_module_that_is_read_is_sealed(copy, tmp_path, kind, path):
     folder, _ = copy("plain")
-    modules = [{"type": "Transformer", "path": ""}, {"type": kind, "path": path}]
+    modules = [{"type": "sentence_transformers.models.Transformer", "path": ""}, {"type": kind, "path": path}]
     (folder / "modules.json").write_text(json.dumps(modules))
     file = folder / path / "config.json"
-    if path:
-        (folder / "1_Pooling").rename(folder / path)
+    (folder / "1_Pooling").rename(folder / path)
     name = file.relative_to(folder).as_posix()
     audit_folder(folder).digests.save(tmp_path / "seal.json")
     digests = Digests.load(tmp_path / "seal.json")
@@ -750,7 +749,7 @@ def test_every_broken_tensor_is_named_not_only_the_first(folders, tmp_path):
     tensors["encoder.layer.0.output.dense.bias"] = np.zeros(7, np.float32)
     tensors["encoder.layer.1.output.dense.bias"] = np.zeros(32, np.int64)
     del tensors["encoder.layer.2.output.dense.bias"]
-    tensors["surplus"] = np.zeros(1, np.float32)
+    tensors["encoder.surplus"] = np.zeros(1, np.float32)
     folder = random_models.write_model(tmp_path / "broken", spec, tensors)
     found = audit_folder(folder)
     check = by_name(found)["tensors"]
@@ -761,7 +760,7 @@ def test_every_broken_tensor_is_named_not_only_the_first(folders, tmp_path):
         "tensor 'embeddings.LayerNorm.bias' holds nan at [3], wanted finite values",
         "tensor 'encoder.layer.0.output.dense.bias' is F32 [7], wanted",
         "tensor 'encoder.layer.1.output.dense.bias' is I64 [32], wanted",
-        "tensor 'surplus' is unexpected",
+        "tensor 'encoder.surplus' is unexpected",
     ):
         assert message in text_of(check)
     assert len(check.detail) == 5
@@ -847,8 +846,8 @@ def test_a_special_token_without_an_id_fails(copy, token):
     folder, _ = copy("plain")
     random_models.edit_json(folder / "tokenizer_config.json", sep_token=token)
     found = audit_folder(folder)
-    assert failed(found) == {"special tokens", "added tokens"}
-    assert "'[GONE]' has no id" in text_of(by_name(found)["special tokens"])
+    assert failed(found) == {"tokenizer"}
+    assert "'[GONE]'" in text_of(by_name(found)["tokenizer"])
 
 
 def test_a_tokenizer_that_changes_words_fails(copy):
@@ -857,6 +856,7 @@ def test_a_tokenizer_that_changes_words_fails(copy):
     replace = {"type": "Replace", "pattern": {"String": "where"}, "content": "now"}
     tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [tokenizer["normalizer"], replace]}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    random_models.edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     found = audit_folder(folder)
     assert failed(found) == {"token ids"}
     assert by_name(found)["token ids"].measured == "2 of 3 texts come back"

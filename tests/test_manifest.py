@@ -278,7 +278,14 @@ SMALL = hashlib.sha1(b"blob 2\0{}").hexdigest()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")
-@pytest.mark.parametrize(("name", "blob"), [("config.json", SMALL), ("model.safetensors", sha256(b"{}"))])
+@pytest.mark.parametrize(
+    ("name", "blob"),
+    [
+        ("config.json", SMALL),
+        ("config.json", hashlib.sha1(b"{}").hexdigest()),
+        ("model.safetensors", sha256(b"{}")),
+    ],
+)
 def test_the_hub_s_cache_says_what_a_file_has_to_be(tmp_path, name, blob):
     linked(tmp_path, name, b"{}", blob)
     seal = Seal(tmp_path / "note.json", tmp_path / "snapshots" / "s", None)

@@ -321,6 +321,35 @@ def test_the_same_folder_gives_the_same_bytes(folder, tmp_path):
         assert tree(one)[name] == before[name]
 
 
+def older_layout(folder):
+    """As older releases of sentence-transformers wrote it: the transformer in a folder of its own."""
+    inner = folder / "0_Transformer"
+    inner.mkdir()
+    for path in folder.iterdir():
+        if path.is_file() and path.name != "modules.json":
+            path.rename(inner / path.name)
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def more_tokens(folder):
+    """The last token is not in tokenizer.json, but in a file beside it."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary.pop(max(vocabulary, key=vocabulary.get))
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "added_tokens.json").write_text(json.dumps({"zyx": len(vocabulary)}))
+
+
+@pytest.mark.parametrize("change", [older_layout, more_tokens, lambda folder: (folder / "tokenizer.json").unlink()])
+def test_all_that_is_read_is_copied(tmp_path, change):
+    source = write_model(tmp_path / "float", find_spec("plain"))
+    change(source)
+    found = SentenceEncoder(quantize_folder(source, tmp_path / "int8")).identity
+    assert SentenceEncoder(source).identity.difference(found) == "precision"
+
+
 def test_where_a_folder_came_from(folder, tmp_path):
     provenance = json.loads((quantize_folder(str(folder), str(tmp_path / "int8")) / "provenance.json").read_text())
     assert provenance["weights"] == load_parameters(tmp_path / "int8").sha256

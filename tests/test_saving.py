@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -340,6 +341,15 @@ def test_odd_places(tmp_path, case, make):
         assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("load", [FewShotClassifier.load, PruningPolicy.load])
+@pytest.mark.parametrize("case", ["NUL", "empty", "surrogate", "number", "below a file", "circle", "long"])
+def test_odd_places_to_load_from(tmp_path, case, load):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(MinitransError):
+        load(ODD[case][0](tmp_path))
+
+
 @posix
 @pytest.mark.parametrize("make", [ONE.save, PruningPolicy().save, lambda path: save_text(path, "a")])
 def test_a_deleted_working_folder(tmp_path, monkeypatch, make):
@@ -419,14 +429,17 @@ def test_a_folder_that_is_replaced_keeps_its_permissions(tmp_path):
 # ---------------------------------------------------------------- no room
 
 
-@pytest.fixture
+@contextmanager
 def little_room():
     """No file of this process can get beyond 64 bytes: as on a disk that is full, writing stops part-way."""
-    resource = pytest.importorskip("resource")
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 WRITERS = {
@@ -442,8 +455,8 @@ WRITERS = {
 
 @posix
 @pytest.mark.parametrize("writer", WRITERS)
-def test_no_room(tmp_path, plain, little_room, writer):
-    with pytest.raises(WriteError) as caught:
+def test_no_room(tmp_path, plain, writer):
+    with pytest.raises(WriteError) as caught, little_room():
         WRITERS[writer](tmp_path, plain)
     message = str(caught.value)
     assert message.startswith(f"cannot write {tmp_path}")

@@ -89,7 +89,7 @@ def test_marks_in_a_csv_are_refused_where_the_record_begins(tmp_path, content, m
 
 
 def test_a_field_whose_lines_could_be_rows_is_told(tmp_path):
-    with pytest.warns(DataWarning, match=r"a.csv: each line of the field of lines 2 to 3, could be a row"):
+    with pytest.warns(DataWarning, match=r"a.csv: each line of the field of lines 2 to 3 could be a row"):
         assert len(examples_of(tmp_path / "a.csv", 'text,label\n"hi,a\nbye",b\nx,c\n')) == 2
 
 
@@ -136,7 +136,7 @@ def test_a_given_delimiter_is_not_second_guessed(tmp_path):
     )
 
 
-@pytest.mark.parametrize("delimiter", ["", ",,", '"', "\n", "x", 5])
+@pytest.mark.parametrize("delimiter", ["", ",,", '"', "\n", " ", "x", 5])
 def test_impossible_delimiters_are_refused(delimiter):
     with pytest.raises(InputError, match="wanted one character, as ';', or tab"):
         check_delimiter(delimiter)

@@ -420,17 +420,53 @@ def test_a_larger_vocabulary_of_the_model_is_no_error(folder):
     assert load(folder).encode(["東"]).ids == [[CLS, UNK, SEP]]
 
 
-@pytest.mark.parametrize(("key", "attribute"), [("do_lower_case", "lowercase"), ("strip_accents", "strip_accents")])
-def test_tokenizer_config_wins_over_the_normalizer(folder, key, attribute):
-    texts = ["PLAY Music", "caf\u00e9"]
-    edit_json(folder / "tokenizer_config.json", **{key: None})
-    set_normalizer(folder, **{attribute: False})
-    wanted = load(folder).encode(texts).ids
-    set_normalizer(folder, **{attribute: True})
-    edit_json(folder / "tokenizer_config.json", **{key: True})
-    assert load(folder).encode(texts).ids != wanted
-    edit_json(folder / "tokenizer_config.json", **{key: False})
-    assert load(folder).encode(texts).ids == wanted
+CAFE = "CAF\u00c9 Play"  # with an accent
+LOWER, CASED = ["c", "##a", "##f", "##e", "play"], ["[UNK]", "[UNK]"]
+NORMALIZERS = [
+    # of tokenizer.json, of tokenizer_config.json, and what becomes of the text
+    ({"lowercase": False}, {}, LOWER),
+    ({"lowercase": False, "strip_accents": True}, None, LOWER),
+    ({"lowercase": False}, {"do_lower_case": True}, LOWER),
+    ({}, {"do_lower_case": False}, CASED),
+    ({"strip_accents": False}, {"strip_accents": None}, LOWER),
+    ({"strip_accents": False}, {}, LOWER),
+    ({"strip_accents": True}, {"strip_accents": False}, ["[UNK]", "play"]),
+    ({}, {"strip_accents": True, "do_lower_case": False}, CASED),
+]
+
+
+@pytest.mark.parametrize("of_file", [True, False])
+@pytest.mark.parametrize(("normalizer", "settings_", "wanted"), NORMALIZERS)
+def test_the_settings_decide_how_bert_normalises(folder, normalizer, settings_, wanted, of_file):
+    set_normalizer(folder, **normalizer)
+    (folder / "tokenizer_config.json").unlink()
+    if settings_ is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings_))
+    if not of_file:
+        (folder / "tokenizer.json").unlink()
+    tokenizer = load(folder)
+    assert tokenizer.tokens(tokenizer.encode([CAFE]).ids[0]) == ["[CLS]", *wanted, "[SEP]"]
+
+
+@pytest.mark.parametrize("chinese", [None, False, True])
+def test_signs_of_chinese_stand_alone(folder, chinese):
+    set_normalizer(folder, handle_chinese_chars=chinese is False)
+    if chinese is not None:
+        edit_json(folder / "tokenizer_config.json", tokenize_chinese_chars=chinese)
+    assert len(load(folder).encode(["\u6771\u4eac"]).ids[0]) == (3 if chinese is False else 4)
+
+
+@pytest.mark.parametrize("key", ["do_lower_case", "tokenize_chinese_chars"])
+@pytest.mark.parametrize("value", [None, 1, "true"])
+def test_settings_of_the_normaliser_that_are_none(folder, key, value):
+    edit_json(folder / "tokenizer_config.json", **{key: value})
+    assert f"{key} is {value!r}, wanted true or false" in refusal(ConfigError, folder)
+
+
+def test_a_file_that_is_followed_keeps_its_normaliser(folder):
+    set_normalizer(folder, lowercase=False)
+    follow_the_file(folder)
+    assert load(folder).encode(["PLAY"]).ids == [[CLS, UNK, SEP]]
 
 
 def test_truncation_on_the_left(folder):

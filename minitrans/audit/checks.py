@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from minitrans.audit.digests import Digests
 from minitrans.identity import Identity
+from minitrans.words import listed, printable
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
@@ -114,9 +115,9 @@ class Audit:
         machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
         checks: in the order in which they were made.
         digests: of the folder as it is; None where it could not be opened.
-        encoder_identity: of the encoder; None where it could not be loaded.
         identity: what its files were compared with: "published digests", "given digests", both joined by " and ";
             None where nothing says what they should be.
+        encoder_identity: which encoder was checked; None where it could not be loaded.
     """
 
     model: str
@@ -127,8 +128,8 @@ class Audit:
     machine: Mapping[str, str]
     checks: tuple[Check, ...]
     digests: Digests | None = None
-    encoder_identity: Identity | None = None
     identity: str | None = None
+    encoder_identity: Identity | None = None
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -234,21 +235,11 @@ class Audit:
         yield self.summary()
 
 
-def printable(text: str) -> str:
-    """The text with whatever could steer a terminal written out: an escape character becomes \\x1b."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _because(why: str, checks: Sequence[Check]) -> str:
     """Names of skipped checks with their reason, and how many they are where the names do not tell."""
     names = [check.group if check.name == "all" else check.name for check in checks]
     total = sum(check.stands_for for check in checks)
     return f"{listed(names)} ({why}{f'; {total} checks' if total > len(checks) else ''})"
-
-
-def listed(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def counted(number: int, what: str) -> str:

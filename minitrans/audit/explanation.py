@@ -5,6 +5,7 @@ Nothing here prints or draws: the command line and the page (report.py) show the
 
 from __future__ import annotations
 
+import math
 import statistics
 import warnings
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ import numpy as np
 
 from minitrans.audit.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
 from minitrans.backends.reference import ReferenceBlocks
+from minitrans.calls import measuring
 from minitrans.classifier import FewShotClassifier
 from minitrans.config import EncoderConfig
 from minitrans.costs import interleaved
@@ -33,6 +35,8 @@ COPIES, COPIED_TOKENS = 64, 1024
 MOST_ROUNDS, LEAST_ROUNDS = 31, 3
 SECONDS, ALL_SECONDS = 0.3, 12.0  # for each of the two; for all texts together, as far as the least rounds allow
 LABELS, NEIGHBOURS = 5, 3
+ALIKE = 0.1  # share of the time: what differs by less, and by less than the runs among themselves, is about the same
+TURN = 30.0  # degrees: from here on pruning is warned about, see docs/explaining.md
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,13 @@ class Timing:
         """Share of the time; below 0 if pruning took longer."""
         return 1 - self.pruned_ms / self.unpruned_ms
 
+    @property
+    def verdict(self) -> str:
+        """The saving in words, no surer than the runs allow: "31% less", "about the same"."""
+        if abs(self.saved) <= min(self.noise, ALIKE) or abs(self.saved) < 0.005:
+            return "about the same"
+        return less(self.saved) + (", but the runs differ by as much" if abs(self.saved) <= self.noise else "")
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -109,7 +120,7 @@ class Explanation:
     rows: list[int]  # that left each layer
     multiply_adds: int  # of the layers' products and of attention, with pruning
     unpruned_multiply_adds: int
-    timings: list[Timing]  # empty where nothing was pruned, or timing was not wanted
+    timings: list[Timing]  # empty where nothing was pruned, or the text was not to be timed
     cosine: float  # between the embeddings with and without pruning
     prediction: Prediction | None
     unpruned_prediction: Prediction | None
@@ -121,7 +132,13 @@ class Explanation:
         left_out = ("pruned", "unpruned")
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
         plain = {name: _plain(value) for name, value in values.items()}
-        return plain | {"kept": self.kept, "work_saved": self.work_saved}
+        plain["timings"] = [asdict(each) | {"verdict": each.verdict} for each in self.timings]
+        return plain | {
+            "kept": self.kept,
+            "work_saved": self.work_saved,
+            "angle": self.angle,
+            "warning": self.warning,
+        }
 
     @property
     def kept(self) -> list[int]:
@@ -133,11 +150,31 @@ class Explanation:
         """Share of the multiply-adds that pruning saved."""
         return (self.unpruned_multiply_adds - self.multiply_adds) / max(1, self.unpruned_multiply_adds)
 
+    @property
+    def angle(self) -> float:
+        """Degrees by which pruning turned the embedding."""
+        return math.degrees(math.acos(min(1.0, max(-1.0, self.cosine))))
+
+    @property
+    def warning(self) -> str | None:
+        """What to beware of where the embedding turned by `TURN` degrees or more."""
+        if self.angle < TURN:
+            return None
+        return (
+            f"pruning turned the embedding by {self.angle:.1f} degrees, and other texts may be hardly farther away; "
+            "measure what that costs a search or a comparison, or prune less"
+        )
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(each) for each in value]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def less(saved: float) -> str:
+    """ "14% less", or "3% more" for a saving below 0."""
+    return f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
 
 
 def explain(
@@ -146,7 +183,7 @@ def explain(
     *,
     pruning: PruningPolicy | str | None = "inherit",
     classifier: FewShotClassifier | None = None,
-    timed: bool = True,
+    timed: int | None = 1,
 ) -> Iterator[Explanation]:
     """Follow texts through the encoder, each with and without pruning.
 
@@ -155,7 +192,8 @@ def explain(
         texts: at least one.
         pruning: as for ``SentenceEncoder.encode``.
         classifier: a fitted one of this encoder, to say what pruning changes in its predictions.
-        timed: whether to time the runs; times differ from run to run.
+        timed: how many texts to time, the first of those that lose tokens; None for all of them. Timing takes much
+            longer than all the rest, and is all that differs from run to run.
 
     Returns:
         One explanation after the other, made when it is asked for: it holds every number of its text's run.
@@ -171,8 +209,16 @@ def explain(
         raise InputError("there are no texts, wanted at least one to explain")
     policy = encoder.policy_for(pruning)
     batch = encoder.tokenize(texts)  # warns once for all of them
-    maker = _Maker(encoder, policy, classifier, reference_blocks(encoder), min(SECONDS, ALL_SECONDS / len(texts) / 2))
-    return (maker.explain(text, one, timed) for text, one in zip(texts, alone(batch), strict=True))
+    most = len(texts) if timed is None else min(int(timed), len(texts))
+    seconds = min(SECONDS, ALL_SECONDS / max(1, most) / 2)
+    return _explanations(_Maker(encoder, policy, classifier, reference_blocks(encoder), seconds), texts, batch, most)
+
+
+def _explanations(maker: _Maker, texts: list[str], batch: PackedBatch, most: int) -> Iterator[Explanation]:
+    for text, one in zip(texts, alone(batch), strict=True):
+        found = maker.explain(text, one, most > 0)
+        most -= bool(found.timings)
+        yield found
 
 
 def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
@@ -203,7 +249,7 @@ class _Maker:
         shrank = len(pruned.layers[-1].rows) < len(batch.ids)
         answers: list[Prediction | None] = [None, None]
         timings: list[Timing] = []
-        with warnings.catch_warnings():
+        with measuring():
             warnings.simplefilter("ignore", TruncationWarning)  # given already
             if self.classifier is not None:
                 # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.audit.checks import PEER, Check, counted, judged, listed
+from minitrans.audit.checks import PEER, Check, counted, judged
 from minitrans.audit.comparison import (
     BARS,
     Sample,
@@ -39,12 +39,12 @@ from minitrans.config import EncoderConfig
 from minitrans.contents import TRANSFORMER_FILES, ModelFolder, read_json
 from minitrans.encoder import forward
 from minitrans.errors import BackendError, MinitransError
-from minitrans.model import pool_encoded
 from minitrans.packing import pack, segments
 from minitrans.parameters import Float32, Parameters, named_arrays
 from minitrans.policy import PruningPolicy
-from minitrans.pooling import PoolingConfig, normalized
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.pruning import rank, select
+from minitrans.words import listed
 
 BLIND = ("random", "first")  # scores that look at no number
 REMEDY = 'pip install "minitrans[transformers]"'
@@ -157,6 +157,7 @@ class Oracle:
 
     def token_ids(self, texts: tuple[str, ...], limit: int) -> list[list[int]]:
         """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""
+        from tokenizers import normalizers
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
@@ -168,8 +169,10 @@ class Oracle:
                 shutil.copyfile(self.folder.file(each), alone / each)
             (alone / "config.json").write_text(json.dumps(config), encoding="utf-8")
             tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
-        lower = self.folder.sentence_settings()[1].get("do_lower_case") is True
-        texts = without_surrogates(text.lower() if lower else text for text in texts)
+        if self.folder.sentence_settings()[1].get("do_lower_case") is True:  # a step that sentence-transformers adds
+            backend = tokenizer.backend_tokenizer
+            backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
+        texts = without_surrogates(texts)
         return [[int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]] for text in texts]
 
 

@@ -31,12 +31,22 @@ from minitrans.resources import write_file
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("selection.js", "page.js")
 LONGEST = 64  # tokens of a text whose heads are all in the page; of longer ones the average alone
+ROOM = 32_000_000  # characters of attention in a page; what does not fit is left out, the heads first
+MOST_TEXTS = 2000
 FULL = 65535  # an attention of 1
 
 
-def check_page(path: str | Path) -> Path:
-    """The path of a page that can be written. InputError: another ending, a folder, or there is no folder for it."""
+def check_page(path: str | Path, texts: int = 1) -> Path:
+    """The path of a page that can be written.
+
+    Raises:
+        InputError: another ending, a folder, there is no folder for it, or more than `MOST_TEXTS` texts.
+    """
     path = Path(path)
+    if texts > MOST_TEXTS:
+        raise InputError(
+            f"a page of {texts} texts is too large for a browser, wanted at most {MOST_TEXTS}; take fewer, or --json"
+        )
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path} does not end in .html, wanted a name as report.html")
     if path.is_dir():
@@ -51,15 +61,16 @@ class Shown:
     """What the page holds of one explanation; much smaller than the explanation itself."""
 
     values: dict[str, Any]  # plain JSON values
-    pruned: Float32  # [H] the embedding at length 1
-    unpruned: Float32  # [H] likewise
+    room: int  # characters of attention
 
 
-def shown(explanation: Explanation) -> Shown:
-    """What the page holds of an explanation."""
+def shown(explanation: Explanation, room: int = ROOM) -> Shown:
+    """What the page holds of an explanation, with as much of its attention as goes into so many characters."""
     pruned, unpruned = normalized(np.stack([explanation.pruned.embedding, explanation.unpruned.embedding]))  # [H] each
     embeddings = {"embedding": _rounded(pruned), "unpruned_embedding": _rounded(unpruned)}
-    return Shown({**explanation.to_dict(), **_attention(explanation.pruned), **embeddings}, pruned, unpruned)
+    attention = _attention(explanation.pruned, room)
+    taken = sum(len(layer["data"]) for layer in attention["attention"])
+    return Shown({**explanation.to_dict(), **attention, **embeddings}, taken)
 
 
 def write_page(
@@ -77,7 +88,7 @@ def write_page(
         InputError: the path cannot be that of a page, or there are no explanations.
         WriteError: it cannot be written.
     """
-    path = check_page(path)
+    path = check_page(path, len(explained))
     if not explained:
         raise InputError("there are no explanations, wanted at least one")
     write_file(path, page(page_data(encoder, policy, explained)).encode())
@@ -108,8 +119,6 @@ def page(data: dict[str, Any]) -> str:
 
 def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained: Sequence[Shown]) -> dict[str, Any]:
     """What the page draws, as plain JSON values."""
-    pruned = np.stack([each.pruned for each in explained])  # [B, H]
-    unpruned = np.stack([each.unpruned for each in explained])  # [B, H]
     fields_shown = None
     if policy is not None:
         left_out = ("fitted", "provenance")
@@ -129,16 +138,20 @@ def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained:
         "policy_text": describe(policy),
         "special": {"prefix": encoder.tokenizer.prefix, "suffix": encoder.tokenizer.suffix},
         "texts": [each.values for each in explained],
-        "similarity": {
-            "pruned": [_rounded(row) for row in pruned @ pruned.T],
-            "unpruned": [_rounded(row) for row in unpruned @ unpruned.T],
-        },
     }
 
 
-def _attention(traced: TracedText) -> dict[str, Any]:
-    """Per layer the tokens that entered and, as 16-bit shares, their attention [maps, n, n]: the average, each head."""
+def _attention(traced: TracedText, room: int) -> dict[str, Any]:
+    """Per layer the tokens that entered and, as 16-bit shares, their attention [maps, n, n]: the average, each head.
+
+    No layers where not even the averages fit.
+    """
     heads = len(traced.layers[1].attention[0]) if len(traced.batch.ids) <= LONGEST else 0
+    average = sum(4 * -(-2 * len(layer.entered) ** 2 // 3) for layer in traced.layers[1:])  # characters
+    if average * (1 + heads) > room:
+        heads = 0
+    if average > room:
+        return {"attention": [], "maps": 0}
     layers = []
     for layer in traced.layers[1:]:
         attention = layer.attention[0]  # [A, n, n]

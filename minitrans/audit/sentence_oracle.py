@@ -2,8 +2,8 @@
 
 transformers is given what minitrans read. SentenceTransformer reads the folder by itself, every configuration file that
 lies there, so that a file or a key that minitrans passes over shows in its tokens or its embeddings. It works on a copy
-without code, pickles and adapters; config.json is reduced to what makes the encoder; nothing is fetched and no code of
-the folder is run. One text at a time, so that there is no padding.
+without code and pickles; config.json is reduced to what makes the encoder; nothing is fetched and no code of the folder
+is run. One text at a time, so that there is no padding.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from minitrans.weights import stored_precision, weight_files
 PROMPTS = 16  # of a model that are tried
 _READ = (".json", ".txt", ".jinja", ".model")  # what it may read besides weights; neither code nor pickles
 _WEIGHTS = (".safetensors", ".index.json")
-_ADAPTER = "adapter_"  # of a PEFT adapter, which it would apply, or ask for peft
 
 
 def why_not() -> str | None:
@@ -190,7 +189,7 @@ def lay_out(folder: Path, alone: Path, parameters: Parameters) -> None:
     """
     for each in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         name = each.relative_to(folder).as_posix()
-        if not name.endswith(_READ) or name.endswith(_WEIGHTS) or each.name.startswith(_ADAPTER):
+        if not name.endswith(_READ) or name.endswith(_WEIGHTS):
             continue
         try:
             file = model_file(folder, name)

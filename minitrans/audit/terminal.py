@@ -8,8 +8,9 @@ from typing import TypeAlias
 
 import click
 
-from minitrans.audit.checks import printable
-from minitrans.audit.explanation import Explanation, Prediction, Stage
+from minitrans.audit.explanation import Explanation, Prediction, Stage, Token, less
+from minitrans.inputs import Label
+from minitrans.words import columns, isolated, padded, printable, shortened
 
 Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
 
@@ -34,7 +35,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         pictures: whether block characters and arrows can be shown; else ASCII.
     """
     arrow = _FORMS[pictures][3]
-    yield printable(explanation.text) if explanation.text.strip() else "(the empty text)"
+    yield isolated(printable(explanation.text)) if explanation.text.strip() else "(the empty text)"
     if explanation.truncated:
         yield f"(cut to {len(explanation.tokens)} tokens, the most that this model takes)"
     for stage in explanation.stages:
@@ -42,7 +43,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         yield from _stage_lines(explanation, stage, mark, pictures)
     if not explanation.stages:
         yield ""
-        yield " ".join(printable(token.token) for token in explanation.tokens)
+        yield " ".join(map(_name, explanation.tokens))
     yield ""
     yield "  " + " ".join(_final(explanation, mark))
     yield ""
@@ -52,18 +53,18 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         f"{_numbers(explanation.rows)}"
     )
     yield (
-        f"work        {_change(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
+        f"work        {less(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
         f"{explanation.multiply_adds / 1e6:.1f} million multiply-adds"
     )
     for timing in explanation.timings:
         yield (
-            f"{'time' if timing.texts == 1 else '':<11} "
-            f"{_change(timing.saved) if abs(timing.saved) > timing.noise else 'about the same'}: "
-            f"{timing.unpruned_ms:.2f} {arrow} "
+            f"{'time' if timing.texts == 1 else '':<11} {timing.verdict}: {timing.unpruned_ms:.2f} {arrow} "
             f"{timing.pruned_ms:.2f} ms {'alone' if timing.texts == 1 else f'as one of {timing.texts} texts'}"
         )
-    angle = math.degrees(math.acos(min(1.0, max(-1.0, explanation.cosine))))
-    yield f"embedding   turned by {angle:.1f} degrees: cosine {explanation.cosine:.4f} to the one without pruning"
+    cosine = f"cosine {explanation.cosine:.4f} to the one without pruning"
+    yield f"embedding   turned by {explanation.angle:.1f} degrees: {cosine}"
+    if explanation.warning is not None:
+        yield f"WARNING     {explanation.warning}"
     if explanation.prediction is not None and explanation.unpruned_prediction is not None:
         yield from _prediction_lines(explanation.unpruned_prediction, explanation.prediction)
 
@@ -74,21 +75,19 @@ def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: b
         f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
         + ("" if stage.threshold is None else f", threshold {stage.threshold:.4f}")
     )
-    names = (printable(explanation.tokens[place].token) for place in stage.entered)
-    width = min(MOST_TOKEN, max(map(len, names), default=0)) + 4
+    names = [shortened(printable(explanation.tokens[place].token), MOST_TOKEN) for place in stage.entered]
+    width = max(map(columns, names), default=0) + 4
     drawn = _bars(explanation, stage, pictures)
-    for place, score, bar in zip(stage.entered, stage.scores, drawn, strict=True):
+    for place, name, score, bar in zip(stage.entered, map(isolated, names), stage.scores, drawn, strict=True):
         token = explanation.tokens[place]
-        name = printable(token.token)
-        name = name if len(name) <= MOST_TOKEN else name[: MOST_TOKEN - 1] + "~"
         if place in stage.kept:
-            yield f"  {name.ljust(width)} {score:8.4f} {bar}".rstrip()
+            yield f"  {padded(name, width)} {score:8.4f} {bar}".rstrip()
             continue
         fate = "dropped"
         if token.merged_into is not None and token.dropped_at == stage.layer:
-            fate = f"merged into {printable(explanation.tokens[token.merged_into].token)} (token {token.merged_into})"
+            fate = f"merged into {_name(explanation.tokens[token.merged_into])} (token {token.merged_into})"
         marked = mark(name)
-        padding = " " * (width - len(click.unstyle(marked)))
+        padding = " " * (width - columns(click.unstyle(marked)))
         yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
     full, tick, over, _ = _FORMS[pictures]
     legend = [f"{tick} the threshold"] * (stage.threshold is not None)
@@ -126,22 +125,25 @@ def _column(score: float, low: float, span: float) -> int:
 
 def _final(explanation: Explanation, mark: Mark) -> Iterator[str]:
     for token in explanation.tokens:
-        name = printable(token.token)
-        yield name if token.dropped_at is None else mark(name)
+        yield _name(token) if token.dropped_at is None else mark(_name(token))
+
+
+def _name(token: Token) -> str:
+    return isolated(printable(token.token))
 
 
 def _prediction_lines(before: Prediction, after: Prediction) -> Iterator[str]:
     for name, each in (("unpruned", before), ("pruned", after)):
         best, share = each.probabilities[0]
-        said = f"{each.label} (rejected; would be {best})" if each.rejected else f"{each.label}"
-        yield f"{name.ljust(11)} {printable(said)}, {share:.0%}; nearest examples:"
+        said = f"{_label(each.label)} (rejected; would be {_label(best)})" if each.rejected else _label(each.label)
+        yield f"{name.ljust(11)} {said}, {share:.0%}; nearest examples:"
         for near in each.nearest:
-            example = "" if near.text is None else f': "{near.text}"'
-            yield f"            {near.cosine:.3f}  {printable(f'{near.label}{example}')}"
+            example = "" if near.text is None else f': "{isolated(printable(near.text))}"'
+            yield f"            {near.cosine:.3f}  {_label(near.label)}{example}"
 
 
-def _change(saved: float) -> str:
-    return f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
+def _label(label: Label) -> str:
+    return isolated(printable(str(label)))
 
 
 def _numbers(values: Sequence[int]) -> str:

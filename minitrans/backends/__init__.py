@@ -87,8 +87,8 @@ BACKENDS = ("auto", "compiled", "reference")
 
 def check_backend(name: str) -> None:
     """BackendError unless there is a backend of that name."""
-    if name not in BACKENDS:
-        raise BackendError(f"backend is {name!r}, wanted {one_of(BACKENDS)}")
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise BackendError(f"backend is {name!r:.100}, wanted {one_of(BACKENDS)}")
 
 
 def load_blocks(backend: str, parameters: Parameters) -> Blocks:

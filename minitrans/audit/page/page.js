@@ -5,6 +5,8 @@ const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
 const css = (share) => `${(100 * share).toFixed(2)}%`;
 const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(4));
 const LONG = 40; // tokens: longer texts are drawn in less room
+const FEW = 8; // texts: more are chosen from a list with search
+const NEAREST = 20; // texts whose cosines are listed
 const byId = (id) => document.getElementById(id);
 
 function el(name, attributes = {}, ...children) {
@@ -16,11 +18,25 @@ function el(name, attributes = {}, ...children) {
     else if (key === "left" || key === "width-share") node.style[key === "left" ? "left" : "width"] = value;
     else if (value !== null && value !== false) node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((child) => child !== null));
+  node.append(...children.flat(Infinity).filter((child) => child !== null));
   return node;
 }
+// What cannot be seen is written out, as words.py does: \x1b, \u202e. Joiners are part of the writing of some languages.
+function visible(text) {
+  return String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character, at, whole) => {
+    const code = character.codePointAt(0);
+    const joins = (code === 0x200c || code === 0x200d) && whole.charCodeAt(at - 1) > 0xff && whole.charCodeAt(at + 1) > 0xff;
+    if (joins) return character;
+    const named = { 9: "\\t", 10: "\\n", 13: "\\r" }[code];
+    const [letter, digits] = code > 0xffff ? ["U", 8] : code > 0xff ? ["u", 4] : ["x", 2];
+    return named ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+  });
+}
+// Among other words: a text that runs from right to left must not turn them round. In an attribute marks do what bdi does.
+const apart = (text) => el("bdi", {}, visible(text));
+const marked = (text) => `\u2068${visible(text)}\u2069`;
 // A name that may be broken after an underscore.
-const breakable = (name) => String(name).split(/(?<=_)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part]));
+const breakable = (name) => el("bdi", {}, visible(name).split(/(?<=_)/).flatMap((part, i) => (i ? [el("wbr"), part] : [part])));
 const section = (id, title, ...children) =>
   el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title` }, title), ...children);
 const note = (text) => el("p", { class: "soft" }, text);
@@ -41,12 +57,12 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 
 function fate(text, token) {
   if (token.dropped_at === null) return token.size > 1 ? `kept; stands for ${token.size} tokens` : "kept";
-  if (token.merged_into !== null) return `merged into “${text.tokens[token.merged_into].token}” at layer ${token.dropped_at}`;
+  if (token.merged_into !== null) return `merged into “${marked(text.tokens[token.merged_into].token)}” at layer ${token.dropped_at}`;
   return `dropped at layer ${token.dropped_at}` + (DATA.policy?.reduce === "restore" ? ", restored for the pooling" : "");
 }
 
 function specials(text) {
-  const names = [...new Set(text.tokens.filter((token) => token.special).map((token) => token.token))];
+  const names = [...new Set(text.tokens.filter((token) => token.special).map((token) => visible(token.token)))];
   return names.length ? `${names.join(" and ")} ${names.length > 1 ? "are" : "is"} put around every text.` : "";
 }
 
@@ -58,20 +74,20 @@ function sentence(text) {
     const label = token.dropped_at === null ? (token.size > 1 ? `×${token.size}` : "") : `L${token.dropped_at}`;
     return el("li", { class: token.dropped_at === null ? "kept" : "dropped", title: fate(text, token),
       onpointerenter: lit(true), onpointerleave: lit(false) },
-      el("span", { dir: "auto" }, token.token), el("span", { class: "hidden" }, ` ${fate(text, token)}`),
+      el("span", { dir: "auto" }, visible(token.token)), el("span", { class: "hidden" }, ` ${fate(text, token)}`),
       el("small", { "aria-hidden": "true" }, label));
   });
   const merges = text.tokens.some((token) => token.merged_into !== null);
   flow = el("ol", { class: `flow${merges ? " linked" : ""}${merges && text.tokens.length > LONG ? " many" : ""}`, translate: "no", "aria-label": "Tokens in their order" }, chips);
   if (merges) onResize(flow, () => drawLinks(text, flow, chips));
-  const parts = [el("blockquote", { dir: "auto" }, text.text || "(the empty text)"), flow];
+  const parts = [el("blockquote", { dir: "auto" }, visible(text.text) || "(the empty text)"), flow];
   if (text.truncated) parts.splice(1, 0, note(`The text is longer than the model takes: ${text.tokens.length} of its tokens are left.`));
   return section("sentence", "The text, as the encoder sees it",
     note("Solid tokens reach the end; struck ones were taken out at the layer written below them (L2 is layer 2; layers count "
       + "from 0). “##” continues a word. " + specials(text)
       + (DATA.policy?.reduce === "merge" ? " An arrow leads from a merged token to the one that took it in"
         + (text.tokens.length > LONG ? "; point at a token to see its own." : ".") : "")),
-    ...parts, tiles(text));
+    ...parts, tiles(text), text.warning && el("p", { class: "warning", id: "turned" }, `Warning: ${text.warning}.`));
 }
 
 function drawLinks(text, flow, chips) {
@@ -98,23 +114,22 @@ function drawLinks(text, flow, chips) {
 
 function tiles(text) {
   const tile = (term, value, small) => el("div", {}, el("dt", {}, term), el("dd", {}, value, el("small", {}, small)));
-  const saved = (share, noise = 0) => Math.abs(share) <= noise ? "about the same" : (share >= 0 ? `${percent(share)} less` : `${percent(-share)} more`);
+  const saved = (share) => (share >= 0 ? `${percent(share)} less` : `${percent(-share)} more`);
   const million = (count) => (count / 1e6).toFixed(1);
   const list = [
     tile("Tokens", `${text.tokens.length} → ${text.kept.length}`, `rows after layers 0 to ${text.rows.length - 1}: ${text.rows.join(" ")}`),
     tile("Work", saved(text.work_saved), `${million(text.unpruned_multiply_adds)} → ${million(text.multiply_adds)} million multiply-adds`),
   ];
-  text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, saved(1 - timing.pruned_ms / timing.unpruned_ms, timing.noise),
+  text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, timing.verdict,
     `${timing.unpruned_ms.toFixed(2)} → ${timing.pruned_ms.toFixed(2)} ms, medians of ${timing.rounds} runs`)));
-  list.push(tile("Embedding", `turned by ${angle(text).toFixed(1)}°`, `cosine ${text.cosine.toFixed(4)} to the one without pruning`));
+  list.push(tile("Embedding", `${text.warning ? "⚠ " : ""}turned by ${text.angle.toFixed(1)}°`, `cosine ${text.cosine.toFixed(4)} to the one without pruning`));
   if (text.prediction) {
     const [before, after] = [text.unpruned_prediction, text.prediction];
     const changed = before.label !== after.label;
-    list.push(tile("Prediction", breakable(after.label), changed ? breakable(`without pruning: ${before.label}`) : "the same without pruning"));
+    list.push(tile("Prediction", breakable(after.label), changed ? ["without pruning: ", breakable(before.label)] : "the same without pruning"));
   }
   return el("dl", { class: "tiles" }, list);
 }
-const angle = (text) => (Math.acos(Math.min(1, Math.max(-1, text.cosine))) * 180) / Math.PI;
 
 // Importance against the quantile
 
@@ -156,15 +171,15 @@ function explorer(text) {
     const guard = policy.protect_special ? DATA.special : { prefix: 0, suffix: 0 };
     const result = select(source.scores, quantile, minTokens, { ...guard, threshold: source.threshold });
     const stay = source.places.filter((_, i) => result.stays[i]);
-    const gone = source.places.filter((_, i) => !result.stays[i]).map((place) => text.tokens[place].token);
+    const gone = source.places.filter((_, i) => !result.stays[i]).map((place) => apart(text.tokens[place].token));
     value.textContent = asText;
     const n = source.places.length;
     const asked = Math.floor(quantile * n + 1e-9);
     const why = n <= minTokens ? `texts of up to s = ${minTokens} tokens are left alone`
       : gone.length === asked ? `⌊${asText} · ${n}⌋ = ${asked} go` : `⌊${asText} · ${n}⌋ = ${asked} should go, `
         + (n - asked < minTokens ? `s = ${minTokens} lets ${gone.length}` : `${gone.length} do: others score enough, or are protected`);
-    decision.textContent = `${stay.length} of ${n} tokens stay: ${why}`
-      + (gone.length ? `. Gone: ${gone.slice(0, 30).join(" ")}${gone.length > 30 ? ` and ${gone.length - 30} more` : ""}` : "");
+    decision.replaceChildren(`${stay.length} of ${n} tokens stay: ${why}`, gone.length ? ". Gone:" : "",
+      ...gone.slice(0, 30).flatMap((name) => [" ", name]), gone.length > 30 ? ` and ${gone.length - 30} more` : "");
     decision.dataset.kept = JSON.stringify(stay);
     decision.dataset.threshold = JSON.stringify(result.threshold);
     state = { text, source, quantile, asText, result };
@@ -202,7 +217,7 @@ function drawBars(list, { text, source, result }) {
   list.replaceChildren(...source.places.map((place, i) => {
     const [token, score, stays] = [text.tokens[place], source.scores[i], result.stays[i]];
     return el("li", { class: stays ? "" : "dropped", "data-place": place },
-      el("span", { class: stays ? "name" : "name dropped", title: token.token, translate: "no" }, token.token),
+      el("span", { class: stays ? "name" : "name dropped", title: marked(token.token), translate: "no" }, visible(token.token)),
       el("span", { class: "track" }, el("i", { class: score > high ? "over" : "", "width-share": css(share(score)) }), at?.cloneNode() ?? null),
       el("span", { class: "number" }, number(score), el("span", { class: "hidden" }, stays ? " stays" : " goes")));
   }));
@@ -229,7 +244,7 @@ function drawCurve(box, { text, source, quantile, asText, result }) {
     el("text", { x: (left + width) / 2, y: height - 4, "text-anchor": "middle" }, "share of the tokens, lowest scores first"),
     el("path", { class: "curve", d: points.map(([u, v], i) => `${i ? "L" : "M"}${u} ${v}`).join(" ") }),
     points.map(([u, v, i]) => {
-      const [look, title] = [result.stays[i] ? "stay" : "go", el("title", {}, `${text.tokens[source.places[i]].token} ${number(source.scores[i])}`)];
+      const [look, title] = [result.stays[i] ? "stay" : "go", el("title", {}, `${marked(text.tokens[source.places[i]].token)} ${number(source.scores[i])}`)];
       if (source.scores[i] > high) return el("path", { class: look, d: `M${u} ${v - 7} L${u + 6} ${v + 4} L${u - 6} ${v + 4} z` }, title);
       return el("circle", { class: look, cx: u, cy: v, r: n > 60 ? 2.5 : 4.5 }, title);
     }),
@@ -246,7 +261,7 @@ function journey(text) {
   const ordinary = text.tokens.filter((token) => !token.special).flatMap((token) => token.importance.filter((value) => value !== null));
   const most = Math.max(...ordinary, 1e-9);
   const stageAt = Object.fromEntries(text.stages.map((stage) => [stage.layer, stage]));
-  const rows = text.tokens.map((token) => el("tr", {}, el("th", { scope: "row", class: token.dropped_at === null ? "name" : "name dropped", translate: "no", title: token.token }, token.token),
+  const rows = text.tokens.map((token) => el("tr", {}, el("th", { scope: "row", class: token.dropped_at === null ? "name" : "name dropped", translate: "no", title: marked(token.token) }, visible(token.token)),
     layers.map((layer) => {
       const value = token.importance[layer];
       if (value === null) return el("td", { class: "gone" }, "–", el("span", { class: "hidden" }, "gone"));
@@ -271,6 +286,8 @@ function maps(layer) {
 }
 
 function attention(text) {
+  if (!text.attention.length)
+    return section("attention", "What every token looks at", note("Left out for this text, so that the page stays small: explain it by itself to see it."));
   const pick = el("select", { id: "layer", onchange: show }, text.attention.map((layer, i) => el("option", { value: i, selected: i === (kept.layer ?? text.stages[0]?.layer ?? 0) }, `layer ${i}`)));
   const heads = el("select", { id: "head", onchange: show, disabled: text.maps === 1 }, [...Array(text.maps).keys()].map((map) => el("option", { value: map, selected: map === kept.head }, map ? `head ${map - 1}` : "average of the heads")));
   const query = el("select", { id: "query", onchange: () => { row = Number(query.value); column = -1; show(); } });
@@ -303,17 +320,17 @@ function attention(text) {
     row = Math.min(row, n - 1);
     column = Math.min(column, n - 1);
     if (drawn !== pick.value) {
-      query.replaceChildren(...layer.entered.map((place, i) => el("option", { value: i }, `${place} ${text.tokens[place].token}`)));
+      query.replaceChildren(...layer.entered.map((place, i) => el("option", { value: i }, `${place} ${marked(text.tokens[place].token)}`)));
       drawn = pick.value;
     }
     query.value = row;
     const at = maps(layer);
-    const name = (i) => text.tokens[layer.entered[i]].token;
+    const name = (i) => visible(text.tokens[layer.entered[i]].token);
     const best = [...Array(n).keys()].sort((i, j) => at(heads.value, row, j) - at(heads.value, row, i)).slice(0, 5);
     const line = (i) => el("li", {}, el("span", { class: "name", translate: "no" }, name(i)),
       el("span", { class: "track", "aria-hidden": "true" }, el("i", { "width-share": css(at(heads.value, row, i)) })), el("span", { class: "number" }, percent(at(heads.value, row, i), 1)));
-    readout.replaceChildren(el("p", {}, `“${name(row)}” (token ${layer.entered[row]}) looks most at`), el("ol", { class: "bars" }, best.map(line)),
-      el("p", { class: "soft" }, column < 0 ? "" : `and at “${name(column)}” (token ${layer.entered[column]}), the cell that is marked, ${percent(at(heads.value, row, column), 1)}`));
+    readout.replaceChildren(el("p", {}, "“", apart(name(row)), `” (token ${layer.entered[row]}) looks most at`), el("ol", { class: "bars" }, best.map(line)),
+      el("p", { class: "soft" }, column < 0 ? "" : ["and at “", apart(name(column)), `” (token ${layer.entered[column]}), the cell that is marked, ${percent(at(heads.value, row, column), 1)}`]));
     canvas.setAttribute("aria-label", `Attention of layer ${pick.value}, ${n} by ${n} tokens. Rows look, columns are looked at. Move with the arrow keys.`);
     draw(layer, at, n, name);
   }
@@ -339,7 +356,7 @@ function attention(text) {
       pen.globalAlpha = 1;
       pen.fillStyle = ink;
       if (!margin) continue;
-      const label = name(i).slice(0, Math.floor(margin / (cell > 11 ? 7.4 : 6)));
+      const label = [...name(i)].slice(0, Math.floor(margin / (cell > 11 ? 7.4 : 6))).join("");
       pen.textAlign = "right";
       pen.textBaseline = "middle";
       pen.fillText(label, margin - 4, margin + (i + 0.5) * cell);
@@ -360,7 +377,7 @@ function attention(text) {
   return section("attention", "What every token looks at",
     note("Each row is a token that looks (the query), each column one that is looked at (the key); the stronger the colour, the more (the square root of the share, "
       + "so that small shares can be seen). Point at a cell, or move with the arrow keys."
-      + (text.maps > 1 ? "" : " For a text of this length the page holds the average of the heads only.")),
+      + (text.maps > 1 ? "" : " Of this text the page holds the average of the heads only, to stay small.")),
     el("div", { class: "controls" }, el("label", {}, "Layer", pick), el("label", {}, "Head", heads), el("label", {}, "Token that looks (query)", query)),
     el("div", { class: "sides" }, box, readout));
 }
@@ -387,19 +404,19 @@ function strip(values, most) {
 }
 
 function embedding(text) {
-  const turn = (angle(text) * Math.PI) / 180;
+  const turn = (text.angle * Math.PI) / 180;
   const long = 190;
   const [across, up] = [long * Math.cos(turn), long * Math.sin(turn)];
   const [x, y] = [16 + Math.max(0, -across), up + 30]; // where both begin
-  const arrow = el("svg", { width: x + long + 20, height: y + 26, role: "img", "aria-label": `The embedding turned by ${angle(text).toFixed(1)} degrees` },
+  const arrow = el("svg", { width: x + long + 20, height: y + 26, role: "img", "aria-label": `The embedding turned by ${text.angle.toFixed(1)} degrees` },
     el("line", { class: "before", x1: x, y1: y, x2: x + long, y2: y }),
     el("line", { class: "after", x1: x, y1: y, x2: x + across, y2: y - up }),
     el("text", { x: x + long / 2, y: y + 18, "text-anchor": "middle" }, "without pruning"),
-    el("text", { x: Math.max(4, x + across - 130), y: 14 }, `with pruning, ${angle(text).toFixed(1)}°`));
+    el("text", { x: Math.max(4, x + across - 130), y: 14 }, `with pruning, ${text.angle.toFixed(1)}°`));
   const change = text.embedding.map((value, i) => value - text.unpruned_embedding[i]);
   const most = Math.max(...text.embedding.map(Math.abs), ...text.unpruned_embedding.map(Math.abs));
   return section("embedding", "What it does to the embedding",
-    note(`The embedding is a direction in ${text.embedding.length} dimensions, drawn as one bar each. Pruning turned it by ${angle(text).toFixed(1)}° `
+    note(`The embedding is a direction in ${text.embedding.length} dimensions, drawn as one bar each. Pruning turned it by ${text.angle.toFixed(1)}° `
       + `(cosine ${text.cosine.toFixed(4)}). Texts are compared by such cosines, so a turn matters where it is not small beside the angle between texts.`),
     el("div", { class: "sides" }, el("figure", {}, arrow),
       el("figure", {}, el("figcaption", {}, "without pruning"), strip(text.unpruned_embedding, most),
@@ -409,23 +426,30 @@ function embedding(text) {
 
 function neighbours(text) {
   if (DATA.texts.length < 2) return null;
-  const me = DATA.texts.indexOf(text);
-  const rows = DATA.texts.flatMap((other, i) => i === me ? [] : [el("tr", {}, el("th", { scope: "row", class: "left" }, short(other.text)),
-    el("td", {}, DATA.similarity.unpruned[me][i].toFixed(3)), el("td", {}, DATA.similarity.pruned[me][i].toFixed(3)))]);
-  return el("div", {}, el("h3", {}, "Cosine to the other texts of this report"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cosines to the other texts" },
+  const cosine = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
+  const others = DATA.texts.filter((other) => other !== text).map((other) => ({ name: short(other.text),
+    before: cosine(text.unpruned_embedding, other.unpruned_embedding), after: cosine(text.embedding, other.embedding) }));
+  others.sort((a, b) => b.before - a.before);
+  const rows = others.slice(0, NEAREST).map((other) => el("tr", {}, el("th", { scope: "row", class: "left", dir: "auto" }, other.name),
+    el("td", {}, other.before.toFixed(3)), el("td", {}, other.after.toFixed(3))));
+  const title = others.length > NEAREST ? `Cosine to the ${NEAREST} nearest of the ${others.length} other texts` : "Cosine to the other texts of this report";
+  return el("div", {}, el("h3", {}, title), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Cosines to the other texts" },
     el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "left" }, "text"), el("th", { scope: "col" }, "without"), el("th", { scope: "col" }, "with pruning"))), el("tbody", {}, rows))));
 }
-const short = (text) => (text.length > 60 ? `${text.slice(0, 59)}…` : text || "(the empty text)");
+function short(text) {
+  const characters = [...visible(text)];
+  return characters.length > 60 ? `${characters.slice(0, 59).join("")}…` : characters.join("") || "(the empty text)";
+}
 
 function prediction(text) {
   if (!text.prediction) return null;
   const side = (title, said) => el("div", {}, el("h3", {}, title),
-    el("p", {}, said.rejected ? `${said.label}: rejected, it belongs to no class; it would have been` : ""),
+    el("p", {}, said.rejected ? [apart(said.label), ": rejected, it belongs to no class; it would have been"] : ""),
     el("ol", { class: "answers" }, said.probabilities.map(([label, share]) => el("li", {}, breakable(label),
       el("div", { class: "share" }, el("span", { class: "track" }, el("i", { "width-share": css(share) })), percent(share, 1))))),
     el("h3", {}, "Nearest training examples"),
     el("ol", { class: "neighbours" }, said.nearest.map((near) =>
-      el("li", {}, near.text === null ? "(saved without its text)" : near.text, el("span", { class: "soft" }, ` – ${near.label}, cosine ${near.cosine.toFixed(3)}`)))));
+      el("li", {}, near.text === null ? "(saved without its text)" : apart(near.text), el("span", { class: "soft" }, " – ", apart(near.label), `, cosine ${near.cosine.toFixed(3)}`)))));
   return section("prediction", "What is predicted from it",
     el("div", { class: "sides" }, side("Without pruning", text.unpruned_prediction), side("With pruning", text.prediction)));
 }
@@ -458,15 +482,50 @@ function policyInWords(policy) {
     + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. Tokens that go: ${rest[policy.reduce]} (${DATA.policy_text}).`;
 }
 
+// Two ways to choose a text. Each gives a function that shows which one is open.
+
+function buttons(nav) {
+  const all = DATA.texts.map((text, i) => el("button", { type: "button", dir: "auto", onclick: () => open(i) }, short(text.text)));
+  if (all.length > 1) nav.append(el("ol", {}, all.map((button) => el("li", {}, button))));
+  return (index) => all.forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
+}
+
+function picker(nav) {
+  const names = DATA.texts.map((text, i) => `${i + 1}. ${text.warning ? "⚠ " : ""}\u2068${short(text.text)}\u2069`);
+  const searched = DATA.texts.map((text) => `${text.text}\n${text.prediction ? text.prediction.label : ""}`.toLowerCase());
+  const list = el("select", { id: "pick", size: 8, onchange: () => open(Number(list.value)) });
+  const search = el("input", { type: "search", id: "search", autocomplete: "off", spellcheck: "false", oninput: fill,
+    onkeydown: (event) => { if (event.key === "Enter" && list.options.length) open(Number(list.options[0].value)); } });
+  const found = el("p", { class: "soft", id: "found", role: "status" });
+  let current = 0;
+  const step = (by) => () => {
+    const at = Math.min(list.options.length - 1, Math.max(0, list.selectedIndex + by));
+    if (list.options.length) open(Number(list.options[at].value));
+  };
+  function fill() {
+    const wanted = search.value.trim().toLowerCase();
+    const matches = names.map((_, i) => i).filter((i) => searched[i].includes(wanted));
+    list.replaceChildren(...matches.map((i) => el("option", { value: i }, names[i])));
+    list.value = current;
+    const warned = matches.filter((i) => DATA.texts[i].warning).length;
+    found.textContent = `${matches.length} of ${names.length} texts` + (warned ? `; ⚠ pruning turned ${warned} of them far` : "");
+  }
+  nav.append(el("div", { class: "picker" }, el("label", {}, "Search in texts" + (DATA.texts[0].prediction ? " and predictions" : ""), search), found,
+    el("label", {}, "Text", list), el("div", { class: "controls" }, el("button", { type: "button", id: "previous", onclick: step(-1) }, "Previous"),
+      el("button", { type: "button", id: "next", onclick: step(1) }, "Next"))));
+  fill();
+  return (index) => { list.value = current = index; };
+}
+
 function open(index) {
   onScheme = [];
   const text = DATA.texts[index];
   byId("main").replaceChildren(...[sentence, explorer, journey, attention, embedding, prediction].map((part) => part(text)).filter(Boolean), glossary());
-  byId("texts").querySelectorAll("button").forEach((button, i) => (i === index ? button.setAttribute("aria-current", "true") : button.removeAttribute("aria-current")));
+  markOpen(index);
 }
 
-byId("about").textContent = `${DATA.model.name}, ${DATA.model.precision}, ${DATA.model.backend} backend: ${DATA.model.layers_list.length} layers of ${DATA.model.heads} heads. `
-  + policyInWords(DATA.policy);
+byId("about").append(apart(DATA.model.name), `, ${DATA.model.precision}, ${DATA.model.backend} backend: ${DATA.model.layers_list.length} layers of ${DATA.model.heads} heads. `
+  + policyInWords(DATA.policy));
 byId("made").textContent = `Written by minitrans ${DATA.version} explain. This page holds all of its data and loads nothing.`;
-if (DATA.texts.length > 1) byId("texts").append(el("ol", {}, DATA.texts.map((text, i) => el("li", {}, el("button", { type: "button", onclick: () => open(i) }, short(text.text))))));
+const markOpen = DATA.texts.length > FEW ? picker(byId("texts")) : buttons(byId("texts"));
 open(0);
