@@ -7,6 +7,7 @@ import base64
 import json
 
 import pytest
+import tokenizers
 from random_models import edit_json, find_spec, vocabulary, write_model
 
 from minitrans.config import EncoderConfig
@@ -377,10 +378,17 @@ def test_token_types_of_a_template(whole):
     assert "token types [0, 1], wanted 0 throughout" in refusal(TokenizerError, whole)
 
 
-def test_a_tokenizer_of_a_newer_library(whole):
-    content = json.loads((whole / "tokenizer.json").read_text())
-    content["model"]["vocab"] = [["a", 0]]  # as a later release may write it
-    write(whole, "tokenizer.json", content)
-    message = refusal(TokenizerError, whole)
-    assert "pip install --upgrade tokenizers" in message
-    assert "installed here (" in message
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordPiece", "vocab": [["a", 0]]}},
+        {"model": {"type": "Later", "vocab": {}}},
+        {"normalizer": {"type": "Later"}},
+        {"post_processor": {"type": "Later"}},
+    ],
+)
+def test_a_tokenizer_of_a_newer_library(whole, change):
+    edit_json(whole / "tokenizer.json", **change)
+    with pytest.raises((TokenizerError, UnsupportedModelError), match="pip install --upgrade tokenizers") as caught:
+        load(whole)
+    assert f"installed here ({tokenizers.__version__})" in str(caught.value)
