@@ -20,6 +20,7 @@ import numpy as np
 from minitrans import __version__
 from minitrans.calls import measuring
 from minitrans.candidates import Recipe, front, grid, neighbours, new_ones
+from minitrans.columns import str_items
 from minitrans.costs import CostModel, fit_cost_model, interleaved, ratios
 from minitrans.datasets import Task
 from minitrans.distillation import Recorder
@@ -132,9 +133,10 @@ def adapt(
     Raises:
         InputError: no tasks, names that come twice, recipes that the model cannot run, or as
             `minitrans.datasets.draw` does.
+        InputTypeError: texts that are no column of str.
     """
     tries = _grid(encoder) if recipes is None else _checked(recipes, encoder)
-    search = Search(encoder, tasks, shots, seeds, texts, fit_texts, test_texts, journal, progress)
+    search = Search(encoder, tasks, shots, seeds, str_items(texts, "texts"), fit_texts, test_texts, journal, progress)
     limits = limits or Limits()
     tried = search.run(tries, limits.mean_drop)
     model = _cost_model(search, tried)

@@ -50,6 +50,14 @@ class Call:
     threads: int
 
 
+@dataclass(frozen=True)
+class PrunedText:
+    """A text's tokens, special ones included, and whether each is kept to the end."""
+
+    tokens: list[str]
+    kept: list[bool]
+
+
 class Lengths:
     """How long the texts of a call are, in tokens: what is to be said about that, once, at its end."""
 

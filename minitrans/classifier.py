@@ -98,7 +98,7 @@ class FewShotClassifier(LearnedAttributes):
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
         texts, known = text_list(texts), self._learned
-        before = None if known is None else (known.texts, known.head.classes[known.head.codes])
+        before = None if known is None else (known.texts, known.head.labels)
         labels = label_array(labels, len(texts), texts, before)
         if known is None:
             encoder = _made(self.encoder)
@@ -107,6 +107,8 @@ class FewShotClassifier(LearnedAttributes):
 
         def grown(state: Learned) -> Learned:
             state.head.check_kind(labels)
+            if known is None or state.head is not known.head:  # another thread was quicker
+                label_array(labels, len(texts), texts, (state.texts, state.head.labels))
             rows = np.vstack([state.head.embeddings, state.head.rows(_encoded(state, texts))])  # [N, H]
             all_texts = None if state.texts is None else [*state.texts, *texts]
             return self._learn(state.encoder, rows, labels, None, all_texts, state.head)

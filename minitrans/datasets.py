@@ -320,7 +320,11 @@ def _split_files(folder: Path) -> dict[str, Path]:
     """Split -> file. Hidden files, and other formats that are named after no split, are left alone, as a README."""
     files: dict[str, Path] = {}
     others: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror or error}") from error
+    for file in found:
         # "._train.csv" holds attributes of macOS, ".train.csv.swp" and "~$train.csv" belong to open editors.
         if file.name.startswith((".", "~")) or not file.is_file():
             continue

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minitrans.calls import PrunedText
 from minitrans.classifier import FewShotClassifier
 from minitrans.datasets import Examples, read_examples
 from minitrans.metrics import accuracy, macro_f1
-from minitrans.model import PrunedText, SentenceEncoder
+from minitrans.model import SentenceEncoder
 from minitrans.policy import PruningPolicy
 from minitrans.resources import bundled
 

@@ -24,11 +24,11 @@ from minitrans.backends import Blocks
 from minitrans.calls import Progress
 from minitrans.encoder import Encoded, Start, forward
 from minitrans.errors import InputError
-from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.model import SentenceEncoder
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32, Linear
 from minitrans.policy import Fitted
-from minitrans.pooling import PoolingConfig, normalized
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.pruning import Ranking, Selection
 from minitrans.threads import in_order
 

@@ -51,6 +51,12 @@ class Head:
         """H."""
         return self.coef.shape[1]
 
+    @property
+    def labels(self) -> Labels:
+        """`[N]`, made when asked for: an array gives each label the room of the longest."""
+        labels: Labels = self.classes[self.codes]
+        return labels
+
     @cached_property
     def known(self) -> KnownClasses:
         """What a text is compared with to be rejected."""

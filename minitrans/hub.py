@@ -26,7 +26,7 @@ from minitrans.errors import (
 )
 from minitrans.manifest import KnownModel, Seal, lacking, load_manifest, missing_files, verify
 from minitrans.mirror import fetch
-from minitrans.resources import bundled
+from minitrans.resources import bundled, recover_folder
 
 __all__ = ["DEFAULT_MODEL", "KnownModel", "find_local", "known_models", "load_manifest", "pull", "resolve", "verify"]
 
@@ -362,6 +362,7 @@ def _copies(wanted: _Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]
     """The folders that may hold the model, the likeliest first, and for each the note that it was checked."""
     notes = own / wanted.folder
     if wanted.known is not None and wanted.known.mirrors:
+        recover_folder(notes / str(wanted.revision))
         yield notes / str(wanted.revision), notes / f"{wanted.revision}{MIRRORED}"
     repository = hub / f"models--{wanted.folder}"
     snapshots = repository / "snapshots"

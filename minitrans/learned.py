@@ -85,10 +85,8 @@ class LearnedAttributes:
 
     @property
     def labels_(self) -> Labels:
-        """`[N]`, made when asked for: it gives each label the room of the longest."""
-        head = self._state().head
-        labels: Labels = head.classes[head.codes]
-        return labels
+        """`[N]`, made when asked for."""
+        return self._state().head.labels
 
     @property
     def texts_(self) -> list[str] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, overload
@@ -20,6 +19,7 @@ from minitrans.calls import (
     Lengths,
     OnTruncation,
     Progress,
+    PrunedText,
     as_texts,
     check_options,
     check_prompts,
@@ -33,7 +33,7 @@ from minitrans.identity import Identity, weight_states, weights_identity, weight
 from minitrans.packing import PackedBatch, chunks, pack, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy, as_policy
-from minitrans.pooling import PoolingConfig, normalized, pool
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.quantization import PRECISIONS, with_precision
 from minitrans.threads import in_order, resolve_threads
 from minitrans.tokenizer import Tokenizer, check_max_seq_length
@@ -52,14 +52,6 @@ CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
 CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PrunedText:
-    """A text's tokens, special ones included, and whether each is kept to the end."""
-
-    tokens: list[str]
-    kept: list[bool]
 
 
 class SentenceEncoder:
@@ -188,6 +180,11 @@ class SentenceEncoder:
             self.default_prompt,
             "float32 from int8" if self._dequantized else self.precision,
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
+        return self._weights
 
     @cached_property
     def _weights(self) -> str:
@@ -490,11 +487,3 @@ class SentenceEncoder:
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}
         return options
-
-
-def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
-    """The embeddings [B, H * modes] of what is left of a batch."""
-    restored = None
-    if encoded.restored is not None:
-        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
-    return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)

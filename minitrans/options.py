@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Command(click.Command):
-    """Shows the examples of the help text as they were written, and refuses NUL characters in arguments."""
+    """Shows the examples of the help text as they were written, and refuses arguments that no system could give."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, but with a UsageError for a NUL character: no path can have one."""
+        """As click does, but with a UsageError for what no path can have: a NUL character, a lone surrogate."""
         for each in args:
-            if "\0" in each:
-                raise click.UsageError(f"{each!r:.80} has a NUL character, wanted none; leave it out.", ctx)
+            if not _possible(each):
+                raise click.UsageError(f"{each!r:.80} has a character that no system can give; leave it out.", ctx)
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -36,6 +36,13 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.epilog.strip().splitlines():
                     formatter.write_text(line.strip())
+
+
+def _possible(argument: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(argument)
+    except UnicodeEncodeError:
+        return False
 
 
 PRUNING_HELP = "A policy as JSON, or a name: default, balanced, fast, long, balanced-intents, fast-intents, none."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from minitrans.contents import read_modules as read_modules
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.packing import segments
 from minitrans.parameters import Float32
+
+if TYPE_CHECKING:
+    from minitrans.encoder import Encoded
 
 # The older key style: one boolean per mode.
 _LEGACY_KEYS: dict[str, PoolingMode] = {
@@ -130,6 +133,14 @@ def pool(
         for m, mode in enumerate(config.modes):
             pooled[b, m * width : (m + 1) * width] = _pool_text(hidden[rows], mode, weight, position, more)
     return normalized(pooled) if config.normalize else pooled
+
+
+def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
+    """The embeddings [B, H * modes] of what is left of a batch."""
+    restored = None
+    if encoded.restored is not None:
+        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
+    return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)
 
 
 def _pool_text(

@@ -198,11 +198,11 @@ def file_of(folder: Path, name: str) -> Path:
     """The path of a file that is there and lies in the folder."""
     path = folder / name
     try:
-        is_file, target, home = path.is_file(), path.resolve(), folder.resolve()
-    except (OSError, RuntimeError) as error:  # a folder that may not be looked into, links that go round in circles
-        raise ClassifierError(f"cannot read {path}: {error}; wanted a folder that may be read") from error
+        is_file = path.is_file()
+    except OSError as error:
+        raise ClassifierError(f"cannot read {path}: {error}; wanted a folder that may be looked into") from error
     _wanted(is_file, path, "no such file", "a folder that FewShotClassifier.save wrote")
-    _wanted(target.parent == home, path, f"it leads to {target}", "a file in the folder")
+    _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
     return path
 
 

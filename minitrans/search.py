@@ -40,10 +40,11 @@ from minitrans.encoder import Start, forward
 from minitrans.errors import InputError
 from minitrans.journal import Journal
 from minitrans.metrics import student_t
-from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.model import SentenceEncoder
 from minitrans.packing import PackedBatch
 from minitrans.parameters import Float32
 from minitrans.policy import Fitted, PruningPolicy
+from minitrans.pooling import pool_encoded
 from minitrans.trials import Trial, prompted, unlabelled_texts
 
 HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
@@ -263,7 +264,7 @@ class Search:
             layer: add_moments([{layer: part[name]} for name in names])[layer]
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
-        return fit(self.encoder.identity.weights, moments, by_threshold=recipe.threshold is not None)
+        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:

@@ -46,7 +46,11 @@ def to_precision(vectors: Float32, precision: Precision) -> Vectors:
 
     Returns:
         [B, H] or, binary, [B, ceil(H / 8)], of the dtype in DTYPES.
+
+    Raises:
+        InputError: another precision.
     """
+    check_precision(precision)
     if precision == "float32":
         return vectors
     if precision in ("binary", "ubinary"):

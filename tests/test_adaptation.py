@@ -18,7 +18,7 @@ from minitrans.costs import WorkCounter
 from minitrans.datasets import draw
 from minitrans.distillation import Recorder, batches
 from minitrans.encoder import forward
-from minitrans.errors import InputError, PolicyError
+from minitrans.errors import InputError, InputTypeError, PolicyError
 from minitrans.journal import Journal
 from minitrans.metrics import accuracy
 from minitrans.search import Limits, Search
@@ -404,6 +404,8 @@ def test_impossible_searches(encoder):
         run(encoder, recipes=[])
     with pytest.raises(InputError, match="shots is 0"):
         run(encoder, shots=(0,))
+    with pytest.raises(InputTypeError, match="texts is a set, which has no order"):
+        run(encoder, texts={"a", "b"})
 
 
 def test_a_recipe_that_comes_twice_is_tried_once(encoder, clock):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import random_models
 from minitrans import PruningPolicy, SentenceEncoder, __version__, hub
 from minitrans.audit import oracle, signoff
 from minitrans.audit.checks import NOTES, SHOWN, Audit, Check, counted, judged, skipped
+from minitrans.audit.digests import Digests
 from minitrans.audit.signoff import sign_off
 from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
@@ -378,7 +380,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tmp_path, monkeypatch, argum
 
 
 KEYS = ["format", "version", "model", "folder", "known_as", "date", "versions", "machine", "verdict", "summary"]
-KEYS += ["identity", "skipped"]
+KEYS += ["identity", "encoder_identity", "skipped"]
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -420,7 +422,8 @@ def test_digests_are_written_once_and_compared_later(run, folder, tmp_path):
     flip(folder / "model.safetensors", 3)  # a low bit of the last tensor of the file
     code, out, _ = run("audit", folder, "--digests", tmp_path / "seal.json")
     assert code == 1
-    assert ": Folder: sealed digests, Folder: tensor digests; not checked: " in out.splitlines()[-1]
+    names = "Folder: sealed digests, Folder: tensor digests, Folder: encoder identity"
+    assert f": {names}; not checked: " in out.splitlines()[-1]
     assert "model.safetensors: encoder.layer.2.output.dense.weight, F32 [32, 64], bytes " in out
 
 
@@ -437,7 +440,10 @@ def test_the_shipped_digests_are_what_the_command_writes(run, tmp_path, no_netwo
     code, out, err = run("audit", "--write-digests", tmp_path / "digests.json", "--pruning", "fast")
     assert (code, err) == (0, f"{tmp_path / 'digests.json'}: written\n")
     assert "  PASS  fast " in out.split("\nInvariance")[1]  # a policy that travels with minitrans may be named
-    assert (tmp_path / "digests.json").read_bytes() == bundled(f"weights/digests/{name}.json").read_bytes()
+    written = json.loads((tmp_path / "digests.json").read_text())
+    identity = written.pop("identity")  # the libraries of a later day may have another one
+    assert identity == SentenceEncoder().identity.to_dict()
+    assert written == json.loads(bundled(f"weights/digests/{name}.json").read_text())
 
 
 def test_texts_and_a_policy_come_from_files(run, plain, tmp_path):
@@ -507,3 +513,90 @@ def test_without_transformers_the_audit_says_how_to_have_it(plain, monkeypatch):
     for check in [check for check in sign_off(plain).checks if check.group.endswith("transformers")]:
         assert (check.verdict, check.wanted) == ("SKIP", 'pip install "minitrans[transformers]"')
         assert "not installed" in check.measured
+
+
+# Which encoder it is
+
+
+def check_of(audit, name="encoder identity"):
+    (check,) = [check for check in audit.checks if check.name == name]
+    return check
+
+
+def test_the_identity_of_the_encoder_is_shown(folder):
+    audit = sign_off(folder)
+    identity = SentenceEncoder(folder).identity
+    assert audit.encoder_identity == identity
+    assert audit.to_dict()["encoder_identity"] == identity.to_dict()
+    check = check_of(audit)
+    assert check.verdict == "PASS"
+    assert check.measured.startswith(identity.sha256[:16])
+    assert f"weights: {identity.weights}" in check.detail
+    (folder / "config.json").write_text("{")
+    assert sign_off(folder).to_dict()["encoder_identity"] is None
+
+
+@pytest.fixture
+def int8(plain, tmp_path):
+    return quantize_folder(plain, tmp_path / "int8")
+
+
+def test_an_int8_model_with_its_provenance_is_the_float32_one(plain, int8):
+    check = check_of(sign_off(int8, original=plain))
+    assert check.verdict == "PASS"
+    assert f"weights: {SentenceEncoder(plain).identity.weights}" in check.detail
+
+
+def test_a_provenance_of_other_weights_fails(int8, random_folder, tmp_path):
+    other = quantize_folder(random_folder("odd_sizes"), tmp_path / "other")
+    shutil.copyfile(other / "provenance.json", int8 / "provenance.json")
+    check = check_of(sign_off(int8))
+    assert check.verdict == "FAIL"
+    assert check.detail[0].startswith("provenance.json is of the weights '")
+
+
+def test_a_provenance_that_names_another_origin_fails_beside_the_original(plain, int8):
+    said = json.loads((int8 / "provenance.json").read_text())
+    said["from"]["weights"] = "0" * 64
+    (int8 / "provenance.json").write_text(json.dumps(said))
+    check = check_of(sign_off(int8, original=plain))
+    assert check.verdict == "FAIL"
+    assert check.detail[0].startswith(f"provenance.json says that they were made from {'0' * 64}, wanted ")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "words"),
+    [
+        (None, "PASS", "without a provenance.json these weights count as a model of their own"),
+        ('{"made_by": "me"}', "PASS", "provenance.json names no weights"),
+        ('{"weights": 3}', "FAIL", "provenance.json is of the weights 3, here are "),
+        ("[]", "FAIL", "holds a JSON list"),
+    ],
+)
+def test_what_a_provenance_leaves_out_is_said(int8, text, verdict, words):
+    (int8 / "provenance.json").unlink()
+    if text is not None:
+        (int8 / "provenance.json").write_text(text)
+    check = check_of(sign_off(int8))
+    assert check.verdict == verdict
+    assert words in "\n".join(check.detail)
+
+
+def test_a_seal_holds_the_identity(folder, tmp_path):
+    written = sign_off(folder).digests
+    written.save(tmp_path / "seal.json")
+    seal = Digests.load(tmp_path / "seal.json")
+    assert seal.identity == SentenceEncoder(folder).identity
+    assert sign_off(folder, digests=seal).passed
+    other = replace(seal, identity=replace(seal.identity, tokenizer="0" * 64))
+    audit = sign_off(folder, digests=other)
+    assert audit.failed == (check_of(audit),)
+    assert check_of(audit).detail[0].startswith("other tokenizer than in seal.json; where all files are as sealed, ")
+    values = json.loads((tmp_path / "seal.json").read_text())
+    values["identity"]["prompts"] = "1" * 64
+    (tmp_path / "seal.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"seal.json: an encoder's identity is .*write the file anew with"):
+        Digests.load(tmp_path / "seal.json")
+    del values["identity"]  # one of an earlier release
+    (tmp_path / "seal.json").write_text(json.dumps(values))
+    assert sign_off(folder, digests=Digests.load(tmp_path / "seal.json")).passed

@@ -262,6 +262,63 @@ def test_what_was_chosen_stays_from_text_to_text(shown):
     assert page.locator("#head").input_value() == "0"
 
 
+MANY = [
+    *(f"text number {i} of a report" for i in range(40)),
+    "\u05d0\u05d9\u05e4\u05d4 \u05d4\u05d7\u05d1\u05d9\u05dc\u05d4",
+    "a \u202eevil\x1b text",
+]
+
+
+@pytest.fixture(scope="module")
+def many(encoder, tmp_path_factory):
+    policy = PruningPolicy(min_tokens=3, quantile=0.7)
+    return page_of(encoder, tmp_path_factory.mktemp("many") / "a.html", MANY, policy)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_many_texts_are_a_list_with_search(browser, many, width):
+    path, found = many
+    opened = Shown(browser, path, viewport={"width": width, "height": 900})
+    page = opened.page
+    text = page.locator("blockquote")
+    assert page.locator("nav button").count() == 2
+    assert page.locator("#pick option").count() == len(MANY)
+    page.get_by_label("Search in texts").fill("NUMBER 17")
+    assert page.locator("#pick option").count() == 1
+    assert page.locator("#found").inner_text().startswith(f"1 of {len(MANY)} texts")
+    page.keyboard.press("Enter")
+    assert text.inner_text() == MANY[17]
+    page.fill("#search", "")
+    assert page.locator("#pick").input_value() == "17"
+    page.click("#next")
+    assert text.inner_text() == MANY[18]
+    page.focus("#pick")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowUp")
+    assert text.inner_text() == MANY[16]
+    page.fill("#search", "nowhere")
+    page.keyboard.press("Enter")
+    page.click("#next")
+    assert text.inner_text() == MANY[16]
+    page.fill("#search", "")
+    marked = [i for i, name in enumerate(page.locator("#pick option").all_inner_texts()) if "\u26a0" in name]
+    assert marked == [i for i, each in enumerate(found) if each.warning]
+    assert page.locator("#embedding tbody tr").count() == 20
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
+    opened.close()
+
+
+def test_marks_that_cannot_be_seen_are_written_out(browser, many):
+    path, found = many
+    opened = Shown(browser, path)
+    opened.page.select_option("#pick", str(len(MANY) - 1))
+    assert opened.page.locator("blockquote").inner_text() == "a \\u202eevil\\x1b text"
+    seen = opened.page.evaluate("document.querySelector('main').innerText")
+    assert not {"\u202e", "\x1b"} & set(seen)
+    assert (opened.page.locator("#turned").count() == 1) == (found[-1].warning is not None)
+    opened.close()
+
+
 def test_everything_has_a_name(shown):
     """For a screen reader: one main part, headings in order, a label for every control, a text for every picture."""
     page = shown.page

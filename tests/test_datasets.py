@@ -4,6 +4,7 @@ import re
 import sys
 import types
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -255,6 +256,15 @@ def test_a_split_in_another_format_is_not_passed_over(tmp_path, name):
     (folder / name).write_bytes(b"x")
     with pytest.raises(InputError, match=f"{name} is named after a split, wanted .csv, .tsv or .jsonl; convert it"):
         load_task(folder)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_of_the_package(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(InputError, match=r"cannot read .*: Permission denied"):
+        load_task(tmp_path)
 
 
 def test_a_split_may_lie_beside_itself_in_another_format(tmp_path):

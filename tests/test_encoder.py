@@ -12,9 +12,8 @@ from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.distillation import Recorder
 from minitrans.encoder import Start, forward
 from minitrans.errors import NumericalError
-from minitrans.model import pool_encoded
 from minitrans.packing import pack, segments
-from minitrans.pooling import PoolingConfig, pool
+from minitrans.pooling import PoolingConfig, pool, pool_encoded
 from minitrans.pruning import merge, rank, select
 
 FITTED = random_fitted("whatever model", 32)

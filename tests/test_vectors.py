@@ -91,6 +91,12 @@ def test_no_vectors(precision):
     assert to_precision(np.empty((0, 20), np.float32), precision).shape == (0, output_width(20, precision))
 
 
+@pytest.mark.parametrize("precision", ["int4", "", None, 8, np.array(["int8", "uint8"])], ids=repr)
+def test_no_other_format_is_taken_for_one(precision):
+    with pytest.raises(InputError, match=r"precision is .*, wanted one of float32, int8, uint8, binary, ubinary"):
+        to_precision(normal(0, 2, 8), precision)
+
+
 def test_check_precision():
     assert [check_precision(name) for name in PRECISIONS] == PRECISIONS == list(DTYPES)
     with pytest.raises(InputError, match="precision is 'int4', wanted one of float32, int8, uint8, binary, ubinary"):

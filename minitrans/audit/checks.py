@@ -115,9 +115,9 @@ class Audit:
         machine: name -> value: architecture, kernels, instruction_set, backend, precision, threads.
         checks: in the order in which they were made.
         digests: of the folder as it is; None where it could not be opened.
-        encoder_identity: of the encoder; None where it could not be loaded.
         identity: what its files were compared with: "published digests", "given digests", both joined by " and ";
             None where nothing says what they should be.
+        encoder_identity: which encoder was checked; None where it could not be loaded.
     """
 
     model: str
@@ -128,8 +128,8 @@ class Audit:
     machine: Mapping[str, str]
     checks: tuple[Check, ...]
     digests: Digests | None = None
-    encoder_identity: Identity | None = None
     identity: str | None = None
+    encoder_identity: Identity | None = None
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -21,11 +21,10 @@ from minitrans.audit.pairing import Paired, Stage, Tallies, Tally, Watch, distan
 from minitrans.backends import Blocks
 from minitrans.encoder import Encoded, forward
 from minitrans.errors import MinitransError
-from minitrans.model import pool_encoded
 from minitrans.packing import PackedBatch, chunks, pack
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
-from minitrans.pooling import PoolingConfig, normalized
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.tokenizer import Tokenizer
 
 _PARAGRAPH = (

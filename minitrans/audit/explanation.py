@@ -161,8 +161,8 @@ class Explanation:
         if self.angle < TURN:
             return None
         return (
-            f"pruning turned the embedding by {self.angle:.1f} degrees, to another text it is often not much farther: "
-            "do not search or compare with it before you have measured what that costs; prune less, or not at all"
+            f"pruning turned the embedding by {self.angle:.1f} degrees, and other texts may be hardly farther away; "
+            "measure what that costs a search or a comparison, or prune less"
         )
 
 

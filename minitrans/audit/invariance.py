@@ -12,9 +12,10 @@ from minitrans.audit.comparison import Sample
 from minitrans.calls import measuring
 from minitrans.encoder import forward
 from minitrans.errors import MinitransError
-from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.model import SentenceEncoder
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
+from minitrans.pooling import pool_encoded
 
 # Tokens of a packed batch, one after the other; ``encode`` takes 512.
 CHUNKS = (1, 64, 200, 100_000)

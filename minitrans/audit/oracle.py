@@ -39,11 +39,10 @@ from minitrans.config import EncoderConfig
 from minitrans.contents import TRANSFORMER_FILES, ModelFolder, read_json
 from minitrans.encoder import forward
 from minitrans.errors import BackendError, MinitransError
-from minitrans.model import pool_encoded
 from minitrans.packing import pack, segments
 from minitrans.parameters import Float32, Parameters, named_arrays
 from minitrans.policy import PruningPolicy
-from minitrans.pooling import PoolingConfig, normalized
+from minitrans.pooling import PoolingConfig, normalized, pool_encoded
 from minitrans.pruning import rank, select
 from minitrans.words import listed
 

@@ -146,7 +146,7 @@ def sign_off(
     of_folder = [check for check in found.checks if check.group == FOLDER]
     checks = *of_folder, loads, *of_encoder, *(check for check in found.checks if check.group != FOLDER), *rest
     known = None if found.known is None else found.known.name
-    return Audit(name, str(folder), known, date, versions, machine, checks, written, identity, found.identity)
+    return Audit(name, str(folder), known, date, versions, machine, checks, written, found.identity, identity)
 
 
 def _find(model: str | os.PathLike[str] | None) -> Path:
@@ -242,13 +242,13 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
     for name in shipped_policies():
         policy = PruningPolicy.named(name)
         try:
-            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
+            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         except PolicyError:
             continue  # it belongs to another model
         if policy.fitted is not None:
             policies[name] = policy
     for name, policy in given.items():
-        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
+        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         policies[name] = policy
     return policies
 

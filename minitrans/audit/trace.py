@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from minitrans.backends.blas import single_threaded_blas
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder import Encoded, forward
-from minitrans.model import SentenceEncoder, pool_encoded
+from minitrans.model import SentenceEncoder
 from minitrans.packing import PackedBatch, segments
 from minitrans.parameters import Float32
 from minitrans.policy import PruningPolicy
+from minitrans.pooling import pool_encoded
 from minitrans.pruning import Selection
 from minitrans.quantization import with_precision
 from minitrans.weights import load_parameters
@@ -177,6 +179,12 @@ def trace_text(
 ) -> TracedText:
     """`trace` of one text that is tokenised already."""
     seen = Trace(reference, policy, keep_attention)
-    with encoder.blocks.session(), np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), 0) as blocks:
+    # The reference's products are small: threads of BLAS would spin longer than they compute.
+    with (
+        single_threaded_blas(),
+        encoder.blocks.session(),
+        np.errstate(all="ignore"),
+        encoder.blocks.chunk(len(batch.ids), 0) as blocks,
+    ):
         encoded = forward(blocks, batch, policy, observer=seen)
     return TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0])
