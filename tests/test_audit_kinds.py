@@ -73,7 +73,7 @@ def test_the_limits_of_the_files_are_shown(tmp_path):
 
 
 def test_a_tokenizer_that_ignores_its_limit_fails(plain, monkeypatch):
-    monkeypatch.setattr("minitrans.tokenizer.Tokenizer._cut", lambda self, ids: ids)
+    monkeypatch.setattr("minitrans.tokenizer.Tokenizer._cut", lambda self, ids, *_: ids)
     found = failures(audit_folder(plain).checks)
     assert found.keys() == {"limits"}
     assert "a text of 63 words and 2 special tokens becomes 65 of 65 ids" in found["limits"]
