@@ -148,7 +148,7 @@ def fit(
         if value is not None and not reject:
             raise InputError(f"--{name} is {value!r}, but nothing is rejected; add --reject or --out-of-scope FILE")
     if (check_folder(folder) / JSON_FILE).exists():
-        click.echo(f"{folder}: holds a classifier, which will be replaced", err=True)
+        options.tell(f"{folder}: holds a classifier, which will be replaced")
     examples = read_examples(data, text_column, label_column, delimiter)
     outside = None if out_of_scope is None else read_texts(out_of_scope, text_column, delimiter)
     classifier = FewShotClassifier(options.encoder(**model), C=regularization, label_names=label_names)

@@ -20,6 +20,8 @@ Float32 = NDArray[np.float32]
 Self = TypeVar("Self", bound="LearnedAttributes")
 
 _SWAP = threading.RLock()  # held for the moment of a comparison and an assignment
+if hasattr(os, "register_at_fork"):  # a child has no other threads: what they hold would stay locked in it
+    os.register_at_fork(before=_SWAP.acquire, after_in_parent=_SWAP.release, after_in_child=_SWAP.release)
 
 
 @dataclass(frozen=True, eq=False)

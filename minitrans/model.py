@@ -344,7 +344,7 @@ class SentenceEncoder:
         What `minitrans.encoder.forward` takes. ``sentences``, ``prompt_name`` and errors as for ``encode``.
         """
         prompt, texts, call = self._prompt(None, prompt_name), as_texts(sentences), self._call(None)
-        tokenized = self.tokenizer.encode([prompt + text for text in texts], call.limit)
+        tokenized = self.tokenizer.encode([prompt + text for text in texts])
         lengths = Lengths(call)
         lengths.add(tokenized.lengths, 0)
         lengths.warn(len(texts), 3)

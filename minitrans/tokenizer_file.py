@@ -410,11 +410,11 @@ def _from_file(file: Path) -> FastTokenizer:
         raise TokenizerError(f"{what} ({error}); fetch the model again") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise TokenizerError(f"{what} (it holds no model); fetch the model again")
-    check_program(content, str(file))
     remedy = (
         "if a newer release of the tokenizers library wrote it than the one installed here "
         f"({tokenizers.__version__}): pip install --upgrade tokenizers; else fetch the model again"
     )
+    check_program(content, str(file), remedy)
     with library_errors(lambda: what, remedy):
         fast = tokenizers.Tokenizer.from_str(text)
     fast.no_truncation()

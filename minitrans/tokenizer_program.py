@@ -38,12 +38,13 @@ _PLAIN_REGEX = re.compile(
 )
 
 
-def check_program(content: Mapping[str, Any], file: str) -> None:
+def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
     """Refuse what a tokenizer.json asks for where it is not known, or takes no bounded time and room.
 
     Args:
         content: the file's object, with its model an object.
         file: its path, for the message.
+        remedy: what to do about a step or model that is not known here.
 
     Raises:
         UnsupportedModelError: a step, pattern, template or model that is not run.
@@ -62,7 +63,7 @@ def check_program(content: Mapping[str, Any], file: str) -> None:
             kind = step.get("type") if isinstance(step, dict) else step
             if not isinstance(kind, str) or kind not in known:
                 raise UnsupportedModelError(
-                    f"{file}: a step of {part} is {kind!r:.100}, wanted one of {', '.join(sorted(known))}"
+                    f"{file}: a step of {part} is {kind!r:.100}, wanted one of {', '.join(sorted(known))}; {remedy}"
                 )
             growth *= _growth(step, kind, f"{file}: {kind} of {part}")
     if growth > MOST_GROWTH:
@@ -75,7 +76,7 @@ def check_program(content: Mapping[str, Any], file: str) -> None:
     if kind not in _MODELS:
         raise TokenizerError(
             f"{file} is not a tokenizer that can be read: its model is {kind!r:.100}, wanted WordPiece, WordLevel, "
-            "Unigram or BPE"
+            f"Unigram or BPE; {remedy}"
         )
     letters = model.get("max_input_chars_per_word", 0)
     if not isinstance(letters, int) or letters > MOST_CHARACTERS_PER_WORD:

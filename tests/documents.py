@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.M)
 CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
-IN_A_SENTENCE = re.compile(r"(pip install|python -m|python|pytest|bash|pre-commit|ruff|minitrans pull) .*[^./]")
+IN_A_SENTENCE = re.compile(r"(pip install|python -m|pytest|bash|pre-commit|ruff|minitrans pull) .*[^./]")
 
 CI = "a step of .ci/run"
 PEERS = "2 GB of other runtimes, and half an hour"
@@ -58,7 +58,7 @@ def lines_of(text: str) -> list[str]:
     """The lines of the shell in a page's blocks, without comments."""
     blocks = [match for match in FENCE.finditer(text) if match["kind"] in ("sh", "bash", "console")]
     lines = "".join(block["text"].replace("\\\n", " ") for block in blocks).splitlines()
-    return [line for line in (re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in lines) if line]
+    return [line for line in (re.sub(r"(^|\s\s+)#\s.*", "", line).strip() for line in lines) if line]
 
 
 def commands_of(page: Path) -> list[str]:

@@ -318,6 +318,7 @@ def test_fitted_arrays_are_ready_for_the_kernels(encoder, measured):
         assert fit(encoder.identity.weights, measured, by_threshold) == fitted
 
 
+@pytest.mark.filterwarnings("ignore::minitrans.errors.PruningWarning")  # texts of other lengths too
 @pytest.mark.parametrize("by_threshold", [False, True])
 def test_fitted_policies_run_and_rank_better_than_chance(encoder, by_threshold):
     """On the texts that they were fitted to, tokens with a larger shift get a larger score."""

@@ -219,7 +219,7 @@ cat x | minitrans embed; echo "minitrans no"
             check(arguments, whole)
 
 
-SLOW = ("adapt", "audit", "evaluate", "pull", "quantize")  # .ci/run runs these, with all else: documents.py
+SLOW = ("adapt", "audit", "demo", "evaluate", "pull", "quantize")  # .ci/run runs these, with all else: documents.py
 
 
 @every_page

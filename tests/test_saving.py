@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import re
+import signal
 import stat
 import sys
 import threading
 import tracemalloc
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,8 +70,11 @@ def which_policy(path):
 
 def killed(action, at):
     """Run an action in a process that dies before its file operation number `at`; whether it died."""
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a child beside threads: it does no more than to save
+        child = os.fork()
     if child == 0:
+        signal.alarm(60)
         seen = 0
 
         def kill(event, _):
@@ -395,6 +400,22 @@ def test_permissions_of_what_is_replaced_are_kept(tmp_path, mode):
     path.chmod(mode)
     policy(2).save(path)
     assert modes(path.parent) == {mode}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="who may give files away")
+@pytest.mark.parametrize("mine", [True, False])
+def test_owner_and_group_are_kept_or_the_group_may_no_more_than_others(tmp_path, monkeypatch, mine):
+    TWO.save(tmp_path)
+    path = tmp_path / "classifier.json"
+    path.chmod(0o664)
+    os.chown(path, 12345, 23456)
+    if not mine:
+        monkeypatch.setattr(os, "chown", lambda *_: Path("no such file").stat())
+    ONE.save(tmp_path)
+    for path in tmp_path.iterdir():
+        state = path.stat()
+        wanted = (0o664, 12345, 23456) if mine else (0o644, os.geteuid(), tmp_path.stat().st_gid)
+        assert (stat.S_IMODE(state.st_mode), state.st_uid, state.st_gid) == wanted
 
 
 @posix

@@ -160,7 +160,7 @@ def test_a_limit_that_is_set(folder):
 def test_a_limit_of_the_user_that_is_none(value):
     with pytest.raises(InputError, match=r"wanted an integer from 3 \(.*\) to 64") as error:
         check_max_seq_length(value, 3, CONFIG)
-    assert repr(value) in str(error.value)
+    assert repr(value)[:100] in str(error.value)
 
 
 @pytest.mark.parametrize("value", [3, 64])

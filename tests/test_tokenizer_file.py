@@ -7,6 +7,7 @@ import base64
 import json
 
 import pytest
+import tokenizers
 from random_models import edit_json, find_spec, vocabulary, write_model
 
 from minitrans.config import EncoderConfig
@@ -93,6 +94,20 @@ def test_a_token_that_is_added(folder, files):
         write(folder, name, value)
     assert [each.casefold() for each in tokens(folder, "play<User>music")] == ["play", "<user>", "music"]
     assert load(folder).encode(["<User>"]).ids[0][1] == V
+
+
+UNLIKE = "special_tokens_map.json, flags"  # transformers 4 takes flags there, transformers 5 fails
+
+
+@pytest.mark.transformers
+@pytest.mark.parametrize("files", [files for name, files in PLACES.items() if name != UNLIKE])
+def test_ids_are_those_of_transformers(folder, files):
+    transformers = pytest.importorskip("transformers")
+    for name, value in files.items():
+        write(folder, name, value)
+    texts = ["play<User>music", "x <user> y", " <USER> [MASK]play [SEP]", "Caf\u00e9 \u6771\u4eac", ""]
+    theirs = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    assert load(folder).encode(texts).ids == [theirs(text)["input_ids"] for text in texts]
 
 
 FLAGS = [
@@ -363,10 +378,17 @@ def test_token_types_of_a_template(whole):
     assert "token types [0, 1], wanted 0 throughout" in refusal(TokenizerError, whole)
 
 
-def test_a_tokenizer_of_a_newer_library(whole):
-    content = json.loads((whole / "tokenizer.json").read_text())
-    content["model"]["vocab"] = [["a", 0]]  # as a later release may write it
-    write(whole, "tokenizer.json", content)
-    message = refusal(TokenizerError, whole)
-    assert "pip install --upgrade tokenizers" in message
-    assert "installed here (" in message
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"type": "WordPiece", "vocab": [["a", 0]]}},
+        {"model": {"type": "Later", "vocab": {}}},
+        {"normalizer": {"type": "Later"}},
+        {"post_processor": {"type": "Later"}},
+    ],
+)
+def test_a_tokenizer_of_a_newer_library(whole, change):
+    edit_json(whole / "tokenizer.json", **change)
+    with pytest.raises((TokenizerError, UnsupportedModelError), match="pip install --upgrade tokenizers") as caught:
+        load(whole)
+    assert f"installed here ({tokenizers.__version__})" in str(caught.value)
