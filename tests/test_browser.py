@@ -413,12 +413,3 @@ def test_the_site_opens_without_complaints(browser, site, scheme):
         page.close()
     context.close()
     assert complaints == []
-
-
-def test_the_site_is_searched_without_a_server(browser, site):
-    shown = Shown(browser, site / "index.html")
-    shown.page.keyboard.press("s")
-    shown.page.locator("#mkdocs-search-query").fill("quantile")
-    shown.page.locator("#mkdocs-search-results a").first.wait_for()
-    assert shown.complaints == []
-    shown.page.close()
