@@ -371,6 +371,7 @@ class ModelFolder:
             transformer = "".join(paths)
         else:
             _refuse_inner(path)
+            _refuse_without_modules(path)
         found = cls(path, transformer)
         for name, why in _REFUSED_FILES.items():
             for place in {name, found.name(name)}:
@@ -421,3 +422,13 @@ def _refuse_inner(path: Path) -> None:
             f"{path} is the transformer of the model in {outer}, whose modules.json says how to pool; give {outer}, or "
             "copy this folder elsewhere for a model with mean pooling"
         )
+
+
+def _refuse_without_modules(path: Path) -> None:
+    """Settings that sentence-transformers reads only beside a modules.json, which is not there: pooling would be guessed."""
+    for name in ("config_sentence_transformers.json", "1_Pooling/config.json"):
+        if os.path.lexists(path / name):
+            raise ConfigError(
+                f"{path} has {name} but no modules.json, which says how to pool; fetch the model again, or remove "
+                f"{name} for a model with mean pooling"
+            )

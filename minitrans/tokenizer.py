@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -221,9 +222,11 @@ def _max_seq_length(
     ):
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not (value >= 1 and (value == math.inf or value % 1 == 0)):
             raise ConfigError(
-                f"{folder.path / folder.name(file)}: the longest text is {value!r}, wanted a positive number of tokens"
+                f"{folder.path / folder.name(file)}: the longest text is {value!r}, wanted a positive number of whole "
+                "tokens"
             )
         return int(min(value, limit))  # some files say 1e30 for "no limit"
     return limit

@@ -432,5 +432,11 @@ def test_tensors_inside_the_encoder_are_refused(folder, name):
 
 def test_a_folder_without_modules(folder):
     (folder / "modules.json").unlink()
+    for name in ("config_sentence_transformers.json", "1_Pooling/config.json"):
+        (folder / name).touch()
+        message = refusal(ConfigError, ModelFolder.open, folder)
+        assert message.startswith(f"{folder} has {name} but no modules.json, which says how to pool")
+        (folder / name).unlink()
     assert ModelFolder.open(folder).transformer == ""
+    assert SentenceEncoder(folder).pooling == PoolingConfig(("mean",), normalize=False)
     assert len(vocabulary(SPEC)) == load_parameters(folder).config.vocab_size

@@ -660,6 +660,7 @@ def test_info(plain, encoder):
     assert info == {
         "model": str(plain),
         "folder": str(plain),
+        "identity": encoder.identity.to_dict(),
         "sha256": random_models.weights_sha256(plain),
         "backend": encoder.backend,
         **encoder.blocks.info(),

@@ -72,13 +72,11 @@ def test_families_of_the_hub(tmp_path, spec):
         shutil.rmtree(folder)  # up to 90 MB, and pytest keeps what its last runs left
 
 
-@pytest.mark.parametrize(
-    "gone", ["tokenizer.json", "modules.json", "sentence_bert_config.json", "tokenizer_config.json"]
-)
+@pytest.mark.parametrize("gone", ["tokenizer.json", "sentence_bert_config.json", "tokenizer_config.json"])
 def test_files_that_may_be_missing(folder, encoder, gone):
     (folder / gone).unlink()
     without = SentenceEncoder(folder, threads=1)
-    assert without.pooling == PoolingConfig(("mean",), normalize=gone != "modules.json")
+    assert without.pooling == PoolingConfig(("mean",), normalize=True)
     vectors = without.encode(texts(), normalize_embeddings=True)
     np.testing.assert_allclose(vectors, encoder.encode(texts()), rtol=0, atol=1e-6)
 

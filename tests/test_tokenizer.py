@@ -128,7 +128,7 @@ def test_which_limit_holds_without_some_files(large, gone, wanted):
     assert load(large).max_seq_length == wanted
 
 
-@pytest.mark.parametrize("value", [0, -1, 0.5, True, "256", [256], float("nan"), float("-inf")])
+@pytest.mark.parametrize("value", [0, -1, 0.5, 16.5, True, "256", [256], float("nan"), float("-inf")])
 @pytest.mark.parametrize(
     ("file", "key"), [("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")]
 )
