@@ -425,7 +425,7 @@ def _refuse_inner(path: Path) -> None:
 
 
 def _refuse_without_modules(path: Path) -> None:
-    """Settings that sentence-transformers reads only beside a modules.json, which is not there: pooling would be guessed."""
+    """Refuse settings that are read only beside a modules.json, which is not there: pooling would be guessed."""
     for name in ("config_sentence_transformers.json", "1_Pooling/config.json"):
         if os.path.lexists(path / name):
             raise ConfigError(

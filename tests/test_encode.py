@@ -661,7 +661,6 @@ def test_info(plain, encoder):
         "model": str(plain),
         "folder": str(plain),
         "identity": encoder.identity.to_dict(),
-        "sha256": random_models.weights_sha256(plain),
         "backend": encoder.backend,
         **encoder.blocks.info(),
         "precision": "float32",
