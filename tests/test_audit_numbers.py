@@ -1,6 +1,7 @@
 """minitrans.audit: backends, precisions, pruning and invariance compared; a backend that is broken is told where."""
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -45,6 +46,13 @@ class Changed:
 
     def __getattr__(self, name):
         return getattr(self._blocks, name)
+
+    @contextmanager
+    def chunk(self, rows, helpers):
+        with self._blocks.chunk(rows, helpers) as inside:
+            blocks = object.__new__(type(self))
+            blocks.__dict__ = self.__dict__ | {"_blocks": inside}
+            yield blocks
 
 
 class Perturbed(Changed):

@@ -214,6 +214,7 @@ def test_encode_with_a_tokenizer_without_special_tokens(tmp_path):
     bare = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
     bare.pre_tokenizer = pre_tokenizers.Whitespace()
     bare.save(str(folder / "tokenizer.json"))
+    random_models.edit_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     encoder = SentenceEncoder(folder)
     assert (encoder.tokenizer.prefix, encoder.tokenizer.suffix) == (0, 0)
     texts = ["the", "", "the to my", " "]

@@ -91,7 +91,13 @@ CHANGES = {
     "heads": ("weights", setting("config.json", num_attention_heads=2)),
     "epsilon": ("weights", setting("config.json", layer_norm_eps=1e-5)),
     "lower case by setting": ("tokenizer", setting("tokenizer_config.json", do_lower_case=False)),
-    "lower case before": ("tokenizer", setting("sentence_bert_config.json", do_lower_case=True)),
+    "lower case before": (
+        "tokenizer",
+        lambda folder: (
+            random_models.edit_json(folder / "tokenizer_config.json", do_lower_case=False),
+            random_models.edit_json(folder / "sentence_bert_config.json", do_lower_case=True),
+        ),
+    ),
     "normalizer": (
         "tokenizer",
         lambda folder: (

@@ -180,7 +180,7 @@ BAD = {
     ("--task", "{task}", "--pruning", "/nope.json"): "/nope.json",
     ("--task", "{task}", "--pruning", "a/default.json", "--pruning", "default"): "cannot read a/default.json",
     ("--task", "{task}", "--output", "table.xlsx"): "table.xlsx ends in '.xlsx'",
-    ("--task", "{task}", "--journal", "{task}/train.csv"): "train.csv is not a journal",
+    ("--task", "{task}", "--journal", "{task}/train.csv"): "train.csv, which is read too; name another file",
     ("--task", "{task}", "--label-column", "intent"): "column 'intent' is missing",
 }
 
@@ -380,7 +380,7 @@ BAD_ADAPT = {
     ("--texts", "/nope.txt"): "cannot read /nope.txt",
     ("--task", "/nope"): "there is no task '/nope'",
     ("--task", "{folder}/a.csv"): "the tasks are a, b, a",
-    ("--journal", "{folder}/a.csv"): "a.csv is not a journal",
+    ("--journal", "{folder}/a.csv"): "a.csv, which is read too; name another file",
 }
 
 

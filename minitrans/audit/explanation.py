@@ -249,7 +249,7 @@ class _Maker:
         shrank = len(pruned.layers[-1].rows) < len(batch.ids)
         answers: list[Prediction | None] = [None, None]
         timings: list[Timing] = []
-        with measuring():
+        with measuring(), warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)  # given already
             if self.classifier is not None:
                 # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
