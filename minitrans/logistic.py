@@ -23,6 +23,7 @@ Dimension letters: N examples, H features, K classes, R = min(N, H) rotated feat
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,8 +141,18 @@ def fit_logistic(
     return LogisticFit(coef - coef.mean(axis=0), intercept, exact.value, exact.gap, steps, converged)
 
 
+def check_strength(C: Any) -> float:
+    """C as a float. InputError unless it is a finite number above 0."""
+    known = isinstance(C, int | float | np.integer | np.floating) and not isinstance(C, bool)
+    if not known or not 0 < C <= sys.float_info.max:
+        raise InputError(f"C is {C!r:.100}; wanted a finite number above 0")
+    return float(C)
+
+
 def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
     """The values as an array `[N, H]` of finite numbers, H >= 1. InputError, naming `what`, for anything else."""
+    if np.ma.is_masked(values):
+        raise InputError(f"{what}: there are masked values; wanted all of them; fill them, as with .filled()")
     rows = np.asarray(values)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
         raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}; wanted numbers [N, H], an example per row")
@@ -177,8 +188,7 @@ def _checked(
         raise InputError(
             f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
         )
-    if not (isinstance(C, (int, float, np.number)) and math.isfinite(C) and C > 0):
-        raise InputError(f"C is {C!r}; wanted a finite number above 0")
+    check_strength(C)
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
         raise InputError(f"sample_weight has shape {weight.shape}; wanted [{len(X)}] finite weights above 0")
