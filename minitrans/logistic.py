@@ -23,7 +23,6 @@ Dimension letters: N examples, H features, K classes, R = min(N, H) rotated feat
 from __future__ import annotations
 
 import math
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,9 +143,13 @@ def fit_logistic(
 def check_strength(C: Any) -> float:
     """C as a float. InputError unless it is a finite number above 0."""
     known = isinstance(C, int | float | np.integer | np.floating) and not isinstance(C, bool)
-    if not known or not 0 < C <= sys.float_info.max:
+    try:
+        value = float(C) if known else math.nan
+    except OverflowError:  # an int beyond all floats
+        value = math.inf
+    if not 0 < value < math.inf:
         raise InputError(f"C is {C!r:.100}; wanted a finite number above 0")
-    return float(C)
+    return value
 
 
 def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:

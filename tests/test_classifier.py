@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zlib
 
 import numpy as np
@@ -400,6 +401,13 @@ def test_c_is_checked_at_fit(encoder, C):
     assert classifier.C is C
     with pytest.raises(InputError, match="C is"):
         classifier.fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("C", [np.float16(2), np.float32(2), np.int8(2), 2])
+def test_numbers_of_numpy_are_numbers(encoder, C):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FewShotClassifier(encoder, C=C).fit(TEXTS, LABELS)
 
 
 @pytest.mark.parametrize("value", ["false", 0, None, np.array([True, False])])
