@@ -18,11 +18,13 @@ from typing import Any, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.config import check_flag
 from minitrans.errors import InputError, InputTypeError
 from minitrans.head import Head, fit_head, merged
 from minitrans.inputs import Encoder, Label, Labels, encoded, float_rows, label_array, text_list
 from minitrans.inputs import label_text as label_text
 from minitrans.learned import Learned, LearnedAttributes
+from minitrans.logistic import check_strength
 from minitrans.rejection import Answer, Rejection
 from minitrans.saved import check_folder, read_folder, write_folder
 from minitrans.saved_encoder import check_identity, describe_encoder, saved_encoder
@@ -324,8 +326,8 @@ class FewShotClassifier(LearnedAttributes):
         description = {
             "label_kind": "str" if head.classes.dtype.kind == "U" else "int",
             "classes": head.classes.tolist(),
-            "C": float(self.C),
-            "label_names": bool(self.label_names),
+            "C": check_strength(self.C),
+            "label_names": check_flag("label_names", self.label_names),
             "converged": head.converged,
             "encoder": describe_encoder(encoder, target),
         }
@@ -418,7 +420,7 @@ class FewShotClassifier(LearnedAttributes):
     ) -> Learned:
         """What embeddings `rows [N, H]` teach: the examples of `before`, if any, and then those of `labels`."""
         classes, codes = merged(before, labels)  # [K], [N]
-        if names is None and self.label_names and classes.dtype.kind == "U":
+        if check_flag("label_names", self.label_names) and names is None and classes.dtype.kind == "U":
             encoder, known = _made(encoder), {}
             if before is not None and before.names is not None:
                 known = dict(zip(before.classes, before.names, strict=True))

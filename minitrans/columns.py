@@ -29,8 +29,12 @@ def column_items(values: object, what: str) -> list[Any]:
     if refusal is not None:
         raise InputTypeError(f"{what} {refusal}")
     column: Any = values
-    # Iterating over a column of pyarrow gives its own scalars.
-    return list(column.to_pylist() if hasattr(type(column), "to_pylist") else column)
+    try:
+        # Iterating over a column of pyarrow gives its own scalars.
+        items = iter(column.to_pylist() if hasattr(type(column), "to_pylist") else column)
+    except TypeError:  # pandas has things that look as if they could be iterated over
+        raise InputTypeError(f"{what} {_no_list(values)}") from None
+    return list(items)
 
 
 def str_items(values: object, what: str) -> list[str]:
@@ -92,9 +96,12 @@ def _refusal(values: Any) -> str | None:
     if isinstance(shape, tuple) and len(shape) != 1:
         remedy = "pass a single column, as array[:, 0]" if shape else "put what its item() gives in brackets"
         return f"has {len(shape)} dimensions; wanted one; {remedy}"
-    if not isinstance(values, Iterable):
-        return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.datasets"
-    return None
+    return None if isinstance(values, Iterable) else _no_list(values)
+
+
+def _no_list(values: object) -> str:
+    seen = f"is a {type(values).__name__}"
+    return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.datasets"
 
 
 def _column(names: list[str]) -> str:

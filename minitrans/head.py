@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.errors import InputError, InputTypeError
 from minitrans.inputs import Label, Labels, abstention_label, float_rows, label_array
 from minitrans.logistic import fit_logistic, softmax
-from minitrans.rejection import DEFAULT_SCORE, HeldOut, KnownClasses, Rejection, calibrate, cross_fit, logits
+from minitrans.rejection import (
+    DEFAULT_SCORE,
+    HeldOut,
+    KnownClasses,
+    Rejection,
+    calibrate,
+    check_score,
+    cross_fit,
+    logits,
+)
 from minitrans.saved import CLASSES_LIMIT
 
 Float32 = NDArray[np.float32]
@@ -125,6 +134,8 @@ class Head:
     ) -> Head:
         """This head with a rejection; the arguments as for `FewShotClassifier.calibrate_rejection_embeddings`."""
         abstention = abstention_label(abstention, self.classes)
+        if str(score) != "auto":  # an array has no answer of its own
+            check_score(score)
         if score in ("probability", "energy") and len(self.classes) == 1:
             raise InputError(f"score is {score!r}, equal for all texts where there is one class; wanted 'mahalanobis'")
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterable
@@ -103,27 +104,40 @@ def label_array(
     return np.array(items, dtype=np.str_ if isinstance(items[0], str) else np.int64)
 
 
-# Characters that show nothing: soft hyphen, zero-width space, marks of direction, word joiner, byte order mark.
+# Characters that show nothing: soft hyphen, zero-width space, marks of direction and their kin, invisible operators,
+# fillers, byte order mark. Variation selectors and tags are not among them: they tell signs and flags apart.
 _INVISIBLE = dict.fromkeys(
-    map(ord, "\u00ad\u180e\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
+    [0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180E, 0x200B, 0x200E, 0x200F, 0x3164, 0xFEFF, 0xFFA0]
 )
-_JOINERS = "\u200c\u200d"  # they shape the letters beside them, and count between two
+_INVISIBLE |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFFF9, 0xFFFC)])
+# Joiners shape the letters beside them: between two beyond Latin they count.
+_JOINERS = re.compile("([^\u200c\u200d]?)([\u200c\u200d]+)(?=(.?))", re.DOTALL)
 
 
 def normalized_label(label: str) -> str:
     """One spelling for what looks the same: NFC, single spaces, none at the ends, no invisible characters."""
-    text = unicodedata.normalize("NFC", label.translate(_INVISIBLE))
-    return " ".join(text.split()).strip(" " + _JOINERS)
+    text = " ".join(label.split())
+    if text.isascii():
+        return text
+    text = text.translate(_INVISIBLE)
+    before = ""
+    while text != before:  # what goes away can bring together what has a shorter form
+        before, text = text, " ".join(_JOINERS.sub(_without_joiner, unicodedata.normalize("NFC", text)).split())
+    return text
+
+
+def _without_joiner(found: re.Match[str]) -> str:
+    return found[0] if found[1] > "\xff" and found[3] > "\xff" else found[1]
 
 
 def normalized_text(text: str) -> str:
-    """What makes two texts the same example: no case, and one space wherever there is any."""
-    return " ".join(text.casefold().split())
+    """What makes two texts the same example: no case, and one spelling, as of a label."""
+    return normalized_label(text.casefold())
 
 
 def is_blank(text: str) -> bool:
     """Whether a text shows nothing: it is empty, or all blanks and invisible characters."""
-    return not text[:1].isalnum() and not text.translate(_INVISIBLE | dict.fromkeys(map(ord, _JOINERS))).strip()
+    return not (text[:1].isascii() and text[:1].isalnum()) and not normalized_label(text)
 
 
 def case_warning(labels: Iterable[str]) -> str | None:
@@ -187,7 +201,11 @@ def abstention_label(label: Label | None, classes: Labels) -> Label:
     seen = _checked_label(label, "abstention")
     if isinstance(label, str) != of_str:
         raise InputTypeError(f"{seen}; wanted the kind of the classes, as {classes[0]!r}; name another")
-    if label in classes.tolist():
+    if isinstance(label, str) and is_blank(label):
+        raise InputError(f"{seen}, which shows nothing; wanted a name; name one in calibrate_rejection")
+    if label in classes.tolist() or (
+        of_str and normalized_label(str(label)) in map(normalized_label, classes.tolist())
+    ):
         raise InputError(f"{seen}, which is a class; wanted a label that is none; name one in calibrate_rejection")
     return str(label) if of_str else int(label)
 

@@ -140,8 +140,22 @@ def fit_logistic(
     return LogisticFit(coef - coef.mean(axis=0), intercept, exact.value, exact.gap, steps, converged)
 
 
+def check_strength(C: Any) -> float:
+    """C as a float. InputError unless it is a finite number above 0."""
+    known = isinstance(C, int | float | np.integer | np.floating) and not isinstance(C, bool)
+    try:
+        value = float(C) if known else math.nan
+    except OverflowError:  # an int beyond all floats
+        value = math.inf
+    if not 0 < value < math.inf:
+        raise InputError(f"C is {C!r:.100}; wanted a finite number above 0")
+    return value
+
+
 def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
     """The values as an array `[N, H]` of finite numbers, H >= 1. InputError, naming `what`, for anything else."""
+    if np.ma.is_masked(values):
+        raise InputError(f"{what}: there are masked values; wanted all of them; fill them, as with .filled()")
     rows = np.asarray(values)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
         raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}; wanted numbers [N, H], an example per row")
@@ -177,8 +191,7 @@ def _checked(
         raise InputError(
             f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
         )
-    if not (isinstance(C, (int, float, np.number)) and math.isfinite(C) and C > 0):
-        raise InputError(f"C is {C!r}; wanted a finite number above 0")
+    check_strength(C)
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
         raise InputError(f"sample_weight has shape {weight.shape}; wanted [{len(X)}] finite weights above 0")

@@ -8,13 +8,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans import words
 from minitrans.config import check_choice
 from minitrans.errors import InputError, one_of
-from minitrans.resources import write_file
+from minitrans.resources import target_of, write_file
 
 Style = Literal["text", "markdown", "csv", "json"]
 STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}
@@ -71,7 +70,7 @@ def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: 
 
 def check_table_file(path: str | os.PathLike[str]) -> Style:
     """The style that the end of a file's name stands for. InputError if it stands for none."""
-    suffix = Path(path).suffix.lower()
+    suffix = target_of(path).suffix.lower()
     if suffix not in STYLES:
         raise InputError(f"{os.fspath(path)} ends in {suffix!r}, wanted {one_of(STYLES)}")
     return STYLES[suffix]

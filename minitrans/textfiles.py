@@ -159,8 +159,12 @@ def table_rows(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
             another of comma, semicolon, tab and bar with which it has them.
 
     Raises:
+        InputTypeError: a column that is no str.
         InputError: no such file, another format, no header with the columns, or marks that can be read in two ways.
     """
+    for column in columns:
+        if not isinstance(column, str):
+            raise InputTypeError(f"a column is {column!r:.100}, wanted its name as str")
     delimiter = check_delimiter(delimiter)
     suffix = path.suffix.lower()
     if suffix not in TABLES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.errors import InputError
 from minitrans.parameters import Float32
 from minitrans.pooling import normalized
-from minitrans.resources import atomic_file
+from minitrans.resources import atomic_file, target_of
 
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -70,15 +71,18 @@ def check_precision(precision: str) -> Precision:
 
 
 def check_output(path: str | Path) -> None:
-    """Refuse a file that ``save_vectors`` could not write. InputError unless it ends in .npy or .jsonl."""
-    if Path(path).suffix not in (".npy", ".jsonl"):
-        raise InputError(f"{path} ends in {Path(path).suffix!r}, wanted .npy or .jsonl")
+    """Refuse a file that ``save_vectors`` could not write.
+
+    InputTypeError where it is no path, InputError unless it ends in .npy or .jsonl.
+    """
+    if target_of(path).suffix not in (".npy", ".jsonl"):
+        raise InputError(f"{os.fspath(path)} ends in {target_of(path).suffix!r}, wanted .npy or .jsonl")
 
 
 def save_vectors(path: str | Path, texts: Sequence[str], vectors: Vectors) -> None:
     """Write embeddings [B, H] to .npy, or texts and embeddings to .jsonl; whole or not at all."""
     check_output(path)
-    npy = Path(path).suffix == ".npy"
+    npy = target_of(path).suffix == ".npy"
     # "w+b": to a file that is open for writing alone NumPy writes past Python, and a full disk has no number then.
     with atomic_file(path, size=vectors.nbytes + 128 if npy else None) as temporary, temporary.open("w+b") as file:
         if npy:
@@ -99,6 +103,8 @@ def as_lines(texts: Sequence[str], vectors: Vectors, as_json: bool) -> Iterator[
 
 def _matrix(vectors: ArrayLike) -> Float32:
     """[H] or [B, H] -> float32 [B, H]"""
+    if np.ma.is_masked(vectors):
+        raise InputError("embeddings have values that are masked, wanted all of them; fill them, as with .filled()")
     try:
         array = np.asarray(vectors)
     except (TypeError, ValueError, OverflowError) as error:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zlib
 
 import numpy as np
@@ -394,12 +395,33 @@ def test_labels_of_another_kind_than_before(fitted, method):
         getattr(fitted, method)(["a"], [1])
 
 
-@pytest.mark.parametrize("C", [0, -1.0, float("nan"), float("inf"), "10", None])
+@pytest.mark.parametrize("C", [0, -1.0, float("nan"), float("inf"), "10", None, 10**400, True, np.array([1.0, 2.0])])
 def test_c_is_checked_at_fit(encoder, C):
     classifier = FewShotClassifier(encoder, C=C)
     assert classifier.C is C
     with pytest.raises(InputError, match="C is"):
         classifier.fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("C", [np.float16(2), np.float32(2), np.int8(2), 2])
+def test_numbers_of_numpy_are_numbers(encoder, C):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FewShotClassifier(encoder, C=C).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize("value", ["false", 0, None, np.array([True, False])])
+def test_label_names_is_a_flag(encoder, value):
+    with pytest.raises(InputError, match=r"label_names is .*, wanted True or False"):
+        FewShotClassifier(encoder, label_names=value).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(("name", "value"), [("C", "10"), ("C", 10**400), ("label_names", "no")])
+def test_parameters_are_checked_when_saved(encoder, tmp_path, name, value):
+    fitted = FewShotClassifier(encoder).fit(TEXTS, LABELS).set_params(**{name: value})
+    with pytest.raises(InputError, match=f"{name} is"):
+        fitted.save(tmp_path / "folder")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("method", ["predict", "predict_proba", "rank"])

@@ -8,13 +8,18 @@ import pytest
 from minitrans.calls import as_texts
 from minitrans.columns import column_items, str_items
 from minitrans.errors import InputError, InputTypeError
-from minitrans.inputs import label_array, text_list
+from minitrans.inputs import label_array, normalized_label, text_list
 
 TEXTS = ["hello", "card", "a b"]
 
 
 class Name(str, enum.Enum):
     CARD = "card"
+
+
+class NotIterable:
+    def __iter__(self):
+        raise TypeError("as the accessors of pandas do")
 
 
 class Frame:
@@ -88,6 +93,7 @@ TABLES = {
     "file": (io.StringIO("hello\ncard\n"), "is a StringIO; .*read_texts"),
     "number": (5, "is a int; wanted a list"),
     "nothing": (None, "is a NoneType; wanted a list"),
+    "seemingly iterable": (NotIterable(), "is a NotIterable; wanted a list"),
 }
 
 
@@ -146,6 +152,31 @@ def test_members_of_an_enum_are_what_they_stand_for():
 def test_a_label_that_shows_nothing_is_refused(label):
     with pytest.raises(InputError, match=r"label 1 is .* which shows nothing"):
         label_array(["a", label], 2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "\u061cab",
+        "a\u034fb",
+        "a\u2062b",
+        "ab\u206f",
+        "ab\u3164",
+        "\ufff9ab",
+        "a\u200cb",
+        "ab\u200d\u200c",
+        "a\u200c\u200db",
+    ],
+)
+def test_what_shows_nothing_makes_no_other_label(other):
+    assert normalized_label(other) == "ab"
+    with pytest.raises(InputError, match="one in two spellings"):
+        label_array(["ab", other], 2)
+
+
+@pytest.mark.parametrize("label", ["\u2764\ufe0f", "1\ufe0f\u20e3", "\U0001f3f4\U000e0067\U000e0062\U000e007f"])
+def test_what_tells_signs_apart_stays(label):
+    assert normalized_label(label) == label
 
 
 FRAMES = {

@@ -61,6 +61,12 @@ def test_fit_warns_of_one_text_with_several_labels():
         classifier().fit(["a b", "A  b", "c"], [1, 2, 1])
 
 
+@pytest.mark.parametrize("other", ["cafe\u0301 x", "caf\u00e9\u00a0x", "Caf\u00e9 \u200bX"])
+def test_one_text_in_several_spellings_with_several_labels(other):
+    with pytest.warns(DataWarning, match="one text has several labels"):
+        classifier().fit(["caf\u00e9 x", other], ["a", "b"])
+
+
 def test_labels_that_are_fine_bring_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

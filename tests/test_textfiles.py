@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans.datasets import Examples, read_examples, read_texts
-from minitrans.errors import DataWarning, InputError
-from minitrans.textfiles import check_delimiter, decoded, text_lines
+from minitrans.errors import DataWarning, InputError, InputTypeError
+from minitrans.textfiles import check_delimiter, decoded, table_rows, text_lines
 
 
 def examples_of(path, content, **options):
@@ -291,3 +291,11 @@ def test_a_broken_mark_never_yields_fewer_rows_unseen(tmp_path_factory, rows, pl
 def test_examples_and_texts_agree(tmp_path):
     path = write(tmp_path / "a.csv", [("hi", "a"), ("bye", "b")], ",")
     assert read_examples(path) == Examples(read_texts(path), read_texts(path, "label"))
+
+
+@pytest.mark.parametrize("column", [5, None, ["text"]])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_a_column_that_is_no_name_is_refused(tmp_path, name, column):
+    (tmp_path / name).write_text('{"text": "a"}\n')
+    with pytest.raises(InputTypeError, match=r"a column is .* wanted its name"):
+        table_rows(tmp_path / name, ("text", column))

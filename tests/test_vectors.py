@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans import vectors as module
-from minitrans.errors import InputError
+from minitrans.errors import InputError, InputTypeError
+from minitrans.inputs import float_rows
+from minitrans.tables import check_table_file
 from minitrans.vectors import (
     DTYPES,
     as_lines,
@@ -255,3 +257,21 @@ def test_similarity_refuses(function):
 def test_pairs_must_be_as_many():
     with pytest.raises(InputError, match="pairs of embeddings: 2 and 3 rows, wanted as many in both"):
         similarity_pairwise(normal(0, 2, 4), normal(0, 3, 4))
+
+
+@pytest.mark.parametrize("path", [None, 5, ["x.npy"], "", "a\0.npy"])
+@pytest.mark.parametrize("function", [check_output, check_table_file])
+def test_what_cannot_be_the_path_of_an_output(function, path):
+    with pytest.raises((InputError, InputTypeError)):
+        function(path)
+
+
+def test_masked_embeddings_are_refused():
+    rows = np.ma.array([[1.0, 2.0]], mask=[[True, False]])
+    for function in (
+        lambda: similarity(rows, rows),
+        lambda: similarity_pairwise(rows, rows),
+        lambda: float_rows(rows, "a"),
+    ):
+        with pytest.raises(InputError, match="masked"):
+            function()
