@@ -85,6 +85,10 @@ PLACES = {
     "special_tokens_map.json": {"special_tokens_map.json": {"additional_special_tokens": ["<User>"]}},
     "special_tokens_map.json, flags": {"special_tokens_map.json": {"additional_special_tokens": [token("<User>")]}},
     "pad_token": {"special_tokens_map.json": {"pad_token": "<User>"}},
+    "a name, added_tokens.json": {
+        "tokenizer_config.json": BERT | {"user_token": "<User>"},
+        "added_tokens.json": {"<User>": V},
+    },
 }
 
 
@@ -156,10 +160,33 @@ def test_more_tokens_than_rows(folder):
     assert message.endswith("or remove the token from added_tokens.json")
 
 
-def test_lists_that_contradict_each_other(folder):
-    write(folder, "tokenizer_config.json", BERT | {"additional_special_tokens": ["<a>"]})
-    write(folder, "special_tokens_map.json", {"additional_special_tokens": ["<b>"]})
+ONE, OTHER = "additional_special_tokens", "extra_special_tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        ({ONE: ["<a>"]}, {ONE: ["<b>"]}),
+        ({ONE: ["<a>", "<b>"]}, {ONE: ["<b>", "<a>"]}),
+        ({ONE: []}, {ONE: ["<a>"]}),
+        ({ONE: ["<a>"]}, {ONE: None}),
+        ({ONE: ["<a>"]}, {OTHER: ["<b>"]}),
+        ({OTHER: ["<a>"]}, {OTHER: ["<b>", "<a>"]}),
+    ],
+)
+def test_lists_that_contradict_each_other(folder, config, older):
+    write(folder, "tokenizer_config.json", BERT | config)
+    write(folder, "special_tokens_map.json", older)
     assert "make them the same" in refusal(ConfigError, folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "older"), [({OTHER: {}}, {ONE: ["<User>"]}), ({ONE: ["<User>"]}, {ONE: [token("<User>")]})]
+)
+def test_lists_that_agree(folder, config, older):
+    write(folder, "tokenizer_config.json", BERT | config)
+    write(folder, "special_tokens_map.json", older)
+    assert tokens(folder, "play<User>") == ["play", "<User>"]
 
 
 @pytest.mark.parametrize(
