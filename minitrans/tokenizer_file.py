@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitrans.contents import TOKEN_FILES, ModelFolder, is_token_key, lfs_pointer, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, TokenizerError, UnsupportedModelError
-from minitrans.tokenizer_program import MOST_ADDED_TOKENS, check_program
+from minitrans.tokenizer_program import MOST_ADDED_TOKENS, check_added_characters, check_program
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -181,6 +181,7 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
         if token.content not in there:
             there.add(token.content)
             tokens.append((token, None))
+    check_added_characters(there, source)
     return Added(tokens, {name: token.content for name, token in named.items()}, implied, whole)
 
 

@@ -322,6 +322,10 @@ NORMALIZERS = {
     "a step that is not known": {"type": "Sorcery"},
     "no step": 3,
     "a long beginning": {"type": "Prepend", "prepend": "a" * 100},
+    "an anchor": replace({"Regex": r"\B"}, "a"),
+    "ends of lines": sequence(*[replace({"Regex": "^"}, "\n")] * 12),
+    "nothing taken": replace({"Regex": r"a\K"}, "a"),
+    "forms again and again": sequence(*[replace({"String": "l"}, "\ufb03"), {"type": "NFKD"}] * 4),
     "a long replacement of a character": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
 }
 
@@ -340,6 +344,7 @@ def test_normalisers_without_bound(whole, normalizer, kind):
         DOUBLE,
         replace({"Regex": " {2,}"}, " "),
         replace({"Regex": r"\s+"}, " "),
+        replace({"Regex": r"^\s"}, ""),
         replace({"Regex": r"[^\p{L}0-9]"}, " "),
         replace({"String": "``"}, '"'),
         {"type": "Strip", "strip_left": True, "strip_right": True},
@@ -391,6 +396,22 @@ def test_words_are_not_searched_without_bound(whole, key, value, seen):
     content["model"][key] = value
     write(whole, "tokenizer.json", content)
     assert seen in refusal(UnsupportedModelError, whole)
+
+
+def test_pieces_that_are_long(whole):
+    pieces = [["[UNK]", 0.0], *([f"{i}" + "a" * 10**6, -1.0] for i in range(4))]
+    edit_json(whole / "tokenizer.json", model={"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False})
+    assert "its pieces have 4000009 bytes" in refusal(UnsupportedModelError, whole)
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_added_tokens_that_are_long(whole, place):
+    long = [token(f"{i}" + "a" * 10**5) for i in range(10)]
+    if place == "tokenizer.json":
+        edit_json(whole / place, added_tokens=long)
+    else:
+        edit_json(whole / place, added_tokens_decoder={str(V + i): each for i, each in enumerate(long)})
+    assert "the added tokens have 10000" in refusal(TokenizerError, whole)
 
 
 def test_many_added_tokens(whole):
