@@ -70,6 +70,12 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
         folder, _, file = name.rpartition("/")
         if folder and not (_MODULE_FOLDER.fullmatch(folder) if folders is None else folder in folders):
             return False
+        if (
+            folder
+            and file.endswith(("safetensors", INDEX_FILE))
+            and known.isdisjoint(f"{folder}/{each}" for each in ("tokenizer.json", "vocab.txt"))
+        ):
+            return False  # the weights of a module that is refused, not of a transformer
         if file in TRANSFORMER_FILES or (file in _REFUSED_FILES and file.endswith(".json")):
             return True
         if f"{folder}/{WEIGHTS_FILE}".lstrip("/") in known:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minitrans.contents import TOKEN_FILES, ModelFolder, is_token_key, lfs_pointer, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, TokenizerError, UnsupportedModelError
-from minitrans.tokenizer_program import MOST_ADDED_TOKENS, check_program
+from minitrans.tokenizer_program import MOST_ADDED_TOKENS, check_added_characters, check_program
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -25,6 +25,7 @@ BERT_CLASSES = ("BertTokenizer", "DistilBertTokenizer", "ConvBertTokenizer", "Mo
 FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "XLMRobertaTokenizer", "HerbertTokenizer")
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LISTS = ("additional_special_tokens", "extra_special_tokens")
 _BERT_TOKENS = {
     "unk_token": "[UNK]",
     "sep_token": "[SEP]",
@@ -32,6 +33,7 @@ _BERT_TOKENS = {
     "cls_token": "[CLS]",
     "mask_token": "[MASK]",
 }
+_BLANKS = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -157,15 +159,14 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
     named, implied, extra = _special_tokens(values, source, bert)
     if not whole and folder.has("added_tokens.json"):
         # Additional ones of special_tokens_map.json are added as special, but found as words of a text are.
-        special = {token.content for token in named.values()} | _contents(
-            values.get("extra_special_tokens") or settings.get("additional_special_tokens")
-        )
+        special = {named[name].content for name in _NAMED if name in named}
+        special |= {*_contents(values.get("extra_special_tokens") or settings.get("additional_special_tokens"))}
         file = folder.file("added_tokens.json")
         for content, place in read_json(file).items():
             if not isinstance(place, int) or isinstance(place, bool) or place < 0:
                 raise ConfigError(f"{file}: {content!r:.50} has the id {place!r:.50}, wanted a number of at least 0")
-            is_special = content in special
-            listed[place] = _token({"content": content, "special": is_special}, str(file), special=None)
+            flags = {"special": content in special, "normalized": content not in special}
+            listed[place] = _token({"content": content, **flags}, str(file), special=None)
     if len(listed) > MOST_ADDED_TOKENS:
         raise TokenizerError(f"{source}: {len(listed)} added tokens, wanted at most {MOST_ADDED_TOKENS}")
     tokens: list[tuple[AddedToken, int | None]] = [(listed[place], place) for place in sorted(listed)]
@@ -180,6 +181,7 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
         if token.content not in there:
             there.add(token.content)
             tokens.append((token, None))
+    check_added_characters(there, source)
     return Added(tokens, {name: token.content for name, token in named.items()}, implied, whole)
 
 
@@ -211,18 +213,21 @@ def _special_tokens(
 
 def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: str) -> None:
     """Where both files list additional tokens, releases of transformers differ in whose list counts."""
-    key = "additional_special_tokens"
-    both = [_contents(each.get(key)) for each in (values, older)]
-    if all(both) and both[0] != both[1]:
+    both = [
+        [token for key in _LISTS for token in _contents(each.get(key))]
+        for each in (values, older)
+        if any(isinstance(each.get(key, {}), list | None) for key in _LISTS)
+    ]
+    if len(both) == 2 and both[0] != both[1]:
         raise ConfigError(
-            f"{source}: {key} is {sorted(both[0])!r:.100}, in special_tokens_map.json it is {sorted(both[1])!r:.100}; "
-            "make them the same"
+            f"{source}: {' and '.join(_LISTS)} are {both[0]!r:.100}, in special_tokens_map.json they are "
+            f"{both[1]!r:.100}; make them the same"
         )
 
 
-def _contents(tokens: object) -> set[str]:
+def _contents(tokens: object) -> list[str]:
     each = tokens if isinstance(tokens, list) else []
-    return {str(token.get("content")) if isinstance(token, dict) else str(token) for token in each}
+    return [str(token.get("content")) if isinstance(token, dict) else str(token) for token in each]
 
 
 def _object(value: object, name: str, source: str) -> dict[str, Any]:
@@ -371,7 +376,8 @@ def _from_vocabulary(file: Path, added: Added) -> FastTokenizer:
 
     what = f"{file} is not a WordPiece vocabulary"
     text = _text(file, what)
-    tokens = text.removesuffix("\n").split("\n")  # not splitlines: U+2028 may be a token
+    # Not splitlines, and blanks as Rust has them: so the library reads such a file.
+    tokens = [line.rstrip(_BLANKS) for line in text.removesuffix("\n").split("\n")]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     unknown = added.named["unk_token"]
     for token in (unknown, *(added.named[name] for name in ("cls_token", "sep_token"))):

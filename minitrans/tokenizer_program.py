@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -17,9 +17,11 @@ from minitrans.contents import words
 from minitrans.errors import TokenizerError, UnsupportedModelError
 
 MOST_ADDED_TOKENS = 100_000
+MOST_ADDED_CHARACTERS = 1_000_000  # of all added tokens together; the search for them has a state for each
 MOST_STEPS = 16  # of the normaliser, and of each of the other parts; honest ones have up to four
 MOST_GROWTH = 16  # times as long as the text
 MOST_AROUND = 64  # tokens that a template puts around a text, or a step into it
+MOST_PIECE_BYTES = 4_000_000  # of all pieces of Unigram together, which takes up to 350 bytes for each; honest: 2.7 MB
 MOST_CHARACTERS_PER_WORD = 1000  # of WordPiece, whose time grows with their square; BERT's is 100
 MOST_IN_PATTERN = 200  # characters
 
@@ -33,9 +35,14 @@ _PRE_TOKENIZERS = words(
 _POST_PROCESSORS = words("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
 _MODELS = ("WordPiece", "WordLevel", "Unigram", "BPE", None)  # the oldest files do not say which
 # One character or class after another; only the last may be repeated: matching takes time in proportion to the text.
+# None of them matches without taking a character, as anchors do: those could double a text in each step.
 _PLAIN_REGEX = re.compile(
-    r"(?:\\[pP]\{\^?\w+\}|\\[^\d]|\[(?:\\.|[^\[\]\\])+\]|[^\\()\[\]{}|*+?])+(?:\+|\{[1-9]\d?(?:,\d{0,2})?\})?"
+    r"\^?(?:\\[pP]\{\^?\w+\}|\\[^\dAbBGKyYzZ]|\[(?:\\.|[^\[\]\\])+\]|[^\\()\[\]{}|*+?^$])+"
+    r"(?:\+|\{[1-9]\d?(?:,\d{0,2})?\})?"
 )
+# One character may become many, but what it became stays: only a step between two of these can start it again.
+_FORMS = words("NFC NFD NFKC NFKD Precompiled")
+_GROWTH_OF_FORMS = 4.0  # of each after the first
 
 
 def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
@@ -51,6 +58,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         TokenizerError: a part that is broken.
     """
     growth = 1.0
+    forms = 0
     for part, inner, known in (
         ("normalizer", "normalizers", _NORMALIZERS),
         ("pre_tokenizer", "pretokenizers", _PRE_TOKENIZERS),
@@ -66,6 +74,8 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
                     f"{file}: a step of {part} is {kind!r:.100}, wanted one of {', '.join(sorted(known))}; {remedy}"
                 )
             growth *= _growth(step, kind, f"{file}: {kind} of {part}")
+            forms += kind in _FORMS
+    growth *= _GROWTH_OF_FORMS ** max(0, forms - 1)
     if growth > MOST_GROWTH:
         raise UnsupportedModelError(
             f"{file}: its normalizer and pre_tokenizer can make a text {growth:g} times as long, wanted at most "
@@ -78,6 +88,11 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
             f"{file} is not a tokenizer that can be read: its model is {kind!r:.100}, wanted WordPiece, WordLevel, "
             f"Unigram or BPE; {remedy}"
         )
+    pieces = vocabulary if isinstance(vocabulary := model.get("vocab"), list) else []
+    named = [str(piece[0]) for piece in pieces if isinstance(piece, list) and piece]
+    size = len("".join(named).encode(errors="replace"))
+    if size > MOST_PIECE_BYTES:
+        raise UnsupportedModelError(f"{file}: its pieces have {size} bytes, wanted at most {MOST_PIECE_BYTES}")
     letters = model.get("max_input_chars_per_word", 0)
     if not isinstance(letters, int) or letters > MOST_CHARACTERS_PER_WORD:
         raise UnsupportedModelError(
@@ -89,6 +104,16 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
         raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")
+    contents = (token.get("content") for token in tokens if isinstance(token, dict))
+    check_added_characters((content for content in contents if isinstance(content, str)), file)
+
+
+def check_added_characters(contents: Iterable[str], file: str) -> None:
+    """TokenizerError if the added tokens are too long together."""
+    if (count := sum(map(len, contents))) > MOST_ADDED_CHARACTERS:
+        raise TokenizerError(
+            f"{file}: the added tokens have {count} characters together, wanted at most {MOST_ADDED_CHARACTERS}"
+        )
 
 
 def _steps(step: object, inner: str, depth: int = 0) -> Iterator[Any]:

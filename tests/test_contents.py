@@ -165,6 +165,13 @@ def test_shards_and_an_inner_transformer_are_fetched():
     ) == (sorted(names))
 
 
+@pytest.mark.parametrize("modules", [None, ["", "1_Pooling", "2_Dense"]])
+def test_weights_of_other_modules_are_not_fetched(modules):
+    names = ["2_Dense/config.json", "config.json", "model.safetensors", "modules.json"]
+    more = ["1_Pooling/model.safetensors", "2_Dense/model.safetensors", "2_Dense/x-00001-of-00002.safetensors"]
+    assert files_to_fetch([*names, *more, "2_Dense/model.safetensors.index.json"], modules) == names
+
+
 # --- modules
 
 

@@ -320,7 +320,7 @@ def test_the_case_of_a_vocabulary(folder, settings_, same):
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-@pytest.mark.parametrize("odd", ["\u2028", "a\x0bb", "\u0085", "x\u2029"], ids=ascii)
+@pytest.mark.parametrize("odd", ["\u2028", "a\x0bb", "\u0085", "quux\u2029", "quux \t"], ids=ascii)
 def test_only_ends_of_lines_end_a_token(folder, odd, newline):
     (folder / "tokenizer.json").unlink()
     tokens = vocabulary(SPEC)
@@ -328,7 +328,7 @@ def test_only_ends_of_lines_end_a_token(folder, odd, newline):
     (folder / "vocab.txt").write_bytes("".join(token + newline for token in tokens).encode())
     tokenizer = load(folder)
     assert tokenizer.encode(["play"]).ids == [[CLS, tokens.index("play"), SEP]]
-    assert tokenizer.tokens([tokens.index(odd)]) == [odd]
+    assert tokenizer.tokens([tokens.index(odd)]) == [odd.rstrip() or f"[{tokens.index(odd)}]"]
 
 
 BROKEN = {

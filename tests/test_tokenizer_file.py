@@ -85,6 +85,10 @@ PLACES = {
     "special_tokens_map.json": {"special_tokens_map.json": {"additional_special_tokens": ["<User>"]}},
     "special_tokens_map.json, flags": {"special_tokens_map.json": {"additional_special_tokens": [token("<User>")]}},
     "pad_token": {"special_tokens_map.json": {"pad_token": "<User>"}},
+    "a name, added_tokens.json": {
+        "tokenizer_config.json": BERT | {"user_token": "<User>"},
+        "added_tokens.json": {"<User>": V},
+    },
 }
 
 
@@ -156,10 +160,33 @@ def test_more_tokens_than_rows(folder):
     assert message.endswith("or remove the token from added_tokens.json")
 
 
-def test_lists_that_contradict_each_other(folder):
-    write(folder, "tokenizer_config.json", BERT | {"additional_special_tokens": ["<a>"]})
-    write(folder, "special_tokens_map.json", {"additional_special_tokens": ["<b>"]})
+ONE, OTHER = "additional_special_tokens", "extra_special_tokens"
+
+
+@pytest.mark.parametrize(
+    ("config", "older"),
+    [
+        ({ONE: ["<a>"]}, {ONE: ["<b>"]}),
+        ({ONE: ["<a>", "<b>"]}, {ONE: ["<b>", "<a>"]}),
+        ({ONE: []}, {ONE: ["<a>"]}),
+        ({ONE: ["<a>"]}, {ONE: None}),
+        ({ONE: ["<a>"]}, {OTHER: ["<b>"]}),
+        ({OTHER: ["<a>"]}, {OTHER: ["<b>", "<a>"]}),
+    ],
+)
+def test_lists_that_contradict_each_other(folder, config, older):
+    write(folder, "tokenizer_config.json", BERT | config)
+    write(folder, "special_tokens_map.json", older)
     assert "make them the same" in refusal(ConfigError, folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "older"), [({OTHER: {}}, {ONE: ["<User>"]}), ({ONE: ["<User>"]}, {ONE: [token("<User>")]})]
+)
+def test_lists_that_agree(folder, config, older):
+    write(folder, "tokenizer_config.json", BERT | config)
+    write(folder, "special_tokens_map.json", older)
+    assert tokens(folder, "play<User>") == ["play", "<User>"]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +322,10 @@ NORMALIZERS = {
     "a step that is not known": {"type": "Sorcery"},
     "no step": 3,
     "a long beginning": {"type": "Prepend", "prepend": "a" * 100},
+    "an anchor": replace({"Regex": r"\B"}, "a"),
+    "ends of lines": sequence(*[replace({"Regex": "^"}, "\n")] * 12),
+    "nothing taken": replace({"Regex": r"a\K"}, "a"),
+    "forms again and again": sequence(*[replace({"String": "l"}, "\ufb03"), {"type": "NFKD"}] * 4),
     "a long replacement of a character": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP},
 }
 
@@ -313,6 +344,7 @@ def test_normalisers_without_bound(whole, normalizer, kind):
         DOUBLE,
         replace({"Regex": " {2,}"}, " "),
         replace({"Regex": r"\s+"}, " "),
+        replace({"Regex": r"^\s"}, ""),
         replace({"Regex": r"[^\p{L}0-9]"}, " "),
         replace({"String": "``"}, '"'),
         {"type": "Strip", "strip_left": True, "strip_right": True},
@@ -364,6 +396,22 @@ def test_words_are_not_searched_without_bound(whole, key, value, seen):
     content["model"][key] = value
     write(whole, "tokenizer.json", content)
     assert seen in refusal(UnsupportedModelError, whole)
+
+
+def test_pieces_that_are_long(whole):
+    pieces = [["[UNK]", 0.0], *([f"{i}" + "a" * 10**6, -1.0] for i in range(4))]
+    edit_json(whole / "tokenizer.json", model={"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False})
+    assert "its pieces have 4000009 bytes" in refusal(UnsupportedModelError, whole)
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_added_tokens_that_are_long(whole, place):
+    long = [token(f"{i}" + "a" * 10**5) for i in range(10)]
+    if place == "tokenizer.json":
+        edit_json(whole / place, added_tokens=long)
+    else:
+        edit_json(whole / place, added_tokens_decoder={str(V + i): each for i, each in enumerate(long)})
+    assert "the added tokens have 10000" in refusal(TokenizerError, whole)
 
 
 def test_many_added_tokens(whole):
