@@ -93,10 +93,11 @@ class Lengths:
         if self._unseen and not _measuring.get() and call.policy is not None and call.policy.fitted is not None:
             least, most = call.policy.fitted.lengths or (0, 0)
             warnings.warn(
-                f"{len(self._unseen)} of {texts} texts have {_span(min(self._unseen), max(self._unseen))} tokens, and "
-                f"the pruning policy was fitted on texts of {_span(least, most)}: their embeddings may be far from "
-                "those without pruning, and find other neighbours; use pruning=None, or, where a measurement shows no "
-                'harm, accept it with warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
+                f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here "
+                f"{len(self._unseen)} of {texts} {'has' if len(self._unseen) == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: "
+                "pruned, such texts may be far from their own embeddings, and find other neighbours; prune none "
+                "(pruning=None, or no --pruning), or, where a measurement shows no harm, accept it with "
+                'warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
                 PruningWarning,
                 stacklevel=stacklevel,
             )

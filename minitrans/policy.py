@@ -417,7 +417,7 @@ class PruningPolicy:
         if name not in (known := shipped_policies()):
             raise PolicyError(
                 f"there is no pruning policy {name!r}, wanted {one_of((DEFAULT, *known))}; "
-                "a policy file is loaded with PruningPolicy.load"
+                "for a policy of your own, PruningPolicy.load its file, or give --pruning the path"
             )
         return _read_shipped(bundled(f"{SHIPPED}/{name}.json"))
 

@@ -1,7 +1,7 @@
 // Draws the report from its data. Text reaches the page through textContent alone, never as markup.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
-const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}%`;
 const css = (share) => `${(100 * share).toFixed(2)}%`;
 const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(1) : value.toFixed(4));
 const LONG = 40; // tokens: longer texts are drawn in less room
@@ -269,7 +269,7 @@ function journey(text) {
     }), el("td", { class: "left" }, fate(text, token))));
   const head = layers.map((layer) => el("th", { scope: "col" }, `layer ${layer}${stageAt[layer] ? " ✂" : ""}`, el("span", { class: "hidden" }, stageAt[layer] ? " prunes" : "")));
   return section("journey", "Layer by layer: how much attention each token receives",
-    note("Averaged over all heads and over the tokens that look: a column adds up to 100 %. At a layer with ✂ tokens are taken out "
+    note("Averaged over all heads and over the tokens that look: a column adds up to 100%. At a layer with ✂ tokens are taken out "
       + "after its attention; from the next layer on they are gone. The colour is full at the most that an ordinary token receives."),
     el("p", { class: "soft narrow" }, "The table scrolls sideways."),
     el("div", { class: text.tokens.length > LONG ? "scroll tall" : "scroll", tabindex: 0, role: "region", "aria-label": "Attention received per layer" },
@@ -475,11 +475,11 @@ function policyInWords(policy) {
   const stages = (policy.stages ?? [[policy.layer, policy.quantile]]).map(([layer, quantile]) => `${percent(quantile)} of the tokens at layer ${layer}`);
   const scores = { attention: "of the least averaged attention", attention_value: "of the least attention, weighted by value", learned: "of the lowest learned score",
     random: "drawn at random", first: "from the end" };
-  const rest = { drop: "they are gone", merge: "each is averaged into the most similar token that stays",
-    restore: "what they are expected to have become still enters the pooling" };
+  const rest = { drop: "Tokens that go are gone for good", merge: "Each that goes is averaged into the most similar token that stays",
+    restore: "What those that go are expected to have become still enters the pooling" };
   return `Pruning gives up ${stages.join(", then ")}, those ${scores[policy.score]}, but never goes below ${policy.min_tokens} tokens`
     + (policy.threshold === null ? "" : `; tokens that score ${policy.threshold} or more stay besides`)
-    + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. Tokens that go: ${rest[policy.reduce]} (${DATA.policy_text}).`;
+    + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. ${rest[policy.reduce]} (${DATA.policy_text}).`;
 }
 
 // Two ways to choose a text. Each gives a function that shows which one is open.
