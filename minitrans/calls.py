@@ -94,7 +94,8 @@ class Lengths:
             least, most = call.policy.fitted.lengths or (0, 0)
             warnings.warn(
                 f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here "
-                f"{len(self._unseen)} of {texts} {'has' if len(self._unseen) == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: "
+                f"{len(self._unseen)} of {texts} {'has' if len(self._unseen) == 1 else 'have'} "
+                f"{_span(min(self._unseen), max(self._unseen))}: "
                 "pruned, such texts may be far from their own embeddings, and find other neighbours; prune none "
                 "(pruning=None, or no --pruning), or, where a measurement shows no harm, accept it with "
                 'warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
