@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from minitrans.contents import WEIGHTS_FILE
 from minitrans.download import fetch_from_hub
 from minitrans.errors import (
     DigestError,
@@ -33,6 +34,9 @@ __all__ = ["DEFAULT_MODEL", "KnownModel", "find_local", "known_models", "load_ma
 DEFAULT_MODEL = "all-MiniLM-L6-v2-int8"
 
 MIRRORED = ".mirror.json"  # ends the name of the note for what came from a mirror
+
+# A folder with one of these is meant to be a model, and is refused for what it is, not for its name.
+_SIGNS = ("config.json", "modules.json", WEIGHTS_FILE, "adapter_config.json", "adapter_model.safetensors")
 
 _NAME = re.compile(r"[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?(/[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
@@ -206,7 +210,7 @@ def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str 
         is_folder = is_file = False
         why = f" ({getattr(error, 'strerror', None) or error})"
     if is_folder and text:
-        if is_name and not any((path / each).exists() for each in ("config.json", "modules.json")):
+        if is_name and not any((path / each).exists() for each in _SIGNS):
             raise ModelNotFoundError(
                 f"{_shown(path)} is a folder without a model (no config.json, no modules.json), and a folder comes "
                 f"before the name {text!r}. Rename or remove it, or work in another folder, to have the model of that "
@@ -216,6 +220,11 @@ def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str 
     if is_file:
         raise ModelNotFoundError(
             f"{_shown(path)} is a file. Give the folder that holds the model's files: {_shown(path.parent)}"
+            + (
+                f"; or rename the file, or work in another folder, to have the model of the name {text!r}"
+                if is_name
+                else ""
+            )
         )
     if not is_name:
         raise ModelNotFoundError(

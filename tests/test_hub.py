@@ -279,6 +279,18 @@ def test_deleted_working_folder(deleted_folder, home, tmp_path, bundled_model, w
         resolve("org/else", cache_folder="mine")
 
 
+def test_a_file_that_stands_before_a_name(tmp_path):
+    (tmp_path / "work" / "tiny").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match=r"is a file.*or rename the file.* of the name 'tiny'"):
+        resolve("tiny")
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors", "model.safetensors"])
+def test_a_folder_that_is_nearly_a_model(tmp_path, file):
+    folder = fill(tmp_path / "work" / "tiny", {file: b"{}"})
+    assert resolve("tiny") == folder
+
+
 @pytest.mark.parametrize("name", ["tiny", "org/tiny", "org/else", hub.DEFAULT_MODEL])
 @pytest.mark.parametrize("files", [{}, {"notes.txt": b""}])
 def test_a_folder_that_stands_before_a_name(tmp_path, name, files):
