@@ -91,11 +91,12 @@ class Lengths:
             )
         if self._unseen and call.policy is not None and call.policy.fitted is not None:
             least, most = call.policy.fitted.lengths or (0, 0)
+            count = len(self._unseen)
             warnings.warn(
-                f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here "
-                f"{len(self._unseen)} of {texts} {'has' if len(self._unseen) == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: "
-                "pruned, such texts may be far from their own embeddings, and find other neighbours; prune none "
-                "(pruning=None, or no --pruning), or, where a measurement shows no harm, accept it with "
+                f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here {count} of {texts} "
+                f"{'has' if count == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: pruned, such texts may "
+                "be far from their own embeddings, and find other neighbours; prune none (pruning=None, or no --pruning), "
+                "or, where a measurement shows no harm, accept it with "
                 'warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
                 PruningWarning,
                 stacklevel=stacklevel,
