@@ -94,9 +94,9 @@ class Lengths:
             count = len(self._unseen)
             warnings.warn(
                 f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here {count} of {texts} "
-                f"{'has' if count == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: pruned, such texts may "
-                "be far from their own embeddings, and find other neighbours; prune none (pruning=None, or no --pruning), "
-                "or, where a measurement shows no harm, accept it with "
+                f"{'has' if count == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: pruned, such texts "
+                "may be far from their own embeddings, and find other neighbours; prune none (pruning=None, or no "
+                "--pruning), or, where a measurement shows no harm, accept it with "
                 'warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
                 PruningWarning,
                 stacklevel=stacklevel,
