@@ -7,7 +7,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -90,14 +89,14 @@ class Lengths:
                 TruncationWarning,
                 stacklevel=stacklevel,
             )
-        if self._unseen and not _measuring.get() and call.policy is not None and call.policy.fitted is not None:
+        if self._unseen and call.policy is not None and call.policy.fitted is not None:
             least, most = call.policy.fitted.lengths or (0, 0)
+            count = len(self._unseen)
             warnings.warn(
-                f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here "
-                f"{len(self._unseen)} of {texts} {'has' if len(self._unseen) == 1 else 'have'} "
-                f"{_span(min(self._unseen), max(self._unseen))}: "
-                "pruned, such texts may be far from their own embeddings, and find other neighbours; prune none "
-                "(pruning=None, or no --pruning), or, where a measurement shows no harm, accept it with "
+                f"the pruning policy was fitted on texts of {_span(least, most)} tokens, and here {count} of {texts} "
+                f"{'has' if count == 1 else 'have'} {_span(min(self._unseen), max(self._unseen))}: pruned, such texts "
+                "may be far from their own embeddings, and find other neighbours; prune none (pruning=None, or no "
+                "--pruning), or, where a measurement shows no harm, accept it with "
                 'warnings.simplefilter("ignore", minitrans.errors.PruningWarning)',
                 PruningWarning,
                 stacklevel=stacklevel,
@@ -121,17 +120,12 @@ def unseen(policy: PruningPolicy, lengths: Sequence[int]) -> list[int]:
     ]
 
 
-_measuring = ContextVar("measuring", default=False)
-
-
 @contextmanager
 def measuring() -> Iterator[None]:
     """Around calls that find out what pruning does to some texts: the warning about that is not for them."""
-    token = _measuring.set(True)  # not warnings.catch_warnings, which is every thread's and shows again what was shown
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PruningWarning)
         yield
-    finally:
-        _measuring.reset(token)
 
 
 class Progress:
