@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType
@@ -89,7 +90,7 @@ class Lengths:
                 TruncationWarning,
                 stacklevel=stacklevel,
             )
-        if self._unseen and call.policy is not None and call.policy.fitted is not None:
+        if self._unseen and not _measuring.get() and call.policy is not None and call.policy.fitted is not None:
             least, most = call.policy.fitted.lengths or (0, 0)
             count = len(self._unseen)
             warnings.warn(
@@ -120,12 +121,17 @@ def unseen(policy: PruningPolicy, lengths: Sequence[int]) -> list[int]:
     ]
 
 
+_measuring = ContextVar("measuring", default=False)
+
+
 @contextmanager
 def measuring() -> Iterator[None]:
     """Around calls that find out what pruning does to some texts: the warning about that is not for them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", PruningWarning)
+    token = _measuring.set(True)  # not warnings.catch_warnings, which is every thread's and shows again what was shown
+    try:
         yield
+    finally:
+        _measuring.reset(token)
 
 
 class Progress:
