@@ -36,7 +36,7 @@ for name in set(os.environ) - OPTIONS - MACHINE:
         del os.environ[name]
 HOME = Path(tempfile.mkdtemp(prefix="minitrans-tests-"))
 os.environ |= {"HOME": str(HOME), "USERPROFILE": str(HOME)}
-MARKERS = {"transformers", "float32", "browser", "data"}
+MARKERS = {"transformers", "tables", "float32", "browser", "data"}
 REQUIRED = set(filter(None, os.environ.get("MINITRANS_REQUIRE", "").split(",")))
 if not REQUIRED <= MARKERS:
     raise pytest.UsageError(f"MINITRANS_REQUIRE: {sorted(REQUIRED - MARKERS)}, wanted some of {sorted(MARKERS)}")

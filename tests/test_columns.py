@@ -186,6 +186,7 @@ FRAMES = {
 }
 
 
+@pytest.mark.tables
 @pytest.mark.parametrize("library", FRAMES)
 def test_real_tables_are_refused_and_their_columns_taken(library):
     make, module = FRAMES[library], pytest.importorskip(library)
