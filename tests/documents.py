@@ -30,7 +30,6 @@ NOT_RUN = {
     'pip install -e ".[test]" && pytest': CI,
     'pip install -e ".[docs]" && mkdocs build --strict': CI,
     'pip install -e ".[browser,docs]" && pytest -m browser': CI,
-    "pip install -r tests/golden/requirements.txt && pytest -m transformers": CI,
     "pytest": "the README's test command once more",
     "pytest -m transformers": "comes with its installation too",
     "bash .ci/run": "is what runs this",
@@ -41,6 +40,7 @@ NOT_RUN = {
     "python -m benchmarks --json results.json --svg speed.svg": PEERS,
     "python -m benchmarks.accuracy": DATA,
     "python -m benchmarks.classifier": DATA,
+    "python -m benchmarks.observer": "200 rounds, minutes of an idle machine; tests/test_benchmarks.py runs a few",
     "python -m study": "is shown as run and report too",
     "python -m study run": "takes hours",
 }
