@@ -12,11 +12,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minitrans.contents import JSON_LIMIT as JSON_LIMIT
-from minitrans.contents import ModelFolder
-from minitrans.contents import model_file as model_file
-from minitrans.contents import optional_file as optional_file
-from minitrans.contents import read_json as read_json
+from minitrans.contents import ModelFolder, read_json
 from minitrans.errors import ConfigError, InputError, UnsupportedModelError, one_of
 
 Activation = Literal["gelu", "gelu_new", "relu"]

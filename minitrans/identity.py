@@ -15,6 +15,7 @@ from minitrans.errors import InputError, MinitransError, ModelError, ModelNotFou
 from minitrans.parameters import Parameters
 from minitrans.pooling import PoolingConfig
 from minitrans.weights import load_parameters, weight_files
+from minitrans.words import listed
 
 PROVENANCE = "provenance.json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -81,7 +82,7 @@ class Identity:
     def difference(self, other: Identity) -> str:
         """In what parts ``other`` is another encoder, for messages: "tokenizer and prompts"; "" if in none."""
         names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
-        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+        return listed(names)
 
 
 def sha256_of_json(value: object) -> str:

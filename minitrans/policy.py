@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import EncoderConfig, PoolingMode, as_int, as_number, read_json
+from minitrans.config import EncoderConfig, PoolingMode, as_int, as_number
+from minitrans.contents import read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
 from minitrans.parameters import Linear
 from minitrans.policy_files import arrays_in_use, arrays_of, arrays_path, remove_old_arrays

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from minitrans.config import JSON_LIMIT, read_json
+from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ConfigError
 from minitrans.resources import remove_stale, remove_unnamed, sha256_of
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import PoolingMode
-from minitrans.contents import check_keys, model_file, optional_file, read_json
-from minitrans.contents import read_modules as read_modules
+from minitrans.contents import check_keys, model_file, optional_file, read_json, read_modules
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.packing import segments
 from minitrans.parameters import Float32

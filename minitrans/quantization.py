@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import check_choice
-from minitrans.contents import ModelFolder, model_file, read_json
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, ModelFolder, model_file, read_json
 from minitrans.errors import InputError
 from minitrans.manifest import files_read, load_manifest
 from minitrans.parameters import (
@@ -42,7 +42,7 @@ from minitrans.parameters import (
     named_arrays,
 )
 from minitrans.resources import atomic_folder, sha256_of, target_of
-from minitrans.weights import INDEX_FILE, INT8_FORMAT, WEIGHTS_FILE, load_parameters, weight_files
+from minitrans.weights import INT8_FORMAT, load_parameters, weight_files
 
 PRECISIONS = ("auto", "float32", "int8")
 

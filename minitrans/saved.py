@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import JSON_LIMIT, as_int, read_json
+from minitrans.config import as_int
+from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
 from minitrans.rejection import SCORES
 from minitrans.resources import (

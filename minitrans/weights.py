@@ -17,9 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.config import EncoderConfig
-from minitrans.contents import INDEX_FILE as INDEX_FILE
-from minitrans.contents import WEIGHTS_FILE as WEIGHTS_FILE
-from minitrans.contents import ModelFolder, lfs_pointer, read_json
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, ModelFolder, lfs_pointer, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.parameters import (
     EMBEDDING_NAMES,

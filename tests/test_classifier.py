@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save
 from minitrans import SentenceEncoder
 from minitrans import classifier as module
 from minitrans.classifier import FewShotClassifier, label_text
-from minitrans.config import JSON_LIMIT
+from minitrans.contents import JSON_LIMIT
 from minitrans.errors import ClassifierError, DataWarning, InputError, InputTypeError, NotFittedError, PolicyError
 
 TEXTS = [

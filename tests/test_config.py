@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import edit_json, find_spec, write_model
 
-from minitrans.config import JSON_LIMIT, EncoderConfig, model_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import JSON_LIMIT, model_file, read_json
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError, WeightsError
 from minitrans.policy import PruningPolicy
 from minitrans.weights import load_parameters

@@ -21,7 +21,7 @@ from test_classifier import LABELS, TEXTS, HashEncoder
 
 from minitrans import policy_files, resources, saved
 from minitrans.classifier import FewShotClassifier
-from minitrans.config import JSON_LIMIT
+from minitrans.contents import JSON_LIMIT
 from minitrans.errors import ClassifierError, InputError, InputTypeError, MinitransError, PolicyError, WriteError
 from minitrans.journal import Journal
 from minitrans.policy import PruningPolicy

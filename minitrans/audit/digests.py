@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import as_int, read_json
+from minitrans.config import as_int
+from minitrans.contents import read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
 from minitrans.identity import Identity
 from minitrans.manifest import KnownModel

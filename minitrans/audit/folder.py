@@ -16,14 +16,23 @@ from minitrans.audit.digests import Digests, digests_of, length_by_header, publi
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
 from minitrans.calls import sentence_settings
 from minitrans.config import EncoderConfig
-from minitrans.contents import SENTENCE_CONFIGS, TRANSFORMER_FILES, ModelFolder, model_file, read_json
+from minitrans.contents import (
+    INDEX_FILE,
+    SENTENCE_CONFIGS,
+    TRANSFORMER_FILES,
+    WEIGHTS_FILE,
+    ModelFolder,
+    model_file,
+    read_json,
+    read_modules,
+)
 from minitrans.errors import InputError, MinitransError
 from minitrans.identity import PROVENANCE
 from minitrans.manifest import KnownModel
-from minitrans.pooling import PoolingConfig, pooling_file, read_modules
+from minitrans.pooling import PoolingConfig, pooling_file
 from minitrans.resources import sha256_of
 from minitrans.tokenizer import Tokenizer
-from minitrans.weights import INDEX_FILE, WEIGHTS_FILE, canonical_name, stored_precision
+from minitrans.weights import canonical_name, stored_precision
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 MOST_DECLARED = 10_000  # tokens besides the vocabulary

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from minitrans import hub
 from minitrans.audit.checks import FOLDER, Check, counted, judged, skipped
 from minitrans.audit.digests import Digests, TensorDigest, WeightFile, differing, implausible
-from minitrans.config import EncoderConfig, model_file, read_json
+from minitrans.config import EncoderConfig
+from minitrans.contents import WEIGHTS_FILE, model_file, read_json
 from minitrans.errors import InputError, MinitransError, WeightsError
 from minitrans.manifest import KnownModel
 from minitrans.parameters import (
@@ -24,7 +25,6 @@ from minitrans.parameters import (
 from minitrans.quantization import with_precision
 from minitrans.resources import sha256_of
 from minitrans.weights import (
-    WEIGHTS_FILE,
     StoredTensor,
     canonical_name,
     convert,
