@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,11 +13,11 @@ from minitrans.contents import model_file, read_json
 from minitrans.errors import InputError, MinitransError, ModelError, ModelNotFoundError
 from minitrans.parameters import Parameters
 from minitrans.pooling import PoolingConfig
+from minitrans.resources import is_sha256
 from minitrans.weights import load_parameters, weight_files
 from minitrans.words import listed
 
 PROVENANCE = "provenance.json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def weights_identity(folder: Path, parameters: Parameters) -> str:
     except MinitransError:
         return own
     source = said["from"].get("weights") if isinstance(said.get("from"), dict) else None
-    if said.get("weights") == own and isinstance(source, str) and _SHA256.fullmatch(source):
+    if said.get("weights") == own and is_sha256(source):
         return source
     return own
 

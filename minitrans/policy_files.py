@@ -10,9 +10,7 @@ from typing import Any
 
 from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ConfigError
-from minitrans.resources import remove_stale, remove_unnamed, sha256_of
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+from minitrans.resources import content_name, is_sha256, remove_stale, remove_unnamed, sha256_of
 
 
 def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:
@@ -23,7 +21,7 @@ def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:
     fitted = (read_json(path) if values is None else values).get("fitted")
     sha256 = fitted.get("sha256") if isinstance(fitted, Mapping) else None
     plain = path.with_suffix(".safetensors")
-    if not isinstance(sha256, str) or not _DIGEST.fullmatch(sha256):
+    if not is_sha256(sha256):
         return plain
     named = arrays_path(path, sha256)
     return plain if plain.exists() and not named.exists() else named
@@ -31,7 +29,7 @@ def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:
 
 def arrays_path(path: Path, sha256: str) -> Path:
     """The name under which arrays of this digest are written for a policy file."""
-    return path.with_name(f"{path.stem}-{sha256[:16]}.safetensors")
+    return path.with_name(content_name(path.stem, sha256))
 
 
 def arrays_in_use(path: Path) -> Path | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from minitrans.errors import InputError, InputTypeError, MinitransError, ModelNotFoundError, WriteError
 
@@ -21,6 +21,7 @@ T = TypeVar("T")
 LOCK_SECONDS = 10  # how long to wait for another process that is saving in the same folder
 STALE_SECONDS = 24 * 3600  # where there are no locks, what is older has no writer any more
 _READ_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _OLD = ".old.tmp"
 _TEMPORARY = re.compile(r"\..*\.\d+-[0-9a-f]{8}(\.old)?\.tmp", re.DOTALL)
 
@@ -78,6 +79,16 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         while block := file.read(_READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_sha256(value: object) -> TypeGuard[str]:
+    """Whether a value is a digest as `sha256_of` gives it."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def content_name(stem: str, sha256: str) -> str:
+    """The name of a file of arrays after what it holds: another content never takes its place."""
+    return f"{stem}-{sha256[:16]}.safetensors"
 
 
 @contextmanager

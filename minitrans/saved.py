@@ -33,6 +33,8 @@ from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyErr
 from minitrans.rejection import SCORES
 from minitrans.resources import (
     consistent,
+    content_name,
+    is_sha256,
     locked,
     make_folder,
     remove_stale,
@@ -52,7 +54,6 @@ CLASSES_LIMIT = 1 << 25  # bytes of an array of the classes, which gives each th
 _ARRAYS = re.compile(r"(classifier|pruning)(-[0-9a-f]{16})?\.safetensors")
 # What may lie in such a folder besides: a killed save's, a volume's, and what NFS keeps for those that still read it.
 _BESIDE = re.compile(rf"{re.escape(JSON_FILE)}|\.(classifier|pruning).*\.tmp|lost\+found|\.nfs.*", re.DOTALL)
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
@@ -96,9 +97,9 @@ def write_folder(
     json_file = target / JSON_FILE
 
     def write_arrays() -> None:
-        write_file(target / _arrays_name("classifier", sha256), data, like=json_file)
+        write_file(target / content_name("classifier", sha256), data, like=json_file)
         if fitted is not None:
-            fitted.save(target / _arrays_name("pruning", fitted.sha256), like=json_file)
+            fitted.save(target / content_name("pruning", fitted.sha256), like=json_file)
 
     with reporting(target):
         new = make_folder(target)
@@ -118,18 +119,14 @@ def write_folder(
         raise
 
 
-def _arrays_name(kind: str, sha256: str) -> str:
-    return f"{kind}-{sha256[:16]}.safetensors"
-
-
 def _named(values: Mapping[str, Any]) -> set[str]:
     """The files of arrays that belong to a description."""
     fitted = (values["encoder"].get("pruning") or {}).get("fitted")
     if values["version"] < VERSION:
         return {"classifier.safetensors", "pruning.safetensors"}
-    names = {_arrays_name("classifier", values["tensors"])}
+    names = {content_name("classifier", values["tensors"])}
     if isinstance(fitted, Mapping) and isinstance(fitted.get("sha256"), str):
-        names.add(_arrays_name("pruning", fitted["sha256"]))
+        names.add(content_name("pruning", fitted["sha256"]))
     return names
 
 
@@ -277,8 +274,7 @@ def read_description(file: Path) -> dict[str, Any]:
     elif version == REJECTION_VERSION or "rejection" in values:
         _check_rejection(rejection, classes, kind, file)
     if version == VERSION:
-        fine = type(digest) is str and _DIGEST.fullmatch(digest) is not None
-        _wanted(fine, file, f"tensors is {reprlib.repr(digest)}", "a sha256 of 64 hexadecimal digits")
+        _wanted(is_sha256(digest), file, f"tensors is {reprlib.repr(digest)}", "a sha256 of 64 hexadecimal digits")
     return values
 
 
@@ -298,7 +294,7 @@ def _read_tensors(folder: Path, values: Mapping[str, Any]) -> dict[str, NDArray[
     from safetensors import SafetensorError, deserialize
 
     plain = values["version"] < VERSION
-    file = file_of(folder, "classifier.safetensors" if plain else _arrays_name("classifier", values["tensors"]))
+    file = file_of(folder, "classifier.safetensors" if plain else content_name("classifier", values["tensors"]))
     try:
         data = file.read_bytes()
         sha256 = hashlib.sha256(data).hexdigest()
@@ -332,8 +328,8 @@ def _read_policy(folder: Path, values: Mapping[str, Any]) -> PruningPolicy | Non
         return None
     if (fitted := pruning.get("fitted")) is not None:
         sha256 = fitted.get("sha256") if isinstance(fitted, Mapping) else None
-        plain = values["version"] < VERSION or type(sha256) is not str or not _DIGEST.fullmatch(sha256)
-        arrays = file_of(folder, "pruning.safetensors" if plain else _arrays_name("pruning", str(sha256)))
+        plain = values["version"] < VERSION or not is_sha256(sha256)
+        arrays = file_of(folder, "pruning.safetensors" if plain else content_name("pruning", str(sha256)))
     try:
         return PruningPolicy.from_dict(pruning, str(folder / JSON_FILE), arrays)
     except PolicyError as error:

@@ -25,7 +25,7 @@ from minitrans.contents import read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
 from minitrans.identity import Identity
 from minitrans.manifest import KnownModel
-from minitrans.resources import bundled, is_inside, write_file
+from minitrans.resources import bundled, is_inside, is_sha256, write_file
 from minitrans.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1
@@ -35,7 +35,6 @@ NAMED = 4  # elements of a tensor that are named; the others are counted
 GROSS = 1000.0  # times what all but the largest hundredth of a tensor's values stay below
 
 _COMMAND = "`minitrans audit --write-digests`"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 _ARRAYS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
@@ -372,7 +371,7 @@ class _Reader:
             self.fail(where, name, "a relative path with forward slashes and without '..'")
 
     def sha256(self, value: object, where: str) -> str:
-        if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        if not is_sha256(value):
             self.fail(f"{where}, sha256", value, "64 lower-case hexadecimal digits")
         return value
 
