@@ -25,7 +25,7 @@ MACHINES = {"x86_64", "amd64", "aarch64", "arm64"}
 
 
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Builds minitrans/kernels/kernels.so."""
+    """Builds minitrans/kernels/library/kernels.so."""
 
     PLUGIN_NAME = "custom"
 
@@ -46,9 +46,13 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
         if not self._wanted():
             return
         editable = version == "editable"
-        folder = Path(self.root, "minitrans", "kernels") if editable else Path(tempfile.mkdtemp(prefix="minitrans-"))
+        folder = (
+            Path(self.root, "minitrans", "kernels", "library")
+            if editable
+            else Path(tempfile.mkdtemp(prefix="minitrans-"))
+        )
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "minitrans.kernels.build", "--output", str(folder)],
+            [sys.executable, "-m", "minitrans.kernels", "--output", str(folder)],
             cwd=self.root,
             capture_output=True,
             text=True,
@@ -65,7 +69,7 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         self._temporary = folder
         for name in ("kernels.so", "kernels.json"):
-            build_data["force_include"][str(folder / name)] = f"minitrans/kernels/{name}"
+            build_data["force_include"][str(folder / name)] = f"minitrans/kernels/library/{name}"
         build_data["pure_python"] = False
         build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from minitrans import FewShotClassifier, SentenceEncoder
-from minitrans.datasets import Examples, read_examples
-from minitrans.evaluation import accuracy
+from minitrans.data.files import Examples, read_examples
+from minitrans.evaluation.few_shot import accuracy
 
 MODELS = {"float32": "all-MiniLM-L6-v2", "int8": None}
 SETS = {"BANKING77": "banking77", "CLINC150": "clinc150", "HWU64": "hwu64"}

@@ -26,7 +26,7 @@ import numpy as np
 import sklearn
 from sklearn.linear_model import LogisticRegression
 
-from minitrans.logistic import fit_logistic
+from minitrans.fewshot.logistic import fit_logistic
 
 SETS = ("banking77", "clinc150", "hwu64")
 C = 10.0
@@ -43,8 +43,8 @@ def problems(arguments: argparse.Namespace) -> Iterator[tuple[str, np.ndarray, n
             yield key, stored[f"{key}_X"], np.unique(stored[f"{key}_y"], return_inverse=True)[1]
         return
     from minitrans import SentenceEncoder
-    from minitrans.classifier import label_text
-    from minitrans.datasets import read_examples
+    from minitrans.data.files import read_examples
+    from minitrans.fewshot.classifier import label_text
 
     encoder = SentenceEncoder(arguments.encoder)
     for key in keys:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from minitrans import SentenceEncoder
-from minitrans.threads import available_cpus
+from minitrans.sentences.threads import available_cpus
 
 FLAGS = (
     *("sse4_1", "avx", "f16c", "fma", "avx2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),

@@ -20,10 +20,10 @@ import numpy as np
 
 from benchmarks.timing import BenchmarkError
 from minitrans import quantize_folder
-from minitrans.config import EncoderConfig
-from minitrans.hub import find_local
-from minitrans.parameters import tensor_shapes
-from minitrans.resources import atomic_file, atomic_folder, sha256_of
+from minitrans.files import atomic_file, atomic_folder, sha256_of
+from minitrans.hub.resolve import find_local
+from minitrans.models.config import EncoderConfig
+from minitrans.models.parameters import tensor_shapes
 
 GRAPHS = ("plain", "optimised")
 LAYERS_12 = 12

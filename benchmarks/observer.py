@@ -13,12 +13,12 @@ import click
 import numpy as np
 
 from benchmarks.timing import BenchmarkError, interleaved, ratios, seconds
-from minitrans.audit.trace import Trace, reference_blocks
-from minitrans.backends import Blocks
-from minitrans.encoder import forward
-from minitrans.model import SentenceEncoder
-from minitrans.packing import PackedBatch, pack
-from minitrans.parameters import Float32
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.forward import forward
+from minitrans.encoder.packing import PackedBatch, pack
+from minitrans.explain.trace import Trace, reference_blocks
+from minitrans.models.parameters import Float32
+from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 BARE = "blocks alone"
 

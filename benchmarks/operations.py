@@ -15,14 +15,14 @@ import numpy as np
 
 from minitrans.backends.compiled import CompiledBlocks
 from minitrans.backends.workspace import Program, Workspace
-from minitrans.encoder import forward
-from minitrans.hub import resolve
-from minitrans.kernels.loading import load_kernels
+from minitrans.encoder.forward import forward
+from minitrans.encoder.packing import pack
+from minitrans.hub.resolve import resolve
+from minitrans.kernels.library.loading import load_kernels
 from minitrans.kernels.steps import KERNELS, PRODUCT, STEP_BYTES
-from minitrans.packing import pack
-from minitrans.parameters import Parameters
-from minitrans.quantization import with_precision
-from minitrans.weights import load_parameters
+from minitrans.models.parameters import Parameters
+from minitrans.models.quantization import with_precision
+from minitrans.models.weights import load_parameters
 
 ROUNDS = 20
 

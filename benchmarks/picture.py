@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from benchmarks.workloads import Result
-from minitrans.resources import atomic_file
+from minitrans.files import atomic_file
 
 WIDTH, LABEL, BARS = 760, 178, 420  # of the picture, of the names, of the longest bar
 ROW, BAR, GAP = 23, 15, 22  # height of a row, of its bar; space between groups

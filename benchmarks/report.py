@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.bars import Verdict
 from benchmarks.timing import Spread
 from benchmarks.workloads import Result
-from minitrans.resources import atomic_file
+from minitrans.files import atomic_file
 
 OURS = "minitrans"
 

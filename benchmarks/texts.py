@@ -67,7 +67,7 @@ def banking77(tokenizer: Tokenizer) -> Corpus:
 
     The folder of the data sets is the environment's MINITRANS_DATA, or ../shared/data beside the repository.
     """
-    from minitrans.datasets import read_examples
+    from minitrans.data.files import read_examples
 
     folder = Path(os.environ.get("MINITRANS_DATA") or Path(__file__).parents[2] / "shared" / "data")
     file = folder / "banking77" / "test.csv"

@@ -9,7 +9,7 @@ import transformers
 from numpy.typing import NDArray
 from transformers import BertModel
 
-from minitrans.resources import atomic_file
+from minitrans.files import atomic_file
 
 
 class PooledBert(torch.nn.Module):

@@ -15,8 +15,8 @@ from benchmarks.contenders import Contender, Encode, EncodeOne
 from benchmarks.texts import Corpus, sample
 from benchmarks.timing import Spread, fastest, interleaved, percentile, ratios, seconds, settle
 from minitrans import PruningPolicy
-from minitrans.config import EncoderConfig
-from minitrans.pruning import kept_count
+from minitrans.encoder.selection import kept_count
+from minitrans.models.config import EncoderConfig
 
 POLICY = PruningPolicy(quantile=0.3, layer=1, min_tokens=8)
 LENGTHS = (64, 128, 256, 512)

@@ -17,7 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pygments.formatters import HtmlFormatter
 
-from minitrans.cli import cli
+from minitrans.cli.main import cli
 
 LOGGER = logging.getLogger("mkdocs.hooks.minitrans")  # below "mkdocs", whose warnings end a strict build
 SECTIONS = ("Args:", "Attributes:", "Raises:")

@@ -13,10 +13,10 @@ T tokens, H hidden size (384), A heads (12), D size of a head (H / A = 32)
 import numpy as np
 
 from minitrans.backends.reference import ReferenceBlocks
-from minitrans.hub import resolve
-from minitrans.quantization import with_precision
-from minitrans.tokenizer import Tokenizer
-from minitrans.weights import load_parameters
+from minitrans.hub.resolve import resolve
+from minitrans.models.quantization import with_precision
+from minitrans.models.tokenization.tokenizer import Tokenizer
+from minitrans.models.weights import load_parameters
 
 TEXT, HEAD, WORD, OTHERS = "where is the parcel that I ordered on Monday morning?", 1, "ordered", [0, 2, 3]
 

@@ -14,7 +14,7 @@ from importlib import import_module
 import numpy as np
 
 from minitrans.backends.reference import ReferenceBlocks
-from minitrans.vectors import similarity_pairwise
+from minitrans.sentences.vectors import similarity_pairwise
 
 step1 = import_module("01_attention")  # a name that begins with a digit cannot stand behind `import`
 

@@ -10,7 +10,7 @@ scores for any text (with int8 they differ in the third digit), and the page of 
 
 What a token is worth can also be measured: take it out and see how far the embedding moves (the shift, 1 - cosine).
 That takes T more runs, and attention costs next to nothing. Between them lies the policy "balanced": from a token's
-hidden state a linear map guesses the logarithm of its shift (docs/pruning.md, minitrans/distillation.py).
+hidden state a linear map guesses the logarithm of its shift (docs/pruning.md, minitrans/adaptation/fitting.py).
 
 Look at: [CLS], with more than half of all attention, for a head's weights sum to 1 even where it finds nothing; how
 well attention does, and where not: "the" receives as much of it as "morning", whose shift is far larger.

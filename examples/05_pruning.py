@@ -1,7 +1,8 @@
 """Step 5: pruning inside the layer loop. At one layer, between its two blocks, the rows that matter least are removed.
 
 There is no padding and no mask: a token is a row, and a row that is gone costs nothing in all that follows. The blocks
-used here are the package's own (compiled, where they can be); minitrans/encoder.py is this loop with all its options.
+used here are the package's own (compiled, where they can be); minitrans/encoder/forward.py is this loop with all its
+options.
 
 Look at: work saved beside time saved. The earlier the layer the more is saved, and the less do the scores know: see how
 far the embedding moves (cosine to the unpruned one).
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.datasets import read_examples
+from minitrans.data.files import read_examples
 
 step3, step4 = import_module("03_encoder"), import_module("04_importance")
 POLICIES = ((0, 0.0), (0, 0.3), (2, 0.3), (0, 0.5), (2, 0.5), (4, 0.5))  # layer, quantile; the first prunes nothing

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.datasets import Task, draw, read_examples
+from minitrans.data.files import read_examples
+from minitrans.data.tasks import Task, draw
 
 step1 = import_module("01_attention")
 SHOTS, DRAWS = (1, 3, 5, 10), 3  # examples of each intent; how often they are drawn anew

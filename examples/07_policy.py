@@ -17,7 +17,8 @@ from itertools import product
 import numpy as np
 
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.datasets import Examples, Task, draw
+from minitrans.data.files import Examples
+from minitrans.data.tasks import Task, draw
 
 step5, step6 = import_module("05_pruning"), import_module("06_intents")
 LAYERS, QUANTILES, DRAWS, LIMIT = (1, 2, 3), (0.2, 0.35), 2, 0.03

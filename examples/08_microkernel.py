@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.kernels.processor import choose_level
+from minitrans.kernels.library.processor import choose_level
 
 M, K, N = 96, 384, 384  # rows of a (the tokens), numbers in each of them, columns of b
 A, B = (np.random.default_rng(seed).standard_normal((n, 384), np.float32) for seed, n in enumerate((M, K)))
@@ -30,8 +30,8 @@ def three_loops(a, b):
 
 
 def tiled(height):
-    """Loops around the package's own tile (minitrans/kernels/tiles.py); b is cut into panels as wide as the tile."""
-    from minitrans.kernels.tiles import float32_tile  # needs Numba
+    """Loops around the package's own tile (minitrans/kernels/vector/tiles.py); b is cut into panels of its width."""
+    from minitrans.kernels.vector.tiles import float32_tile  # needs Numba
 
     level = choose_level()  # the best instruction set that there is here
     width, tile = level.panel, float32_tile(level, height)  # width: the numbers in 2 vectors

@@ -1,7 +1,7 @@
 """Step 9: int8. Bytes in place of floats: a quarter of the memory, and instructions that multiply 64 pairs at once.
 
 A row of weights becomes whole numbers from -127 to 127 and one scale. A token becomes bytes from 0 to 255, with a scale
-and a zero point of its own, so that its result does not depend on other tokens (minitrans/quantization.py):
+and a zero point of its own, so that its result does not depend on other tokens (minitrans/models/quantization.py):
 
     scale = (high - low) / 255    zero = rint(-low / scale)    q = rint(x / scale) + zero
     y = (sum over k of (q[k] - zero) * w[k]) * scale * weight_scale + bias
@@ -19,7 +19,7 @@ import numpy as np
 
 from minitrans import SentenceEncoder
 from minitrans.backends.reference import prepare
-from minitrans.quantization import quantize_linear
+from minitrans.models.quantization import quantize_linear
 
 step1, step2, step3 = (import_module(name) for name in ("01_attention", "02_layer", "03_encoder"))
 

@@ -6,12 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from minitrans.classifier import FewShotClassifier
+    from minitrans.encoder.policy import PruningPolicy
     from minitrans.errors import MinitransError, TruncationWarning
-    from minitrans.hub import pull
-    from minitrans.model import SentenceEncoder
-    from minitrans.policy import PruningPolicy
-    from minitrans.quantization import quantize_folder
+    from minitrans.fewshot.classifier import FewShotClassifier
+    from minitrans.hub.resolve import pull
+    from minitrans.models.export import quantize_folder
+    from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _HOME = {
-    "FewShotClassifier": "minitrans.classifier",
+    "FewShotClassifier": "minitrans.fewshot.classifier",
     "MinitransError": "minitrans.errors",
-    "PruningPolicy": "minitrans.policy",
-    "SentenceEncoder": "minitrans.model",
+    "PruningPolicy": "minitrans.encoder.policy",
+    "SentenceEncoder": "minitrans.sentences.sentence_encoder",
     "TruncationWarning": "minitrans.errors",
-    "pull": "minitrans.hub",
-    "quantize_folder": "minitrans.quantization",
+    "pull": "minitrans.hub.resolve",
+    "quantize_folder": "minitrans.models.export",
 }
 
 

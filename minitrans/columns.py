@@ -84,7 +84,7 @@ def _refusal(values: Any) -> str | None:
     if isinstance(values, Set) and not isinstance(values, KeysView):
         return f"{seen}, which has no order; wanted a list; pass sorted(...)"
     if isinstance(values, io.IOBase):
-        return f"{seen}; wanted a list; read the file with minitrans.datasets.read_texts, or read_examples"
+        return f"{seen}; wanted a list; read the file with minitrans.data.files.read_texts, or read_examples"
     if kind.__name__ == "LazyFrame":  # of polars, whose columns are not known yet
         return f'{seen}, a table; wanted one column; pass one by its name, as table.collect()["text"]'
     if names := next((name for name in ("column_names", "columns") if hasattr(kind, name)), None):
@@ -101,7 +101,7 @@ def _refusal(values: Any) -> str | None:
 
 def _no_list(values: object) -> str:
     seen = f"is a {type(values).__name__}"
-    return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.datasets"
+    return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.data.tasks"
 
 
 def _column(names: list[str]) -> str:

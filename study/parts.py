@@ -16,16 +16,18 @@ import numpy as np
 
 from benchmarks.machine import describe_machine
 from benchmarks.models import float32_folder, random_model
-from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, measurement
-from minitrans.adaptation import Adaptation, adapt
-from minitrans.adaptation_report import save_picture, timing_table
-from minitrans.calls import measuring
-from minitrans.candidates import Recipe
-from minitrans.costs import KINDS, interleaved, ratios
-from minitrans.datasets import Task, draw
-from minitrans.evaluation import evaluate
-from minitrans.policy import Fitted
-from minitrans.search import Search
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
+from minitrans.adaptation.adapt import Adaptation, adapt
+from minitrans.adaptation.costs import KINDS
+from minitrans.adaptation.recipes import Recipe
+from minitrans.adaptation.report import save_picture, timing_table
+from minitrans.adaptation.search import Search
+from minitrans.data.tasks import Task, draw
+from minitrans.encoder.fitted import Fitted
+from minitrans.evaluation import measurement
+from minitrans.evaluation.few_shot import evaluate
+from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.sentences.call import measuring
 from study.settings import (
     ADAPTATION,
     DRAWS,
@@ -331,7 +333,7 @@ def _sample(model: SentenceEncoder, name: str) -> int:
 
 def out_of_scope() -> None:
     """Rejection on CLINC150 and HINT3, every score."""
-    from minitrans.detection import evaluate_rejection
+    from minitrans.evaluation.detection import evaluate_rejection
 
     model, rows = encoder("int8"), []
     sets: list[tuple[str, int | None, bool]] = [

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.picture import write_picture
 from benchmarks.run import caption
 from benchmarks.workloads import Result
-from minitrans.tables import save_text
+from minitrans.evaluation.tables import save_text
 from study.settings import PICTURES, PRECISIONS, ROOT, load
 
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"  # of `python -m benchmarks --quick --json <that file>`

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minitrans.resources import atomic_file
-from minitrans.tables import Column, render, save_text
+from minitrans.evaluation.tables import Column, render, save_text
+from minitrans.files import atomic_file
 from study.settings import ADAPTATION, DOCUMENT, FEWER_SHOTS, LIMITS, LONG, PICTURES, PRECISIONS, ROOT, SHOTS, load
 
 BARS = {  # mode: least share of time saved, most points lost; the same as goals

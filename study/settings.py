@@ -9,11 +9,11 @@ from typing import Any
 
 from benchmarks.models import float32_folder
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.datasets import Task, load_task
-from minitrans.journal import Journal
-from minitrans.policy import shipped_policies
-from minitrans.search import Limits
-from minitrans.tables import save_text
+from minitrans.adaptation.search import Limits
+from minitrans.data.tasks import Task, load_task
+from minitrans.encoder.policy import shipped_policies
+from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.tables import save_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "study" / "results"

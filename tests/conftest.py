@@ -140,7 +140,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture
 def run_cli(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """A function: arguments of `minitrans`, stdin=bytes -> exit code, standard output, standard error."""
-    from minitrans.cli import main
+    from minitrans.cli.main import main
 
     def call(*arguments: object, stdin: bytes | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["minitrans", *map(str, arguments)])

@@ -3,8 +3,8 @@
 import numpy as np
 
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.parameters import Linear
-from minitrans.policy import Fitted
+from minitrans.encoder.fitted import Fitted
+from minitrans.models.parameters import Linear
 
 
 def random_fitted(model: str, width: int, layers=(0, 1, 2), seed: int = 0) -> Fitted:

@@ -32,13 +32,13 @@ from random_models import ModelSpec
 from minitrans.backends import compiled, panels, team, workspace
 from minitrans.backends.compiled import CompiledBlocks
 from minitrans.backends.workspace import Workspace
-from minitrans.config import EncoderConfig
-from minitrans.kernels.loading import load_kernels
+from minitrans.encoder.selection import Ranking, kept_count
+from minitrans.kernels.library.loading import load_kernels
 from minitrans.kernels.steps import PRODUCT, PRUNE
-from minitrans.parameters import Linear, Parameters
-from minitrans.pruning import Ranking, kept_count
-from minitrans.quantization import with_precision
-from minitrans.weights import assemble
+from minitrans.models.config import EncoderConfig
+from minitrans.models.parameters import Linear, Parameters
+from minitrans.models.quantization import with_precision
+from minitrans.models.weights import assemble
 
 CANARY = 256  # bytes on both sides
 POISON = b"\xc3\xa5\xe1\x7f" * mmap.PAGESIZE  # NaN as float32: what is read by mistake shows in the result

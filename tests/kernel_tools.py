@@ -7,9 +7,10 @@ import pytest
 
 from minitrans.backends.panels import address, aligned, pack_linears, round_up
 from minitrans.backends.workspace import SLACK_ROWS
-from minitrans.kernels.library import why_not_ahead
-from minitrans.kernels.loading import AHEAD, IN_TIME, Kernels, load_kernels
-from minitrans.kernels.processor import usable_levels
+from minitrans.encoder.selection import Ranking
+from minitrans.kernels.library.loading import AHEAD, IN_TIME, Kernels, load_kernels
+from minitrans.kernels.library.processor import usable_levels
+from minitrans.kernels.library.record import why_not_ahead
 from minitrans.kernels.steps import (
     ACTIVATION,
     ATTENTION,
@@ -23,8 +24,7 @@ from minitrans.kernels.steps import (
     SCORE,
     STEP_WORDS,
 )
-from minitrans.parameters import Int8Linear, LayerNorm, Linear
-from minitrans.pruning import Ranking
+from minitrans.models.parameters import Int8Linear, LayerNorm, Linear
 
 LEVELS = [level.name for level in usable_levels()]
 BUILDS = (AHEAD, IN_TIME)

@@ -5,9 +5,9 @@ import pytest
 
 from benchmarks.accuracy import SETS, evaluate
 from minitrans import SentenceEncoder
-from minitrans.datasets import read_examples
-from minitrans.quantization import quantize_folder
-from minitrans.resources import bundled
+from minitrans.data.files import read_examples
+from minitrans.files import bundled
+from minitrans.models.export import quantize_folder
 
 # Percent at 1, 5 and 10 shots with float32 weights.
 BARS = {"BANKING77": (69.0, 81.5, 86.0), "CLINC150": (78.0, 88.0, 90.3), "HWU64": (64.5, 78.5, 83.4)}

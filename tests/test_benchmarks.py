@@ -27,8 +27,8 @@ from benchmarks.run import run
 from benchmarks.timing import BenchmarkError, Spread
 from benchmarks.workloads import POLICY, Result, Size
 from minitrans import SentenceEncoder
-from minitrans.config import EncoderConfig
-from minitrans.resources import bundled
+from minitrans.files import bundled
+from minitrans.models.config import EncoderConfig
 
 INT8 = "weights/all-MiniLM-L6-v2-int8"
 PEERS = ("torch float32", "ONNX Runtime float32", "ONNX Runtime int8", "OpenVINO float32", "OpenVINO default")

@@ -17,10 +17,10 @@ import pytest
 from fitted_policies import fitted_to
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.audit.explanation import explain
-from minitrans.audit.report import shown as to_show
-from minitrans.audit.report import write_page
-from minitrans.pruning import Ranking, kept_count, select
+from minitrans.encoder.selection import Ranking, kept_count, select
+from minitrans.explain.explanation import explain
+from minitrans.explain.html import shown as to_show
+from minitrans.explain.html import write_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason='playwright is missing: pip install -e ".[browser]"')
 
@@ -363,7 +363,7 @@ def test_it_fits_and_can_be_read(browser, written, width, scheme):
 
 
 def test_the_command_writes_a_page_that_opens(browser, tmp_path, monkeypatch, capsys):
-    from minitrans.cli import cli
+    from minitrans.cli.main import cli
 
     path = tmp_path / "page.html"
     cli.main(["explain", "where is my parcel, please?", "--html", str(path)], standalone_mode=False)

@@ -5,10 +5,10 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from minitrans.calls import as_texts
 from minitrans.columns import column_items, str_items
 from minitrans.errors import InputError, InputTypeError
-from minitrans.inputs import label_array, normalized_label, text_list
+from minitrans.fewshot.examples import label_array, normalized_label, text_list
+from minitrans.sentences.call import as_texts
 
 TEXTS = ["hello", "card", "a b"]
 

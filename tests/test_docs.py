@@ -18,9 +18,9 @@ import pytest
 from documents import CODE, FENCE
 
 import minitrans
-from minitrans.cli import cli
-from minitrans.datasets import read_examples
-from minitrans.resources import bundled
+from minitrans.cli.main import cli
+from minitrans.data.files import read_examples
+from minitrans.files import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -196,7 +196,7 @@ def test_commands_exist(page):
 
 def test_commands_are_found_and_wrong_ones_refused():
     text = """Do `minitrans fit --reject`, `minitrans
-pull x`, not `minitrans/cli.py`.
+pull x`, not `minitrans/cli/main.py`.
 
 ```sh
 pip install minitrans && minitrans demo --json  # minitrans no

@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from minitrans.hub import resolve
-from minitrans.resources import sha256_of
+from minitrans.files import sha256_of
+from minitrans.hub.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"

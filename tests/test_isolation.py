@@ -8,7 +8,7 @@ from pathlib import Path
 import conftest
 import pytest
 
-from minitrans.hub import find_local
+from minitrans.hub.resolve import find_local
 
 ROOT = Path(__file__).resolve().parents[1]
 WANTED = {
@@ -32,7 +32,7 @@ def test_the_environment_is_the_tests_own():
 
 def test_what_a_user_has_set_is_not_seen(tmp_path):
     """In a process of its own: settings that would break many tests, and a cache that holds something else."""
-    arguments = [__file__, "tests/test_cli.py", "-k", "own or help or version", "-q", "-p", "no:cacheprovider"]
+    arguments = [__file__, "tests/cli/test_main.py", "-k", "own or help or version", "-q", "-p", "no:cacheprovider"]
     done = pytest_of(*arguments, **WANTED, HOME=str(tmp_path))
     assert done.returncode == 0, done.stdout
     assert list(tmp_path.iterdir()) == []

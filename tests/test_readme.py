@@ -20,7 +20,7 @@ def test_the_first_code_prints_what_is_shown(run_python):
 
 def test_the_first_screen_names_the_file_to_read_and_shows_the_picture():
     first = README.split("\n## ", 1)[0]
-    assert "read [`minitrans/encoder.py`](minitrans/encoder.py) first" in first
+    assert "read [`minitrans/encoder/forward.py`](minitrans/encoder/forward.py) first" in first
     assert "](docs/overview.svg)" in first
     assert first.count("```") == 4
 

@@ -63,8 +63,8 @@ def make_policy(policy: dict | None):
 
 def run_layers(encoder, batch_ids: list[list[int]], policy: dict | None) -> Forward:
     """The package's layer loop, observed after the embeddings and after every layer."""
-    from minitrans.encoder import forward
-    from minitrans.packing import pack
+    from minitrans.encoder.forward import forward
+    from minitrans.encoder.packing import pack
 
     states: list[np.ndarray] = []
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from minitrans.audit.digests import Digests
-from minitrans.identity import Identity
+from minitrans.models.identity import Identity
 from minitrans.words import listed, printable
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from minitrans.audit.checks import NUMBERS, PRUNING, Check, counted, judged
 from minitrans.audit.pairing import Paired, Stage, Tallies, Tally, Watch, distance_from_cut
-from minitrans.backends import Blocks
-from minitrans.encoder import Encoded, forward
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.forward import Encoded, forward
+from minitrans.encoder.packing import PackedBatch, chunks, pack
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.pooling import normalized, pool_encoded
 from minitrans.errors import MinitransError
-from minitrans.packing import PackedBatch, chunks, pack
-from minitrans.parameters import Float32
-from minitrans.policy import PruningPolicy
-from minitrans.pooling import PoolingConfig, normalized, pool_encoded
-from minitrans.tokenizer import Tokenizer
+from minitrans.models.parameters import Float32
+from minitrans.models.sentence import PoolingConfig
+from minitrans.models.tokenization.tokenizer import Tokenizer
 
 _PARAGRAPH = (
     "The parcel that I ordered on Monday has not arrived, although your message said that it would be here by noon. I "

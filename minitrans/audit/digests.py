@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import as_int
+from minitrans.arguments import as_int
 from minitrans.contents import read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
-from minitrans.identity import Identity
-from minitrans.manifest import KnownModel
-from minitrans.resources import bundled, is_inside, is_sha256, write_file
-from minitrans.weights import StoredTensor, read_tensors
+from minitrans.files import bundled, is_inside, is_sha256, write_file
+from minitrans.hub.manifest import KnownModel
+from minitrans.models.identity import Identity
+from minitrans.models.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1
 SHIPPED = "weights/digests"

@@ -10,29 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minitrans import hub
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
-from minitrans.calls import sentence_settings
-from minitrans.config import EncoderConfig
-from minitrans.contents import (
-    INDEX_FILE,
-    SENTENCE_CONFIGS,
-    TRANSFORMER_FILES,
-    WEIGHTS_FILE,
-    ModelFolder,
-    model_file,
-    read_json,
-    read_modules,
-)
+from minitrans.contents import INDEX_FILE, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError
-from minitrans.identity import PROVENANCE
-from minitrans.manifest import KnownModel
-from minitrans.pooling import PoolingConfig, pooling_file
-from minitrans.resources import sha256_of
-from minitrans.tokenizer import Tokenizer
-from minitrans.weights import canonical_name, stored_precision
+from minitrans.files import sha256_of
+from minitrans.hub.manifest import KnownModel
+from minitrans.hub.names import known_models
+from minitrans.models.config import EncoderConfig, stored_precision
+from minitrans.models.folder import ModelFolder, model_file, read_modules
+from minitrans.models.identity import PROVENANCE
+from minitrans.models.sentence import PoolingConfig, pooling_file, sentence_settings
+from minitrans.models.tokenization.tokenizer import Tokenizer
+from minitrans.models.weights import canonical_name
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 MOST_DECLARED = 10_000  # tokens besides the vocabulary
@@ -87,7 +78,7 @@ def audit_folder(
         )
     names = files_read(folder)
     sizes, faults = _measure(folder, names)
-    published_names = {each for known in hub.known_models() for each in known.files} - {*names}
+    published_names = {each for known in known_models() for each in known.files} - {*names}
     more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
@@ -113,7 +104,7 @@ def audit_folder(
 def _sealed_as(sealed: Digests | None) -> KnownModel | None:
     """The known model whose weights given digests demand."""
     wanted = None if sealed is None else sealed.files.get(WEIGHTS_FILE)
-    return next((each for each in hub.known_models() if wanted and each.files.get(WEIGHTS_FILE) == wanted), None)
+    return next((each for each in known_models() if wanted and each.files.get(WEIGHTS_FILE) == wanted), None)
 
 
 # Files
@@ -228,7 +219,7 @@ def recognise(
     Raises:
         InputError: there is no known model of the name ``known_as``.
     """
-    models = hub.known_models()
+    models = known_models()
     if known_as is not None:
         return Recognised(named_model(known_as))
     for known in models:
@@ -259,10 +250,10 @@ def named_model(known_as: str) -> KnownModel | None:
     """The known model of this name, base name or alias; None for `NO_KNOWN_MODEL`. InputError: there is none."""
     if known_as.casefold() == NO_KNOWN_MODEL:
         return None
-    for known in hub.known_models():
+    for known in known_models():
         if _key(known_as) in _names(known):
             return known
-    names = ", ".join(known.name for known in hub.known_models())
+    names = ", ".join(known.name for known in known_models())
     raise InputError(f"no known model is called {known_as!r}, wanted one of {names}, or {NO_KNOWN_MODEL}")
 
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from minitrans.audit.checks import INVARIANCE, Check, counted, judged
 from minitrans.audit.comparison import Sample
-from minitrans.calls import measuring
-from minitrans.encoder import forward
+from minitrans.encoder.forward import forward
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.pooling import pool_encoded
 from minitrans.errors import MinitransError
-from minitrans.model import SentenceEncoder
-from minitrans.parameters import Float32
-from minitrans.policy import PruningPolicy
-from minitrans.pooling import pool_encoded
+from minitrans.models.parameters import Float32
+from minitrans.sentences.call import measuring
+from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 # Tokens of a packed batch, one after the other; ``encode`` takes 512.
 CHUNKS = (1, 64, 200, 100_000)

@@ -34,16 +34,18 @@ from minitrans.audit.comparison import (
     kept_rows_measured,
 )
 from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
-from minitrans.backends import Blocks
-from minitrans.config import EncoderConfig
-from minitrans.contents import TRANSFORMER_FILES, ModelFolder, read_json
-from minitrans.encoder import forward
+from minitrans.contents import TRANSFORMER_FILES, read_json
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.forward import forward
+from minitrans.encoder.packing import pack, segments
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.pooling import normalized, pool_encoded
+from minitrans.encoder.selection import rank, select
 from minitrans.errors import BackendError, MinitransError
-from minitrans.packing import pack, segments
-from minitrans.parameters import Float32, Parameters, named_arrays
-from minitrans.policy import PruningPolicy
-from minitrans.pooling import PoolingConfig, normalized, pool_encoded
-from minitrans.pruning import rank, select
+from minitrans.models.config import EncoderConfig
+from minitrans.models.folder import ModelFolder
+from minitrans.models.parameters import Float32, Parameters, named_arrays
+from minitrans.models.sentence import PoolingConfig
 from minitrans.words import listed
 
 BLIND = ("random", "first")  # scores that look at no number

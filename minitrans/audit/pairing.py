@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends import Blocks
-from minitrans.encoder import Encoded
-from minitrans.packing import segments
-from minitrans.parameters import Float32
-from minitrans.pruning import Ranking, Selection
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.forward import Encoded
+from minitrans.encoder.packing import segments
+from minitrans.encoder.selection import Ranking, Selection
+from minitrans.models.parameters import Float32
 
 
 @dataclass

@@ -30,11 +30,13 @@ from minitrans.audit.oracle import (
     token_check,
     without_surrogates,
 )
-from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, ModelFolder, model_file, read_json
+from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
-from minitrans.model import SentenceEncoder
-from minitrans.parameters import Parameters, named_arrays
-from minitrans.weights import stored_precision, weight_files
+from minitrans.models.config import stored_precision
+from minitrans.models.folder import ModelFolder, model_file
+from minitrans.models.parameters import Parameters, named_arrays
+from minitrans.models.weights import weight_files
+from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 PROMPTS = 16  # of a model that are tried
 _READ = (".json", ".txt", ".jinja", ".model")  # what it may read besides weights; neither code nor pickles

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from minitrans import __version__, hub
+from minitrans import __version__
+from minitrans.arguments import check_choice
 from minitrans.audit import oracle, sentence_oracle
 from minitrans.audit.checks import (
     FOLDER,
@@ -39,18 +40,21 @@ from minitrans.audit.digests import Digests
 from minitrans.audit.folder import audit_folder, declared_tokens, named_model
 from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
-from minitrans.backends import Blocks, load_blocks
-from minitrans.calls import as_texts
-from minitrans.config import check_choice
-from minitrans.contents import model_file, read_json
+from minitrans.backends import load_blocks
+from minitrans.contents import read_json
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.policy import PruningPolicy, shipped_policies
 from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
-from minitrans.identity import PROVENANCE
-from minitrans.model import SentenceEncoder
-from minitrans.parameters import Float32, Parameters
-from minitrans.policy import PruningPolicy, shipped_policies
-from minitrans.quantization import with_precision
-from minitrans.threads import resolve_threads
-from minitrans.weights import load_parameters
+from minitrans.hub.names import DEFAULT_MODEL
+from minitrans.hub.resolve import find_local
+from minitrans.models.folder import model_file
+from minitrans.models.identity import PROVENANCE
+from minitrans.models.parameters import Float32, Parameters
+from minitrans.models.quantization import with_precision
+from minitrans.models.weights import load_parameters
+from minitrans.sentences.call import as_texts
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.sentences.threads import resolve_threads
 
 PEERS = {PEER: oracle, SENTENCES: sentence_oracle}
 NO_KERNELS = "there are no compiled kernels to compare the reference with"
@@ -103,7 +107,7 @@ def sign_off(
     if known_as is not None:
         named_model(known_as)
     sample_texts = (*TEXTS, *as_texts(texts))
-    name = hub.DEFAULT_MODEL if model is None else os.fspath(model)
+    name = DEFAULT_MODEL if model is None else os.fspath(model)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"minitrans": __version__, "numpy": np.__version__, "Python": platform.python_version()}
     machine = {"architecture": platform.machine(), "system": platform.system()}
@@ -151,7 +155,7 @@ def sign_off(
 
 def _find(model: str | os.PathLike[str] | None) -> Path:
     """The folder of a model on this machine. ModelNotFoundError says how to fetch it."""
-    folder = hub.find_local(model)
+    folder = find_local(model)
     if folder is None:
         raise ModelNotFoundError(
             f"{model} is not on this machine, and an audit downloads nothing; fetch it with `minitrans pull {model}`, "

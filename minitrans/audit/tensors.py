@@ -11,20 +11,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans import hub
 from minitrans.audit.checks import FOLDER, Check, counted, judged, skipped
 from minitrans.audit.digests import Digests, TensorDigest, WeightFile, differing, implausible
-from minitrans.config import EncoderConfig
-from minitrans.contents import WEIGHTS_FILE, model_file, read_json
+from minitrans.contents import WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError, WeightsError
-from minitrans.manifest import KnownModel
-from minitrans.parameters import (
+from minitrans.files import sha256_of
+from minitrans.hub.manifest import KnownModel
+from minitrans.hub.names import known_models
+from minitrans.hub.resolve import find_local
+from minitrans.models.config import EncoderConfig
+from minitrans.models.folder import model_file
+from minitrans.models.parameters import (
     named_arrays,
     tensor_shapes,
 )
-from minitrans.quantization import with_precision
-from minitrans.resources import sha256_of
-from minitrans.weights import (
+from minitrans.models.quantization import with_precision
+from minitrans.models.weights import (
     StoredTensor,
     canonical_name,
     convert,
@@ -115,7 +117,7 @@ class Sources:
 
 def _local(name: str) -> Path | None:
     try:
-        return hub.find_local(name)
+        return find_local(name)
     except MinitransError:
         return None
 
@@ -123,7 +125,7 @@ def _local(name: str) -> Path | None:
 def _made_from(folder: Path, known: KnownModel | None) -> tuple[str | None, Mapping[str, str] | None]:
     """Name and weight digests of what an int8 folder was made from: of the manifest, or as its provenance.json says."""
     if known is not None and known.derived_from is not None:
-        source = next((each for each in hub.known_models() if each.name == known.derived_from), None)
+        source = next((each for each in known_models() if each.name == known.derived_from), None)
         digests = None if source is None else {WEIGHTS_FILE: source.files.get(WEIGHTS_FILE, "")}
         return known.derived_from, digests
     try:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from minitrans.backends.panels import PackedLinear, address, pack_linears, pack_model, unpack_model
 from minitrans.backends.team import MOST_MEMBERS, Team, alone
 from minitrans.backends.workspace import PROJECTIONS, Program, Workspace
+from minitrans.encoder.selection import Ranking, Selection
 from minitrans.errors import InputError
-from minitrans.kernels.loading import Kernels, load_kernels
+from minitrans.kernels.library.loading import Kernels, load_kernels
 from minitrans.kernels.steps import SCORE
-from minitrans.parameters import Float32, Linear, Parameters
-from minitrans.pruning import Ranking, Selection
+from minitrans.models.parameters import Float32, Linear, Parameters
 
 LEAST_ROWS = 64  # of a workspace
 MOST_IDLE = 64  # workspaces that are kept: as many as were ever in use at once, up to this
@@ -59,7 +59,7 @@ def _in_a_chunk(
 
 
 class CompiledBlocks:
-    """The three blocks in compiled kernels (contract: backends/__init__.py)."""
+    """The three blocks in compiled kernels (contract: encoder/blocks.py)."""
 
     _chunk: _Chunk | None = None
 

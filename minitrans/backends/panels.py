@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.config import EncoderConfig
-from minitrans.kernels.levels import Level
-from minitrans.parameters import (
+from minitrans.kernels.vector.levels import Level
+from minitrans.models.config import EncoderConfig
+from minitrans.models.parameters import (
     AnyEmbedding,
     AnyLinear,
     Embedding,
@@ -26,7 +26,7 @@ from minitrans.parameters import (
     Linear,
     Parameters,
 )
-from minitrans.quantization import dequantize_embedding
+from minitrans.models.quantization import dequantize_embedding
 
 WIDEST = 16  # lanes of the widest vector
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector

@@ -17,12 +17,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.activations import ACTIVATIONS, softmax
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.packing import segments
-from minitrans.parameters import AnyEmbedding, AnyLinear, Embedding, Float32, Int8Linear, LayerNorm, Parameters
-from minitrans.pruning import Ranking, Selection, select
-from minitrans.quantization import quantize_activations
+from minitrans.encoder.activations import ACTIVATIONS, softmax
+from minitrans.encoder.packing import segments
+from minitrans.encoder.selection import Ranking, Selection, select
+from minitrans.models.parameters import AnyEmbedding, AnyLinear, Embedding, Float32, Int8Linear, LayerNorm, Parameters
+from minitrans.models.quantization import quantize_activations
 
 EXACT = 512  # 512 * 255 * 127 < 2**24
 PANEL = 128  # columns
@@ -108,7 +108,7 @@ def layer_norm(x: Float32, norm: LayerNorm, eps: float) -> Float32:
 
 
 class ReferenceBlocks:
-    """The three blocks in NumPy (contract: backends/__init__.py)."""
+    """The three blocks in NumPy (contract: encoder/blocks.py)."""
 
     name = "reference"
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from minitrans.backends.panels import address, aligned
 from minitrans.backends.workspace import Program
-from minitrans.kernels.loading import Kernels
+from minitrans.kernels.library.loading import Kernels
 from minitrans.kernels.steps import BOARD, BOARD_JOBS, JOB_BYTES
 
 MOST_MEMBERS = 4  # that work on one chunk

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.backends.panels import PackedLayer, PackedLinear, PackedModel, address, aligned, round_up
+from minitrans.encoder.selection import Ranking, positions
 from minitrans.kernels.steps import (
     ACTIVATION,
     ATTENTION,
@@ -23,8 +24,7 @@ from minitrans.kernels.steps import (
     QUANTIZE,
     STEP_WORDS,
 )
-from minitrans.parameters import Float32, LayerNorm
-from minitrans.pruning import Ranking, positions
+from minitrans.models.parameters import Float32, LayerNorm
 
 PER_ROWS = -1  # tasks: see kernels/steps.py
 _BATCH = struct.Struct(f"{len(BATCH)}q")

@@ -11,10 +11,10 @@ turned ([D, n], in panels) and the logits of one tile.
 
 from __future__ import annotations
 
-from minitrans.kernels import elementary
-from minitrans.kernels.levels import Level
 from minitrans.kernels.rows import Kernel
-from minitrans.kernels.simd import (
+from minitrans.kernels.steps import ATTENTION, BATCH
+from minitrans.kernels.vector import elementary
+from minitrans.kernels.vector.emitter import (
     FLOAT,
     Emitter,
     Lanes,
@@ -26,8 +26,8 @@ from minitrans.kernels.simd import (
     vector_code,
     word,
 )
-from minitrans.kernels.steps import ATTENTION, BATCH
-from minitrans.kernels.tiles import float32_tile
+from minitrans.kernels.vector.levels import Level
+from minitrans.kernels.vector.tiles import float32_tile
 
 LOWEST = float("-inf")  # and where all logits are, the softmax is NaN and not a lie
 

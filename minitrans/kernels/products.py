@@ -13,12 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minitrans.kernels import elementary
-from minitrans.kernels.levels import Level
 from minitrans.kernels.rows import Kernel
-from minitrans.kernels.simd import FLOAT, I32, Emitter, Lanes, load_word, nothing, stack_bytes, vector_code, word
 from minitrans.kernels.steps import BATCH, PRODUCT
-from minitrans.kernels.tiles import float32_tile, int8_tile
+from minitrans.kernels.vector import elementary
+from minitrans.kernels.vector.emitter import (
+    FLOAT,
+    I32,
+    Emitter,
+    Lanes,
+    load_word,
+    nothing,
+    stack_bytes,
+    vector_code,
+    word,
+)
+from minitrans.kernels.vector.levels import Level
+from minitrans.kernels.vector.tiles import float32_tile, int8_tile
 
 Function = Callable[[Emitter, Lanes], Lanes]
 FUNCTIONS: tuple[Function, ...] = (  # in the order of steps.ACTIVATION

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minitrans.kernels.elementary import ROUNDER, ROUNDER_BITS, rint
-from minitrans.kernels.levels import Level
-from minitrans.kernels.simd import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, vector_code, word
 from minitrans.kernels.steps import BATCH, EMBED, LAYER_NORM, LOAD_ROWS, QUANTIZE, ROWS_PER_TASK
+from minitrans.kernels.vector.elementary import ROUNDER, ROUNDER_BITS, rint
+from minitrans.kernels.vector.emitter import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, vector_code, word
+from minitrans.kernels.vector.levels import Level
 
 Kernel = Callable[[int, int, int], None]  # step address, task, which of the threads that share the step
 

@@ -12,20 +12,6 @@ from collections.abc import Callable
 
 from numba import njit
 
-from minitrans.kernels.levels import Level
-from minitrans.kernels.simd import (
-    VOID,
-    Emitter,
-    atomic_add,
-    atomic_load,
-    atomic_store,
-    kernel_call,
-    least,
-    load_word,
-    nothing,
-    stack_bytes,
-    vector_code,
-)
 from minitrans.kernels.steps import (
     BATCH,
     BOARD,
@@ -38,7 +24,21 @@ from minitrans.kernels.steps import (
     ROWS_PER_TASK,
     STEP_BYTES,
 )
-from minitrans.kernels.tiles import tile_registers
+from minitrans.kernels.vector.emitter import (
+    VOID,
+    Emitter,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    kernel_call,
+    least,
+    load_word,
+    nothing,
+    stack_bytes,
+    vector_code,
+)
+from minitrans.kernels.vector.levels import Level
+from minitrans.kernels.vector.tiles import tile_registers
 
 Function = Callable[[int, int, int, int], None]
 

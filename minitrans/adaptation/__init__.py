@@ -1,0 +1,1 @@
+"""The search for a pruning policy on tasks, and its report."""

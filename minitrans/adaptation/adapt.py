@@ -1,0 +1,356 @@
+"""Offline adaptation: one pruning policy for several tasks, found by trying many (arXiv 2408.11799, taken further).
+
+The cheapest policy within the limits wins; of about equal ones the simplest. Cost is embedding time: predicted by a
+model of this machine for all policies, and measured for the finalists and for what pruning competes with.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from minitrans import __version__
+from minitrans.adaptation.costs import CostModel, fit_cost_model
+from minitrans.adaptation.fitting import Recorder
+from minitrans.adaptation.recipes import Recipe, front, grid, neighbours, new_ones
+from minitrans.adaptation.search import Limits, Outcome, Search
+from minitrans.columns import str_items
+from minitrans.data.tasks import Task
+from minitrans.encoder.policy import RESTORABLE, PruningPolicy
+from minitrans.errors import InputError, PolicyError
+from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.sentences.call import measuring
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+PARENTS = 6  # policies of the grid whose neighbours are tried
+FINALISTS = 4  # policies within the limits that are timed
+TIE = 0.01  # relative difference in time that is none
+TIMED_TEXTS = 2000
+BATCH = 64  # texts, while timing
+
+Kind = Literal["none", "policy", "paper", "layers", "precision"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A finalist, or what pruning competes with, on the clock.
+
+    Attributes:
+        name: the policy's fields, or the competitor's description.
+        kind: "none"; "policy", a finalist; "paper", averaged attention with dropping, at about the same time;
+            "layers" and "precision", the competitors, with the best policy too.
+        time_ratio: to no pruning with the same model; interleaved, median.
+        mean_drop: in points; those of policies are cross-fitted, see search.py.
+    """
+
+    name: str
+    kind: Kind
+    time_ratio: float
+    mean_drop: float
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What a search found.
+
+    Attributes:
+        policy: the one to use, with arrays fitted on all tasks; None where none meets the limits.
+        chosen: its outcome; without one, the outcome that came nearest.
+        outcomes: everything that was tried.
+        timings: the finalists and the competitors.
+        baseline: task -> mean accuracy without pruning, in [0, 1].
+        limits, cost_model, settings: what led there.
+    """
+
+    policy: PruningPolicy | None
+    chosen: Outcome
+    outcomes: list[Outcome]
+    timings: list[Timing]
+    baseline: Mapping[str, float]
+    limits: Limits
+    cost_model: CostModel
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def pareto(self) -> list[Outcome]:
+        """Those that no other beats in both predicted time and mean drop, the cheapest first."""
+        return [self.outcomes[i] for i in front([(each.cost, each.mean_drop) for each in self.outcomes])]
+
+    def save_policy(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy.
+
+        Raises:
+            PolicyError: none stays within the limits; the message says what comes nearest.
+        """
+        if self.policy is None:
+            mean, worst = self.chosen.bounds(self.limits.confidence)
+            raise PolicyError(
+                f"none of {len(self.outcomes)} policies stays within {self.limits.mean_drop:g} points on average and "
+                f"{self.limits.task_drop:g} on the worst task; the nearest is {self.chosen.recipe} with {mean:.2f} and "
+                f"{worst:.2f}; allow more, or use more draws or larger tasks, which makes the bounds narrower"
+            )
+        self.policy.save(Path(path))
+
+
+def adapt(
+    encoder: SentenceEncoder,
+    tasks: Sequence[Task],
+    limits: Limits | None = None,
+    *,
+    shots: Sequence[int] = (5, 10),
+    seeds: Sequence[int] = range(5),
+    texts: Sequence[str] = (),
+    fit_texts: int = 2000,
+    test_texts: int = 1000,
+    recipes: Sequence[Recipe] | None = None,
+    journal: Journal | None = None,
+    progress: bool = False,
+) -> Adaptation:
+    """Search for the cheapest pruning policy that several tasks can bear.
+
+    Everything but the times is the same in every run with the same arguments; with a journal the times are too.
+
+    Args:
+        encoder: its own pruning is not used.
+        tasks: with different names. Labels serve the accuracies only; fitted arrays see unlabelled training texts.
+        limits: what a policy may cost; None takes the defaults.
+        shots: examples per class.
+        seeds: of the draws.
+        texts: more unlabelled texts to fit on, such as one's own logs.
+        fit_texts: the most texts that the fit takes from all tasks together.
+        test_texts: the most test texts per task.
+        recipes: what to try in place of the grid and its neighbours.
+        journal: None keeps nothing; else an interrupted search goes on where it was.
+        progress: show bars on standard error.
+
+    Raises:
+        InputError: no tasks, names that come twice, recipes that the model cannot run, or as
+            `minitrans.data.tasks.draw` does.
+        InputTypeError: texts that are no column of str.
+    """
+    tries = _grid(encoder) if recipes is None else _checked(recipes, encoder)
+    search = Search(encoder, tasks, shots, seeds, str_items(texts, "texts"), fit_texts, test_texts, journal, progress)
+    limits = limits or Limits()
+    tried = search.run(tries, limits.mean_drop)
+    model = _cost_model(search, tried)
+    if recipes is None:
+        parents = _promising(_priced(search, tried, model), limits)
+        more = [other for each in parents for other in neighbours(each.recipe, search.num_layers)]
+        tried += search.run(new_ones(more, [each.recipe for each in tried]), limits.mean_drop)
+    return _decided(search, _priced(search, tried, model), limits, model)
+
+
+def _grid(encoder: SentenceEncoder) -> list[Recipe]:
+    """What the model can run of the grid, with the special tokens protected where it pools one of them."""
+    protect = bool({*encoder.pooling.modes} & {"cls", "lasttoken"})
+    recipes = [replace(each, protect_special=protect) for each in grid(encoder.blocks.num_layers)]
+    return [each for each in recipes if _runs(each, encoder)]
+
+
+def _checked(recipes: Sequence[Recipe], encoder: SentenceEncoder) -> list[Recipe]:
+    if not recipes:
+        raise InputError("recipes is empty, wanted at least one, or None for the grid")
+    for each in recipes:
+        if not _runs(each, encoder):
+            raise InputError(
+                f"the policy {each} cannot run on this model, which has {encoder.blocks.num_layers} layers and "
+                f"{'+'.join(encoder.pooling.modes)} pooling; leave it out"
+            )
+    return new_ones(recipes, ())
+
+
+def _runs(recipe: Recipe, encoder: SentenceEncoder) -> bool:
+    """As PruningPolicy.check_fits, which needs the arrays."""
+    modes = {*encoder.pooling.modes}
+    return (
+        max(layer for layer, _ in recipe.stages) < encoder.blocks.num_layers
+        and (recipe.protect_special or not modes & {"cls", "lasttoken"})
+        and (recipe.reduce != "restore" or modes <= {*RESTORABLE})
+    )
+
+
+def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: CostModel) -> Adaptation:
+    """Time the cheapest policies within the limits, and what they compete with; take the best of them."""
+    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
+    finalists = eligible[:FINALISTS]
+    nearest = min(outcomes, key=lambda each: (max(_excess(each, limits)), each.cost))
+    best = finalists[0] if finalists else nearest
+    papers = [each for each in outcomes if (each.recipe.score, each.recipe.reduce) == ("attention", "drop")]
+    papers = [each for each in papers if each not in finalists]
+    paper = min(papers, key=lambda each: (abs(each.cost - best.cost), str(each.recipe)), default=None)
+    timed = {str(each.recipe): each for each in [*finalists, *([paper] if paper else [])]}
+    seconds, rivals = _finals(search, timed, best.recipe)
+    ratio = ratios(seconds, "none")
+    timings = [Timing("none", "none", 1.0, 0.0)]
+    timings += [
+        Timing(name, "paper" if each is paper else "policy", ratio[name], each.mean_drop)
+        for name, each in timed.items()
+    ]
+    timings += [
+        Timing(name, "precision" if "precision" in name else "layers", ratio[name], drop)
+        for name, drop in sorted(rivals.items())  # a journal keeps no order
+    ]
+    found = partial(
+        Adaptation,
+        outcomes=outcomes,
+        timings=timings,
+        baseline={trial.name: float(search.base(trial).mean()) for trial in search.trials},
+        limits=limits,
+        cost_model=model,
+        settings=search.key | {"unlabelled": {name: len(texts) for name, texts in search.unlabelled.items()}},
+    )
+    if not finalists:
+        return found(policy=None, chosen=nearest)
+    fastest = min(ratio[str(each.recipe)] for each in finalists)
+    about = [each for each in finalists if ratio[str(each.recipe)] <= fastest * (1 + TIE)]
+    chosen = min(about, key=lambda each: (each.recipe.simplicity, ratio[str(each.recipe)]))
+    policy = search.policy(chosen.recipe, _provenance(search, chosen, limits, ratio[str(chosen.recipe)]))
+    return found(policy=policy, chosen=chosen)
+
+
+# Time
+
+
+def _sample(search: Search) -> list[str]:
+    """Texts to time: test texts of every task."""
+    each = TIMED_TEXTS // len(search.trials)
+    return [text for trial in search.trials for text in trial.test_texts[:each]]
+
+
+def _encoding(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy | None) -> Callable[[], object]:
+    return partial(encoder.encode, texts, pruning=policy, batch_size=BATCH, show_progress_bar=False)
+
+
+@measuring()
+def _cost_model(search: Search, outcomes: Sequence[Outcome]) -> CostModel:
+    """Time some policies, on short and on long texts, and fit the prices of their work."""
+    timed = _spread([each.recipe for each in outcomes])
+    key = search.key | {"kind": "cost model", "threads": search.encoder.threads, "policies": list(map(str, timed))}
+    value = search.journal.get(key)
+    if value is None:
+        texts = sorted(_sample(search), key=len)
+        policies = [None, *(search.policy(recipe) for recipe in timed)]
+        work, seconds = [], []
+        for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
+            took = interleaved({str(i): _encoding(search.encoder, half, each) for i, each in enumerate(policies)}, 3)
+            work += [search.count(half, each) for each in policies]
+            seconds += [statistics.median(each) for each in took.values()]
+        model = fit_cost_model(np.array(work), np.array(seconds))
+        value = {"prices": list(model.prices), "error": model.error}
+        search.journal.put(key, value)
+    return CostModel(tuple(value["prices"]), value["error"])
+
+
+@measuring()
+def _finals(
+    search: Search, timed: Mapping[str, Outcome], best: Recipe
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Interleaved seconds of the finalists and of the competitors, and the competitors' mean drops."""
+    key = search.key | {
+        "kind": "finals",
+        "policies": sorted(timed),
+        "best": str(best),
+        "threads": search.encoder.threads,
+    }
+    value = search.journal.get(key)
+    if value is None:
+        encoder, texts = search.encoder, _sample(search)
+        rivals = _competitors(search.encoder, search.policy(best))
+        runs = {"none": _encoding(encoder, texts, None)}
+        runs |= {name: _encoding(encoder, texts, search.policy(each.recipe)) for name, each in timed.items()}
+        runs |= {name: _encoding(other, texts, policy) for name, (other, policy) in rivals.items()}
+        drops = {name: search.drop(other, policy) for name, (other, policy) in rivals.items()}
+        value = {"seconds": interleaved(runs), "drops": drops}
+        search.journal.put(key, value)
+    return value["seconds"], value["drops"]
+
+
+def _competitors(
+    encoder: SentenceEncoder, policy: PruningPolicy
+) -> dict[str, tuple[SentenceEncoder, PruningPolicy | None]]:
+    """Fewer layers, and the other precision, without and with the policy."""
+    found: dict[str, tuple[SentenceEncoder, PruningPolicy | None]] = {}
+    layers = encoder.config.num_hidden_layers
+    choices: list[tuple[PruningPolicy | None, str]] = [(None, ""), (policy, " + policy")]
+    for fewer in sorted({layers - 1, layers - 2, layers // 2} & {*range(1, layers)}, reverse=True):
+        shallow = copy.copy(encoder)
+        shallow.blocks = Recorder(encoder.blocks, num_layers=fewer)
+        shallow.config = replace(encoder.config, num_hidden_layers=fewer)
+        for each, suffix in choices:
+            if each is None or max(each.plan) < fewer:
+                found[f"{fewer} layers{suffix}"] = shallow, each
+    other = "float32" if encoder.precision == "int8" else "int8"
+    rival = SentenceEncoder(
+        encoder.folder,
+        precision=other,
+        backend=encoder.backend,
+        threads=encoder.threads,
+        truncate_dim=encoder.truncate_dim,
+        prompts=encoder.prompts,
+        default_prompt_name=encoder.default_prompt_name,
+        on_truncation="ignore",
+    )
+    rival.max_seq_length = encoder.max_seq_length
+    return found | {f"precision {other}{suffix}": (rival, each) for each, suffix in choices}
+
+
+# Choice
+
+
+def _priced(search: Search, outcomes: Sequence[Outcome], model: CostModel) -> list[Outcome]:
+    unpruned = model.seconds(search.unpruned_work())
+    return [replace(each, cost=model.seconds(each.work) / unpruned) for each in outcomes]
+
+
+def _preference(each: Outcome) -> tuple[float, Any, str]:
+    """Cheapest first; costs that are about equal count as equal, and the simpler comes first."""
+    return round(each.cost / TIE) * TIE, each.recipe.simplicity, str(each.recipe)
+
+
+def _excess(each: Outcome, limits: Limits) -> tuple[float, float]:
+    mean, worst = each.bounds(limits.confidence)
+    return mean - limits.mean_drop, worst - limits.task_drop
+
+
+def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
+    """The cheapest within the limits, then those of the front that nearly are."""
+    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
+    near = [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
+    near.sort(key=lambda each: max(_excess(each, limits)))
+    chosen = {str(each.recipe): each for each in [*eligible[: PARENTS // 2], *near]}
+    return list(chosen.values())[:PARENTS]
+
+
+def _spread(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """A few that differ in every kind of work: of each method the mildest and the strongest."""
+    found: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in recipes:
+        found.setdefault((recipe.score, recipe.reduce), []).append(recipe)
+    return list(dict.fromkeys(recipe for group in found.values() for recipe in (group[0], group[-1])))
+
+
+def _provenance(search: Search, chosen: Outcome, limits: Limits, ratio: float) -> dict[str, Any]:
+    encoder = search.encoder
+    mean, worst = chosen.bounds(limits.confidence)
+    return {
+        "made_by": f"minitrans {__version__} adapt",
+        "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
+        "backend": encoder.backend,
+        "tasks": {task.name: task.digest for task in search.tasks},
+        "shots": search.shots,
+        "seeds": search.seeds,
+        "limits": {"mean_drop": limits.mean_drop, "task_drop": limits.task_drop, "confidence": limits.confidence},
+        "mean_drop": round(chosen.mean_drop, 3),
+        "mean_drop_bound": round(mean, 3),
+        "worst_task_drop_bound": round(worst, 3),
+        "tokens_kept": round(chosen.tokens_kept, 4),
+        "time_ratio": round(ratio, 3),
+    }

@@ -1,0 +1,132 @@
+"""Which pruning policies the search tries: first a coarse grid, then the neighbours of what did well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from minitrans.encoder.fitted import Fitted
+from minitrans.encoder.policy import PruningPolicy, Reduce, Score
+
+METHODS: tuple[tuple[Score, Reduce], ...] = (
+    ("attention", "drop"),  # the paper's
+    ("attention", "merge"),
+    ("attention", "restore"),
+    ("learned", "drop"),
+    ("learned", "restore"),
+)
+QUANTILES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+MIN_TOKENS = 6
+DEEPEST = 3  # pruning later than this saves too little to be worth a search
+CAP = 0.9  # the most that a text loses under a threshold
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A policy without its fitted arrays; fields as those of PruningPolicy."""
+
+    stages: tuple[tuple[int, float], ...]
+    score: Score
+    reduce: Reduce
+    min_tokens: int = MIN_TOKENS
+    protect_special: bool = False
+    threshold: float | None = None
+
+    @property
+    def layer(self) -> int:
+        """The first at which it prunes."""
+        return self.stages[0][0]
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it needs fitted arrays."""
+        return self.score == "learned" or self.reduce == "restore"
+
+    @property
+    def simplicity(self) -> tuple[int, int, int, int]:
+        """Smaller is simpler: fewer fitted parts, fewer stages, fewer exceptions."""
+        fitted = (self.score == "learned") + (self.reduce == "restore")
+        return fitted, len(self.stages), (self.threshold is not None) + self.protect_special, self.reduce == "merge"
+
+    def policy(self, fitted: Fitted | None, provenance: dict[str, Any] | None = None) -> PruningPolicy:
+        """The policy with these arrays, of which it takes what it needs."""
+        (layer, quantile), *more = self.stages
+        policy = PruningPolicy(
+            min_tokens=self.min_tokens,
+            quantile=quantile,
+            layer=layer,
+            score=self.score,
+            reduce=self.reduce,
+            protect_special=self.protect_special,
+            stages=self.stages if more else None,
+            threshold=self.threshold,
+            fitted=fitted if self.is_fitted else None,
+            provenance=provenance or {},
+        )
+        return policy if policy.fitted is None else replace(policy, fitted=policy.needed(policy.fitted))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"stages": [list(stage) for stage in self.stages]}
+
+    def __str__(self) -> str:
+        if self.threshold is None:
+            where = ", ".join(f"l={layer} q={quantile:g}" for layer, quantile in self.stages)
+        else:
+            where = ", ".join(f"l={layer}" for layer, _ in self.stages) + f" threshold {self.threshold:g}"
+        protected = ", specials protected" if self.protect_special else ""
+        return f"{self.score}, {self.reduce}, s={self.min_tokens} {where}{protected}"
+
+
+def grid(num_layers: int) -> list[Recipe]:
+    """Every method at every layer and quantile, the gentlest first."""
+    layers = range(min(DEEPEST + 1, max(1, num_layers - 1)))
+    return [
+        Recipe(((layer, quantile),), score, reduce)
+        for score, reduce in METHODS
+        for layer in layers
+        for quantile in QUANTILES
+    ]
+
+
+def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
+    """Policies that differ from this one in one respect."""
+    (layer, quantile), *more = recipe.stages
+    found = [replace(recipe, min_tokens=least) for least in (4, 8, 10)]
+    found.append(replace(recipe, protect_special=True))
+    if recipe.threshold is None and not more:
+        found += [
+            replace(recipe, stages=((layer, round(quantile + step, 2)),))
+            for step in (-0.05, 0.05)
+            if 0 < quantile + step < CAP
+        ]
+        found += [
+            replace(recipe, stages=((layer, quantile), (later, second)))
+            for later in (layer + 1, layer + 2)
+            if later < num_layers
+            for second in (0.3, 0.5)
+        ]
+        if recipe.score == "learned":
+            found += [
+                replace(recipe, stages=((layer, CAP),), threshold=threshold, min_tokens=4)
+                for threshold in (-0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
+            ]
+    return [other for other in found if other != recipe]
+
+
+def new_ones(recipes: Iterable[Recipe], known: Iterable[Recipe]) -> list[Recipe]:
+    """Those that are not known yet, each once, in order."""
+    seen = set(known)
+    return [recipe for recipe in dict.fromkeys(recipes) if recipe not in seen]
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points (cost, drop) that no other beats in both, the cheapest first."""
+    order = sorted(range(len(points)), key=lambda i: points[i])
+    best, least = [], float("inf")
+    for i in order:
+        if points[i][1] < least:
+            best.append(i)
+            least = points[i][1]
+    return best

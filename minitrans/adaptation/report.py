@@ -1,0 +1,191 @@
+"""What a search for a policy found, as a report in Markdown and a picture of accuracy against time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from minitrans.adaptation.adapt import Adaptation, Timing
+from minitrans.adaptation.search import Outcome
+from minitrans.errors import InputError
+from minitrans.evaluation.tables import Column, render, save_text
+from minitrans.files import atomic_file
+
+COLORS = {
+    ("attention", "drop"): "#888888",
+    ("attention", "merge"): "#b58900",
+    ("attention", "restore"): "#cb6d51",
+    ("learned", "drop"): "#4c9bd6",
+    ("learned", "restore"): "#1b5e9e",
+}
+LOWEST_SHOWN = 6.0  # points: what loses more is not in the picture
+
+_FRONT = (
+    Column("policy", "policy"),
+    Column("cost", "predicted time", ".1%"),
+    Column("mean_drop", "mean drop", "+.2f"),
+    Column("mean_bound", "bound", "+.2f"),
+    Column("worst_bound", "worst task's bound", "+.2f"),
+    Column("tokens_kept", "tokens kept", ".1%"),
+    Column("within", "within limits"),
+)
+_TIMED = (
+    Column("name", "what"),
+    Column("time_ratio", "measured time", ".1%"),
+    Column("mean_drop", "mean drop", "+.2f"),
+)
+
+
+def timing_table(found: Adaptation, style: Any = "text") -> str:
+    """Finalists and competitors as a table, the fastest first; the chosen policy is marked."""
+    rows = []
+    for each in sorted(found.timings, key=lambda timing: timing.time_ratio):
+        rows.append({"name": _described(found, each), "time_ratio": each.time_ratio, "mean_drop": each.mean_drop})
+    return render(_TIMED, rows, style)
+
+
+def markdown(found: Adaptation, picture: str | None = None) -> str:
+    """The report.
+
+    Args:
+        found: the search.
+        picture: how the report refers to the picture; None for none.
+    """
+    return "\n\n".join(part.strip() for part in _parts(found, picture)) + "\n"
+
+
+def save_report(found: Adaptation, path: str | os.PathLike[str]) -> list[Path]:
+    """Write the report, and the picture beside it as .svg where matplotlib is installed; which files these are.
+
+    Raises:
+        InputError: the name does not end in .md.
+    """
+    path = check_report_file(path)
+    picture = path.with_suffix(".svg")
+    drawn = save_picture(found, picture)
+    save_text(path, markdown(found, picture.name if drawn else None))
+    return [path, picture] if drawn else [path]
+
+
+def check_report_file(path: str | os.PathLike[str]) -> Path:
+    """InputError unless the name ends in .md."""
+    if Path(path).suffix.lower() != ".md":
+        raise InputError(f"{os.fspath(path)} ends in {Path(path).suffix!r}, wanted .md; the picture goes beside it")
+    return Path(path)
+
+
+def save_picture(found: Adaptation, path: Path) -> bool:
+    """Draw accuracy against time as SVG, one point per policy; False where matplotlib is not installed."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": 9, "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        _draw(found, axes)
+        with atomic_file(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return True
+
+
+def _draw(found: Adaptation, axes: Any) -> None:
+    shown = [each for each in found.outcomes if each.mean_drop < LOWEST_SHOWN]
+    for method, color in COLORS.items():
+        mine = [each for each in shown if (each.recipe.score, each.recipe.reduce) == method]
+        if mine:
+            points = [100 * each.cost for each in mine], [-each.mean_drop for each in mine]
+            axes.scatter(*points, s=14, color=color, alpha=0.7, label=", ".join(method), linewidths=0)
+    pareto = [each for each in found.pareto() if each.mean_drop < LOWEST_SHOWN]
+    axes.plot([100 * each.cost for each in pareto], [-each.mean_drop for each in pareto], color="#1b5e9e", lw=0.8)
+    for each in found.timings:
+        if each.kind in ("layers", "precision") and each.mean_drop < LOWEST_SHOWN and each.time_ratio < 1.6:
+            axes.scatter(100 * each.time_ratio, -each.mean_drop, marker="x", s=30, color="#a03050")
+            axes.annotate(
+                each.name,
+                (100 * each.time_ratio, -each.mean_drop),
+                textcoords="offset points",
+                xytext=(5, 3),
+                fontsize=7,
+                color="#a03050",
+            )
+    label = "chosen" if found.policy is not None else "nearest to the limits"
+    place = 100 * found.chosen.cost, -found.chosen.mean_drop
+    axes.scatter(*place, marker="*", s=170, color="#d62728", zorder=5, label=f"{label}: {found.chosen.recipe}")
+    axes.scatter(100, 0, marker="s", s=30, color="black", label="no pruning")
+    axes.axhline(-found.limits.mean_drop, color="#999999", ls=":", lw=1)
+    axes.annotate(
+        "limit of the mean drop",
+        (0.01, -found.limits.mean_drop),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        xytext=(0, 3),
+        fontsize=7,
+        color="#666666",
+    )
+    axes.set_xlabel("embedding time, % of no pruning (policies: predicted; crosses: measured)")
+    axes.set_ylabel("change of accuracy in points, mean over tasks, shots and draws")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7, loc="lower right")
+
+
+def _parts(found: Adaptation, picture: str | None) -> Iterator[str]:
+    limits, settings = found.limits, found.settings
+    yield "# A pruning policy for " + ", ".join(settings["tasks"])
+    chosen = found.chosen
+    mean, worst = chosen.bounds(limits.confidence)
+    if found.policy is not None:
+        ratio = found.policy.provenance["time_ratio"]
+        yield (
+            f"**{chosen.recipe}** embeds in {ratio:.1%} of the time without pruning (measured) and loses "
+            f"{chosen.mean_drop:.2f} points of accuracy on average (bound {mean:.2f}), on the worst task at most "
+            f"{worst:.2f}. It keeps {chosen.tokens_kept:.1%} of the tokens."
+        )
+    else:
+        yield (
+            f"**No policy stays within the limits.** The nearest, {chosen.recipe}, loses {chosen.mean_drop:.2f} points "
+            f"on average (bound {mean:.2f}), on the worst task at most {worst:.2f}."
+        )
+    yield (
+        f"Limits: {limits.mean_drop:g} points on average, {limits.task_drop:g} on the worst task, each with a "
+        f"confidence of {limits.confidence:.0%} over {len(settings['seeds'])} draws at "
+        f"{', '.join(map(str, settings['shots']))} shots. A negative drop is a gain. {len(found.outcomes)} policies "
+        "were tried; each was judged on every task with arrays fitted to unlabelled texts of the other tasks."
+    )
+    if picture is not None:
+        yield f"![Accuracy against time, one point per policy]({picture})"
+    else:
+        yield "There is no picture: matplotlib is not installed (`pip install minitrans[report]`)."
+    yield "## Measured times"
+    yield "Interleaved, as a share of no pruning with the same model; crosses of the picture."
+    yield timing_table(found, "markdown")
+    yield "## The front"
+    yield f"Predicted times: the cost model is within {found.cost_model.error:.1%} of the timings it was fitted to."
+    yield render(_FRONT, [_front_row(found, each) for each in found.pareto()], "markdown")
+    yield "## Accuracy without pruning"
+    rows = [{"task": name, "accuracy": value} for name, value in found.baseline.items()]
+    yield render((Column("task", "task"), Column("accuracy", "accuracy", ".1%")), rows, "markdown")
+
+
+def _front_row(found: Adaptation, each: Outcome) -> dict[str, Any]:
+    mean, worst = each.bounds(found.limits.confidence)
+    return {
+        "policy": str(each.recipe) + (" (chosen)" if found.policy is not None and each is found.chosen else ""),
+        "cost": each.cost,
+        "mean_drop": each.mean_drop,
+        "mean_bound": mean,
+        "worst_bound": worst,
+        "tokens_kept": each.tokens_kept,
+        "within": "yes" if each.meets(found.limits) else "no",
+    }
+
+
+def _described(found: Adaptation, each: Timing) -> str:
+    if each.kind == "paper":
+        return f"{each.name} (the paper's method, at about that time)"
+    if found.policy is not None and each.name == str(found.chosen.recipe):
+        return f"{each.name} (chosen)"
+    return "no pruning" if each.kind == "none" else each.name

@@ -1,0 +1,310 @@
+"""Trying pruning policies on tasks: what each does to the accuracies, and how much work it leaves.
+
+What policies share is computed once: the hidden states up to the pruning layer, per layer and task. A policy with
+fitted arrays is tried on each task with arrays fitted to the texts of the other tasks: it is to do well on tasks that
+it never saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans import __version__
+from minitrans.adaptation.costs import WorkCounter
+from minitrans.adaptation.fitting import (
+    LONGEST,
+    SHORTEST,
+    Moments,
+    Recorder,
+    add_moments,
+    batches,
+    can_measure,
+    fit,
+    measure,
+    on_threads,
+)
+from minitrans.adaptation.recipes import Recipe
+from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
+from minitrans.data.tasks import Task
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.fitted import Fitted
+from minitrans.encoder.forward import Start, forward
+from minitrans.encoder.packing import PackedBatch
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.pooling import pool_encoded
+from minitrans.errors import InputError
+from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.metrics import student_t
+from minitrans.models.parameters import Float32
+from minitrans.sentences.call import Progress, measuring
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a policy may cost in accuracy, in points (hundredths).
+
+    Args:
+        mean_drop: on average over tasks, shots and draws.
+        task_drop: on the worst task, on average over shots and draws.
+        confidence: how sure both must be, over the draws, in [0.5, 1); 0.5 takes the means as they are.
+    """
+
+    mean_drop: float = 1.0
+    task_drop: float = 2.0
+    confidence: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name in ("mean_drop", "task_drop"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value!r}, wanted a number of points of at least 0, as 1.0")
+        if not 0.5 <= self.confidence < 1:
+            raise InputError(f"confidence is {self.confidence!r}, wanted a number in [0.5, 1), as 0.9")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one policy did.
+
+    Attributes:
+        recipe: the policy without its arrays.
+        drops: task -> accuracy without pruning less that with it, in points, [shots, draws].
+        tokens_kept: share of all tokens that reach the end.
+        work: [kinds] per text, see costs.KINDS; mean over the tasks.
+        cost: predicted time, as a share of that without pruning.
+    """
+
+    recipe: Recipe
+    drops: Mapping[str, NDArray[np.float64]]
+    tokens_kept: float
+    work: NDArray[np.float64]
+    cost: float = math.nan
+
+    @property
+    def mean_drop(self) -> float:
+        """Mean over the tasks, in points."""
+        return float(np.mean([each.mean() for each in self.drops.values()]))
+
+    def bounds(self, confidence: float) -> tuple[float, float]:
+        """Upper confidence bounds over the draws of the mean drop and of the worst task's."""
+        means, errors = [], []
+        for each in self.drops.values():
+            draws = each.mean(axis=0)  # [draws]
+            means.append(draws.mean())
+            errors.append(draws.std(ddof=1) / math.sqrt(len(draws)) if len(draws) > 1 else 0.0)
+        draws = next(iter(self.drops.values())).shape[1]
+        t = student_t(2 * confidence - 1, draws - 1) if draws > 1 and confidence > 0.5 else 0.0
+        mean_error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
+        return float(np.mean(means) + t * mean_error), float(np.max(np.array(means) + t * np.array(errors)))
+
+    def meets(self, limits: Limits) -> bool:
+        """Whether the policy stays within the limits."""
+        mean, worst = self.bounds(limits.confidence)
+        return mean <= limits.mean_drop and worst <= limits.task_drop
+
+
+class Search:
+    """What the steps of a search share: the tasks' texts and draws, the fits, the journal."""
+
+    def __init__(
+        self,
+        encoder: SentenceEncoder,
+        tasks: Sequence[Task],
+        shots: Sequence[int],
+        seeds: Sequence[int],
+        texts: Sequence[str],
+        fit_texts: int,
+        test_texts: int,
+        journal: Journal | None,
+        progress: bool,
+        fit_on: Sequence[Task] | None = None,
+    ) -> None:
+        names = [task.name for task in tasks]
+        if not names or len({*names}) < len(names):
+            raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
+        self.encoder, self.tasks, self.progress = encoder, tasks, progress
+        self.journal = Journal(None) if journal is None else journal  # an empty one is false
+        self.shots, self.seeds = list(shots), list(seeds)
+        self.num_layers = encoder.blocks.num_layers
+        self.trials = [Trial(task, self.shots, self.seeds, test_texts) for task in tasks]
+        found = unlabelled_texts(tasks if fit_on is None else fit_on, texts, fit_texts)
+        # A task without any text of a fitting length is tried all the same, with arrays from the others.
+        self.unlabelled = {name: few for name, few in found.items() if can_measure(encoder, prompted(encoder, few))}
+        if not self.unlabelled:
+            raise InputError(
+                f"no training text of {', '.join(found)} has {SHORTEST} to {LONGEST} tokens, wanted some to learn "
+                "scores from; add unlabelled texts of such lengths"
+            )
+        self._moments: dict[int, dict[str, Moments]] = {}
+        self._base: dict[str, NDArray[np.float64]] = {}
+        self._unpruned: NDArray[np.float64] | None = None
+        self.key = {
+            "minitrans": __version__,
+            "encoder": encoder.identity.sha256,
+            "backend": encoder.backend,
+            "tasks": {task.name: task.digest for task in tasks},
+            "shots": self.shots,
+            "seeds": self.seeds,
+            "fit_texts": fit_texts,
+            "test_texts": test_texts,
+            "texts": 0,
+        }
+        if texts:
+            self.key["texts"] = hashlib.sha256(json.dumps(sorted({*texts})).encode()).hexdigest()
+        if fit_on is not None:
+            self.key["fit_on"] = sorted(task.digest for task in fit_on)
+
+    # What a policy does to the accuracies
+
+    def run(self, recipes: Sequence[Recipe], mean_drop: float) -> list[Outcome]:
+        """Try the recipes, layer by layer, so that one layer's states are in memory at a time."""
+        found: dict[Recipe, Outcome] = {}
+        bar = Progress(len(recipes), self.progress, unit=" policies")
+        with bar:
+            for layer in sorted({recipe.layer for recipe in recipes}):
+                here = [recipe for recipe in recipes if recipe.layer == layer]
+                states: dict[tuple[str, str], list[Start]] = {}
+                for recipe in here:
+                    bar.update(1)
+                    milder = [
+                        other
+                        for other in found.values()
+                        if replace(other.recipe, stages=recipe.stages) == recipe
+                        and other.recipe.layer == layer
+                        and other.recipe.stages[1:] in ((), recipe.stages[1:])
+                        and other.recipe.stages[0][1] < recipe.stages[0][1]
+                    ]
+                    if any(other.mean_drop > mean_drop + HOPELESS for other in milder):
+                        continue
+                    found[recipe] = self._outcome(recipe, states)
+        return [found[recipe] for recipe in recipes if recipe in found]
+
+    def _outcome(self, recipe: Recipe, states: dict[tuple[str, str], list[Start]]) -> Outcome:
+        key = self.key | {"kind": "policy", "recipe": recipe.to_dict()}
+        value = self.journal.get(key)
+        if value is None:
+            value = {"accuracy": {}, "kept": {}, "work": {}}
+            for trial in self.trials:
+                want = recipe.score if recipe.score.startswith("attention") else "attention"
+                if (trial.name, want) not in states:
+                    states[trial.name, want] = self._states(trial, recipe.layer, want)
+                fitted = self.fitted(recipe, without=trial.name) if recipe.is_fitted else None
+                embeddings, kept, work = self._embed(trial, recipe.policy(fitted), states[trial.name, want])
+                value["accuracy"][trial.name] = trial.accuracies(embeddings).tolist()
+                value["kept"][trial.name] = kept
+                value["work"][trial.name] = work.tolist()
+            self.journal.put(key, value)
+        drops = {
+            trial.name: 100 * (self.base(trial) - np.array(value["accuracy"][trial.name])) for trial in self.trials
+        }
+        work = np.mean([value["work"][trial.name] for trial in self.trials], axis=0)
+        return Outcome(recipe, drops, statistics.fmean(value["kept"].values()), work)
+
+    def base(self, trial: Trial) -> NDArray[np.float64]:
+        """Accuracies without pruning, [shots, draws]."""
+        if trial.name not in self._base:
+            key = self.key | {"kind": "no pruning", "task": trial.name}
+            value = self.journal.get(key)
+            if value is None:
+                embeddings = self.encoder.encode(trial.texts, pruning=None, show_progress_bar=False)
+                value = {"accuracy": trial.accuracies(embeddings).tolist()}
+                self.journal.put(key, value)
+            self._base[trial.name] = np.array(value["accuracy"])
+        return self._base[trial.name]
+
+    def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
+        """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
+
+        def work(blocks: Blocks, batch: PackedBatch) -> Start:
+            recorder = Recorder(blocks, (layer,), want, num_layers=layer + 1)
+            forward(recorder, batch)
+            return recorder.starts[layer]
+
+        return list(on_threads(self.encoder, work, trial.packed(self.encoder)))
+
+    def _embed(
+        self, trial: Trial, policy: PruningPolicy, states: Sequence[Start]
+    ) -> tuple[Float32, float, NDArray[np.float64]]:
+        """Embeddings [B, H], share of the tokens kept, and the work per text."""
+        by_batch = {id(batch): start for batch, start in zip(trial.packed(self.encoder), states, strict=True)}
+
+        def work(blocks: Blocks, batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
+            start = by_batch[id(batch)]
+            if not policy.score.startswith("attention"):
+                start = replace(start, scores=None)
+            counter = WorkCounter(policy, start.layer)
+            encoded = forward(blocks, batch, policy, counter, start)
+            return pool_encoded(encoded, self.encoder.pooling), len(encoded.rows), counter.work
+
+        parts = list(on_threads(self.encoder, work, trial.packed(self.encoder)))
+        embeddings = np.empty((len(trial.texts), parts[0][0].shape[1]), np.float32)
+        for which, part in zip(trial.places, parts, strict=True):
+            embeddings[which] = part[0]
+        tokens = sum(len(batch.ids) for batch in trial.packed(self.encoder))
+        total: NDArray[np.float64] = np.sum([part[2] for part in parts], axis=0)
+        embeddings = embeddings[:, : self.encoder.get_embedding_dimension()]
+        return embeddings, sum(part[1] for part in parts) / tokens, total / len(trial.texts)
+
+    def fitted(self, recipe: Recipe, without: str | None = None) -> Fitted:
+        """Arrays fitted to the texts of all tasks, or, if there are others, of all but one."""
+        parts = [self._layer_moments(layer) for layer, _ in recipe.stages]
+        names = [name for name in self.unlabelled if name != without] or list(self.unlabelled)
+        moments = {
+            layer: add_moments([{layer: part[name]} for name in names])[layer]
+            for (layer, _), part in zip(recipe.stages, parts, strict=True)
+        }
+        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
+
+    def _layer_moments(self, layer: int) -> dict[str, Moments]:
+        if layer not in self._moments:
+            self._moments[layer] = {
+                name: measure(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
+                for name, texts in self.unlabelled.items()
+            }
+        return self._moments[layer]
+
+    @measuring()
+    def drop(self, encoder: SentenceEncoder, policy: PruningPolicy | None) -> float:
+        """Mean drop in points of another encoder or policy, against this encoder without pruning."""
+        drops = []
+        for trial in self.trials:
+            embeddings = encoder.encode(trial.texts, pruning=policy, show_progress_bar=False)
+            drops.append(100 * (self.base(trial) - trial.accuracies(embeddings)).mean())
+        return float(np.mean(drops))
+
+    # What they cost
+
+    def unpruned_work(self) -> NDArray[np.float64]:
+        """Of one text, mean over the tasks; every text is run through the model the first time."""
+        if self._unpruned is None:
+            parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
+            self._unpruned = np.mean(parts, axis=0)
+        return self._unpruned
+
+    def count(self, texts: Sequence[str], policy: PruningPolicy | None) -> NDArray[np.float64]:
+        """The work [kinds] of embedding the texts."""
+
+        def work(blocks: Blocks, batch: PackedBatch) -> NDArray[np.float64]:
+            counter = WorkCounter(policy)
+            forward(blocks, batch, policy, counter)
+            return counter.work
+
+        packed = [batch for _, batch in batches(self.encoder, prompted(self.encoder, texts))]
+        total: NDArray[np.float64] = np.sum(list(on_threads(self.encoder, work, packed)), axis=0)
+        return total
+
+    def policy(self, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPolicy:
+        """The policy, with arrays fitted on all tasks."""
+        return recipe.policy(self.fitted(recipe) if recipe.is_fitted else None, dict(provenance or {}))

@@ -1,0 +1,213 @@
+"""The commands that measure: how well pruning policies do on tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minitrans.cli import options
+from minitrans.errors import InputError
+
+if TYPE_CHECKING:
+    from minitrans.encoder.policy import PruningPolicy
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers, wanted for example 1,5,10.") from None
+
+
+@click.command(
+    cls=options.Command,
+    epilog="""minitrans evaluate --task my-intents/ --pruning default
+    minitrans evaluate --task a/ --task b.csv --shots 5 --output table.md
+    minitrans evaluate --task banking77 --journal run.jsonl --json
+    minitrans evaluate --task clinc150 --shots 5 --out-of-scope""",
+)
+@click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="Repeat for several tasks.")
+@click.option(
+    "--shots",
+    metavar="NUMBERS",
+    default="1,2,3,5,10",
+    show_default=True,
+    callback=_numbers,
+    help="Examples per class, with commas between them.",
+)
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
+@click.option("--pruning", metavar="FILE", multiple=True, help=f"{options.PRUNING_HELP} May be repeated.")
+@click.option("-o", "--output", metavar="FILE", help="Write the table to .csv, .md or .txt, or everything to .json.")
+@click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
+@click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
+@click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
+@click.option("--text-column", default="text", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
+@click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
+@click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
+@options.encoder_options
+def evaluate(
+    sources: tuple[str, ...],
+    shots: list[int],
+    seeds: int,
+    pruning: tuple[str, ...],
+    output: str | None,
+    journal: str | None,
+    regularization: float,
+    label_names: bool,
+    text_column: str,
+    label_column: str,
+    delimiter: str | None,
+    out_of_scope: bool,
+    all_scores: bool,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Compare pruning policies on few-shot tasks.
+
+    A task is a folder of train.csv and test.csv (.tsv, .jsonl), a single such file, or banking77, clinc150, hwu64 from
+    the hub. No pruning is always measured too, as the row "none". Texts of no class, for --out-of-scope, are labelled
+    oos or lie in files oos_test.csv (or out_of_scope.csv) and oos_train.csv.
+    """
+    from minitrans.data.tasks import load_task
+    from minitrans.evaluation import few_shot as evaluation
+    from minitrans.evaluation import out_of_scope as scope_evaluation
+    from minitrans.evaluation.journal import Journal
+    from minitrans.evaluation.tables import check_table_file, render
+
+    if all_scores and not out_of_scope:
+        raise InputError("--all-scores is about the table of --out-of-scope; give both, or none")
+    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *pruning])
+    if output is not None:
+        check_table_file(output)
+    policies = _policies(pruning)
+    tasks = [
+        load_task(source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"])
+        for source in sources
+    ]
+    notes = evaluation.notes(tasks, shots, range(seeds))
+    if out_of_scope:
+        notes += scope_evaluation.with_out_of_scope(tasks)[1]
+    for note in notes:
+        options.tell(f"Note: {note}")
+    encoder, journaled = options.encoder(**model), Journal(journal)
+    settings: dict[str, Any] = {
+        "progress": options.on_terminal(sys.stderr),
+        "C": regularization,
+        "label_names": label_names,
+    }
+    result = evaluation.evaluate(encoder, tasks, shots, range(seeds), policies, journaled, **settings)
+    scope = None
+    if out_of_scope:
+        settings["all_scores"] = all_scores
+        scope = scope_evaluation.evaluate_scope(encoder, tasks, shots, range(seeds), policies, journaled, **settings)
+    if journal is not None:
+        found = [each for each in (result, scope) if each is not None]
+        there, new = sum(each.from_journal for each in found), sum(each.computed for each in found)
+        options.tell(f"{journal}: {there} cells were there, {new} are new")
+    if output is not None:
+        for line in scope_evaluation.save(output, result, scope):
+            options.tell(line)
+    if as_json:
+        options.say(scope_evaluation.to_json(result, scope), end="")
+        return
+    options.say(render(evaluation.NARROW, result.table()), end="")
+    if scope is not None:
+        options.say("\n" + render(scope_evaluation.NARROW, scope.table()), end="")
+
+
+@click.command(
+    cls=options.Command,
+    epilog="""minitrans adapt --task a.csv --task b.csv --task c.csv -o policy.json
+    minitrans adapt --task a/ --task b/ --max-drop 0.5 --max-task-drop 1 --texts log.txt -o mild.json""",
+)
+@click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="Repeat for several tasks.")
+@click.option("--max-drop", default=1.0, show_default=True, help="Points of accuracy, mean over the tasks.")
+@click.option("--max-task-drop", type=float, help="Points on the worst task. Default: twice --max-drop.")
+@click.option("--confidence", default=0.9, show_default=True, help="How sure both must be, over the draws.")
+@click.option("-o", "--output", metavar="FILE", required=True, help="The policy, as .json.")
+@click.option("--report", metavar="FILE", help="Default: beside the policy, as .md with a picture.")
+@click.option("--journal", metavar="FILE", help="What is finished. Default: beside the policy.")
+@click.option("--shots", callback=_numbers, default="5,10", show_default=True, help="Examples per class.")
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
+@click.option("--texts", metavar="FILE", help="More unlabelled texts to learn from: a text a line, or a table.")
+@click.option("--fit-texts", default=2000, show_default=True, type=click.IntRange(min=1), help="Texts to learn from.")
+@click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
+@click.option("--text-column", default="text", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@options.DELIMITER
+@options.encoder_options
+def adapt(
+    sources: tuple[str, ...],
+    max_drop: float,
+    max_task_drop: float | None,
+    confidence: float,
+    output: str,
+    report: str | None,
+    journal: str | None,
+    shots: list[int],
+    seeds: int,
+    texts: str | None,
+    fit_texts: int,
+    test_texts: int,
+    text_column: str,
+    label_column: str,
+    delimiter: str | None,
+    **model: Any,
+) -> None:
+    """Find one pruning policy for several tasks.
+
+    Tries hundreds of policies on few-shot classifiers of every task, and writes the fastest one that stays within the
+    limits, a report, and a picture of accuracy against time. Interrupted, it goes on from its journal.
+    """
+    from minitrans.adaptation import adapt as adaptation
+    from minitrans.adaptation import report as adaptation_report
+    from minitrans.adaptation.search import Limits
+    from minitrans.data.files import read_texts
+    from minitrans.data.tasks import load_task
+    from minitrans.evaluation.journal import Journal
+
+    policy_file = options.json_file(output)
+    report_file = adaptation_report.check_report_file(report or policy_file.with_suffix(".md"))
+    journal_file = journal or policy_file.with_suffix(".journal.jsonl")
+    outputs = {"--output": policy_file, "--report": report_file, "--journal": journal_file}
+    options.check_outputs(outputs, [*sources, texts])
+    limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
+    found = adaptation.adapt(
+        options.encoder(**model),
+        [
+            load_task(
+                source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"]
+            )
+            for source in sources
+        ],
+        limits,
+        shots=shots,
+        seeds=range(seeds),
+        texts=() if texts is None else read_texts(texts, text_column, delimiter),
+        fit_texts=fit_texts,
+        test_texts=test_texts,
+        journal=Journal(journal_file),
+        progress=options.on_terminal(sys.stderr),
+    )
+    for file in adaptation_report.save_report(found, report_file):
+        options.tell(f"{file}: written")
+    options.say(adaptation_report.timing_table(found), end="")
+    found.save_policy(policy_file)
+    options.tell(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))")
+
+
+def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:
+    """Named after their files."""
+    policies: dict[str, PruningPolicy | None] = {}
+    for file in dict.fromkeys(pruning):
+        name = Path(file).stem
+        if name in policies:
+            raise InputError(f"two policies are called {name!r}: {', '.join(pruning)}; rename a file")
+        policies[name] = options.policy(file)
+    return policies

@@ -1,0 +1,1 @@
+"""Examples and texts from files, and tasks with their splits."""

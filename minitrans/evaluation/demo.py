@@ -1,0 +1,135 @@
+"""The demo: few-shot intents on the bundled model and example data, with and without pruning."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.data.files import Examples, read_examples
+from minitrans.encoder.policy import PruningPolicy, describe
+from minitrans.evaluation.metrics import accuracy, macro_f1
+from minitrans.fewshot.classifier import FewShotClassifier
+from minitrans.files import bundled
+from minitrans.sentences.call import PrunedText
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+DATA = "examples/data"
+ROUNDS = 3  # of timing, interleaved; the median counts
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One line of the table: how a policy did on the test set."""
+
+    pruning: str
+    accuracy: float
+    macro_f1: float
+    texts_per_second: float
+    tokens_kept: float  # share
+
+
+@dataclass(frozen=True)
+class DemoSample:
+    """One utterance with its prediction and the tokens that pruning took."""
+
+    text: str
+    expected: str
+    predicted: str
+    probability: float
+    tokens: list[str]
+    kept: list[bool]
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo found."""
+
+    encoder: dict[str, Any]
+    intents: int
+    training_examples: int
+    test_examples: int
+    rows: list[DemoRow]
+    samples: list[DemoSample]
+    probability_in_scope: float  # median of the winning intent's probability
+    probability_out_of_scope: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | None = None) -> DemoReport:
+    """Fit on the example set, embed its test set with and without pruning, and measure both.
+
+    Args:
+        encoder: None takes the bundled model.
+        policy: the pruning to show; None takes the default policy.
+    """
+    encoder = SentenceEncoder() if encoder is None else encoder
+    policy = PruningPolicy() if policy is None else policy
+    train, test = (read_examples(bundled(f"{DATA}/{split}.csv")) for split in ("train", "test"))
+    beyond = read_examples(bundled(f"{DATA}/out_of_scope.csv"))
+    classifier = FewShotClassifier(encoder).fit(train.texts, train.labels)
+
+    policies: dict[str, PruningPolicy | None] = {"none": None, describe(policy): policy}
+    seconds: dict[str, list[float]] = {name: [] for name in policies}
+    vectors = {}
+    for _ in range(ROUNDS):
+        for name, each in policies.items():
+            start = time.perf_counter()
+            vectors[name] = encoder.encode(test.texts, pruning=each)
+            seconds[name].append(time.perf_counter() - start)
+
+    rows = []
+    for name, each in policies.items():
+        predicted = [str(label) for label in classifier.predict_embeddings(vectors[name])]
+        pruned = [] if each is None else encoder.pruned_tokens(test.texts, pruning=each)
+        kept = [kept for text in pruned for kept in text.kept] or [True]
+        rate = len(test.texts) / statistics.median(seconds[name])
+        scores = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
+        rows.append(DemoRow(name, *scores, rate, float(np.mean(kept))))
+
+    return DemoReport(
+        encoder=encoder.info(),
+        intents=len(classifier.classes_),
+        training_examples=len(train.texts),
+        test_examples=len(test.texts),
+        rows=rows,
+        samples=_samples(classifier, encoder, policy, test),
+        probability_in_scope=_median_confidence(classifier.predict_proba_embeddings(vectors["none"])),
+        probability_out_of_scope=_median_confidence(classifier.predict_proba(beyond.texts)),
+    )
+
+
+def _samples(
+    classifier: FewShotClassifier, encoder: SentenceEncoder, policy: PruningPolicy, test: Examples, count: int = 4
+) -> list[DemoSample]:
+    """The text of middle length of some intents, spread over the list of intents."""
+    intents = sorted(set(test.labels))[:: max(1, len(set(test.labels)) // count)][:count]
+    chosen = []
+    for intent in intents:
+        of_intent = [i for i, label in enumerate(test.labels) if label == intent]
+        chosen.append(sorted(of_intent, key=lambda i: len(test.texts[i]))[len(of_intent) // 2])
+    texts = [test.texts[i] for i in chosen]
+    probabilities = classifier.predict_proba_embeddings(encoder.encode(texts, pruning=policy))  # [count, C]
+    pruned: list[PrunedText] = encoder.pruned_tokens(texts, pruning=policy)
+    return [
+        DemoSample(
+            text=text,
+            expected=test.labels[i],
+            predicted=str(classifier.classes_[row.argmax()]),
+            probability=float(row.max()),
+            tokens=tokens.tokens,
+            kept=tokens.kept,
+        )
+        for i, text, row, tokens in zip(chosen, texts, probabilities, pruned, strict=True)
+    ]
+
+
+def _median_confidence(probabilities: NDArray[np.float64]) -> float:
+    return float(np.median(probabilities.max(axis=-1)))

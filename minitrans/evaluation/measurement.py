@@ -1,0 +1,134 @@
+"""How fast an encoder embeds under each policy, how many tokens it keeps, and how much memory the process takes."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.errors import PruningWarning, TruncationWarning
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+ROUNDS = 5  # of timing; the median counts
+
+_PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What embedding some texts under a policy takes.
+
+    Attributes:
+        microseconds_per_text: median of the rounds.
+        time_ratio: to the time without pruning in the same round; median of the rounds.
+        tokens_kept: share of the tokens, special ones included, that are left at the end.
+        peak_memory: bytes of the process at their most while it embeds; None where the system does not tell.
+    """
+
+    microseconds_per_text: float
+    time_ratio: float
+    tokens_kept: float
+    peak_memory: int | None
+
+
+def measure(
+    encoder: SentenceEncoder, texts: Sequence[str], policies: Mapping[str, PruningPolicy | None]
+) -> dict[str, Cost]:
+    """Embed the texts under each policy, in turn, several times.
+
+    Args:
+        encoder: runs with its own number of threads.
+        texts: at least one.
+        policies: by name; one of them must be None, no pruning: the time ratios refer to it.
+    """
+    with warnings.catch_warnings():
+        for each in (TruncationWarning, PruningWarning):
+            warnings.simplefilter("ignore", each)  # whoever measures, embeds the same texts for a purpose too
+        return _measure(encoder, texts, policies)
+
+
+def _measure(
+    encoder: SentenceEncoder, texts: Sequence[str], policies: Mapping[str, PruningPolicy | None]
+) -> dict[str, Cost]:
+    peaks = {}
+    for name, policy in policies.items():  # the memory first: this warms up, and is not timed
+        reset_peak_memory()
+        encoder.encode(texts, pruning=policy, show_progress_bar=False)
+        peaks[name] = peak_memory()
+    seconds: dict[str, list[float]] = {name: [] for name in policies}
+    for _ in range(ROUNDS):
+        for name, policy in policies.items():
+            start = time.perf_counter()
+            encoder.encode(texts, pruning=policy, show_progress_bar=False)
+            seconds[name].append(time.perf_counter() - start)
+    unpruned = next(seconds[name] for name, policy in policies.items() if policy is None)
+    return {
+        name: Cost(
+            statistics.median(seconds[name]) / len(texts) * 1e6,
+            statistics.median(mine / other for mine, other in zip(seconds[name], unpruned, strict=True)),
+            tokens_kept(encoder, texts, policy),
+            peaks[name],
+        )
+        for name, policy in policies.items()
+    }
+
+
+def tokens_kept(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPolicy | None) -> float:
+    """Share of all tokens of the texts, special ones included, that the policy keeps to the end."""
+    if policy is None:
+        return 1.0
+    kept = [flag for text in encoder.pruned_tokens(texts, pruning=policy) for flag in text.kept]
+    return sum(kept) / len(kept)
+
+
+def reset_peak_memory() -> bool:
+    """Let the process's peak start anew from what it takes now, where the system can (Linux); whether it did."""
+    try:
+        (_PROCESS / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory() -> int | None:
+    """Bytes of memory that the process took at its most since `reset_peak_memory`; else since its start; else None."""
+    try:
+        lines = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "VmHWM":
+            return int(rest.split()[0]) * 1024  # "  12345 kB"
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of every run, in turn, so many rounds after one that only warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def ratios(seconds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
+    """Median over the rounds of each run's time to that of the baseline in the same round."""
+    base = seconds[baseline]
+    return {
+        name: statistics.median(mine / other for mine, other in zip(own, base, strict=True))
+        for name, own in seconds.items()
+    }

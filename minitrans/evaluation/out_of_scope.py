@@ -1,0 +1,296 @@
+"""How well texts out of scope are told apart: tasks x pruning policies x shots x draws, as in `evaluation`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minitrans.data.tasks import Draw, Task
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.errors import InputError
+from minitrans.evaluation.detection import RejectionRow, measure_rejection
+from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
+from minitrans.evaluation.few_shot import MEAN, Evaluation, Lookup, bar, finish, foreign_result, prepare
+from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.metrics import Interval, confidence_interval
+from minitrans.evaluation.tables import Column, check_table_file, render, save_text
+from minitrans.fewshot.classifier import FewShotClassifier
+from minitrans.fewshot.rejection import SCORES
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+WITHOUT, WITH = "without oos", "with oos"  # texts out of scope to calibrate with
+AUTO = "auto"
+MEASURES = (
+    "auroc",
+    "fpr_at_95",
+    "in_scope_recall",
+    "out_of_scope_recall",
+    "out_of_scope_precision",
+    "in_scope_accuracy",
+    "accuracy_without_rejection",
+)
+
+COLUMNS = (
+    Column("task", "task"),
+    Column("shots", "shots"),
+    Column("pruning", "pruning"),
+    Column("draws", "draws"),
+    Column("calibration", "calibrated"),
+    Column("score", "score"),
+    Column("chosen", "chosen", ".0%"),
+    Column("auroc", "AUROC", ".1%", "auroc_ci95"),
+    Column("fpr_at_95", "FPR at 95%", ".1%", "fpr_at_95_ci95"),
+    Column("in_scope_recall", "kept", ".1%", "in_scope_recall_ci95"),
+    Column("out_of_scope_recall", "oos recall", ".1%", "out_of_scope_recall_ci95"),
+    Column("out_of_scope_precision", "oos precision", ".1%", "out_of_scope_precision_ci95"),
+    Column("in_scope_accuracy", "accuracy", ".1%", "in_scope_accuracy_ci95"),
+    Column("accuracy_without_rejection", "if none rejected", ".1%", "accuracy_without_rejection_ci95"),
+)
+NARROW = tuple(column for column in COLUMNS if column.key not in ("draws", "chosen", "in_scope_recall"))
+
+
+@dataclass(frozen=True)
+class ScopeCell:
+    """One classifier, fitted on one draw of one task under one policy and calibrated in one way: all scores."""
+
+    task: str
+    pruning: str
+    shots: int
+    seed: int
+    calibration: str
+    scores: list[RejectionRow]
+
+    def of(self, score: str) -> RejectionRow:
+        """The row of a score; of "auto", that of the score which it takes."""
+        return next(row for row in self.scores if (row["chosen"] if score == AUTO else row["score"] == score))
+
+
+@dataclass(frozen=True)
+class ScopeRow:
+    """The cells of a task, a number of shots, a policy, a calibration and a score; or the mean of such rows over tasks.
+
+    Attributes:
+        score: of "auto", what it took, with "/" between them where that is not the same in all draws.
+        chosen: the share of the draws in which "auto" takes the score.
+        measures: by the names of `MEASURES`, see `minitrans.evaluation.detection.RejectionRow`; over the draws in
+            which they are defined, None where there are none.
+    """
+
+    task: str
+    shots: int
+    pruning: str
+    calibration: str
+    score: str
+    draws: int
+    chosen: float
+    measures: Mapping[str, Interval | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, with the keys of `COLUMNS`; "..._ci95" is half the width of the 95% confidence interval, or None."""
+        values = {name: value for name, value in vars(self).items() if name != "measures"}
+        for name, interval in self.measures.items():
+            values[name] = None if interval is None else interval.mean
+            values[f"{name}_ci95"] = None if interval is None else interval.half_width
+        return values
+
+
+@dataclass(frozen=True)
+class ScopeEvaluation:
+    """What `evaluate_scope` found.
+
+    Attributes:
+        rows: one per task, shots, policy, calibration and score; then, of several tasks, their means.
+        cells: what the rows are means of.
+        from_journal, computed: how many classifiers were taken from the journal, and how many were not there.
+    """
+
+    rows: list[ScopeRow]
+    cells: list[ScopeCell]
+    from_journal: int
+    computed: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "rows": self.table(),
+            "cells": [vars(cell) for cell in self.cells],
+            "from_journal": self.from_journal,
+            "computed": self.computed,
+        }
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows, for `COLUMNS`."""
+        return [row.to_dict() for row in self.rows]
+
+
+def with_out_of_scope(tasks: Iterable[Task]) -> tuple[list[Task], list[str]]:
+    """The tasks that have texts out of scope to test with, and a note for each that has none.
+
+    Raises:
+        InputError: no task has any.
+    """
+    tasks = list(tasks)
+    able = [task for task in tasks if _outside(task)]
+    if not able:
+        raise InputError(
+            f"{', '.join(task.name for task in tasks) or 'no task'}: no texts out of scope to test with; wanted some, "
+            "in oos_test.csv or labelled 'oos' in test.csv; add them, or evaluate without"
+        )
+    left = [task.name for task in tasks if task not in able]
+    return able, [f"{name}: no texts out of scope to test with, so only in the first table" for name in left]
+
+
+def evaluate_scope(
+    encoder: SentenceEncoder,
+    tasks: Iterable[Task],
+    shots: Iterable[int],
+    seeds: Iterable[int],
+    policies: Mapping[str, PruningPolicy | None] | None = None,
+    journal: Journal | None = None,
+    progress: bool = False,
+    C: float = 10.0,
+    label_names: bool = True,
+    all_scores: bool = False,
+) -> ScopeEvaluation:
+    """Fit, calibrate and test rejection on every task, with every policy, number of shots and draw.
+
+    Each classifier is calibrated from its own examples alone, and where the task has texts out of scope in "train" a
+    second time with them. All draws of a task share one embedding of each text under each policy.
+
+    Args:
+        encoder, shots, seeds, policies, journal, progress, C, label_names: as of
+            `minitrans.evaluation.few_shot.evaluate`; one journal serves both.
+        tasks: those without texts out of scope to test with take no part.
+        all_scores: a row for every score in place of the one that "auto" takes.
+
+    Raises as `evaluate`, and InputError where no task has texts out of scope to test with.
+    """
+    able, _ = with_out_of_scope(tasks)
+    able, policies, draws = prepare(able, shots, seeds, policies or {})
+    journal = Journal(None) if journal is None else journal
+    cells: list[ScopeCell] = []
+    from_journal = total = 0
+    with bar(sum(map(len, draws.values())) * len(policies), progress) as update:
+        for task in able:
+            outside, beyond = _outside(task), task.out_of_scope.get("train", [])
+            calibrations = (WITHOUT, WITH) if beyond else (WITHOUT,)
+            compute = partial(_measured, outside=outside, beyond={WITHOUT: None, WITH: beyond}, names=calibrations)
+            others = [*outside, *beyond]
+            for name, policy in policies.items():
+                values, found = finish(
+                    "scope", encoder, task, policy, draws[task.name], journal, compute, C, label_names, update, others
+                )
+                from_journal, total = from_journal + found, total + len(values)
+                for (count, seed), value in values.items():
+                    for calibration, scores in _stored(value, calibrations).items():
+                        cells.append(ScopeCell(task.name, name, count, seed, calibration, scores))
+    rows = _rows(cells, tuple(SCORES) if all_scores else (AUTO,))
+    return ScopeEvaluation(rows, cells, from_journal, total - from_journal)
+
+
+def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation | None) -> list[str]:
+    """Write what was found in the style that the end of the file's name stands for; say what is where, a line each.
+
+    A file in CSV holds one table: the second one goes to a file of its own beside it, "results.out-of-scope.csv".
+    """
+    style, path = check_table_file(path), Path(path)
+    tables = [render(EVALUATION_COLUMNS, found.table(), style)]
+    rows = [len(found.rows)]
+    if scope is not None:
+        tables.append(render(COLUMNS, scope.table(), style))
+        rows.append(len(scope.rows))
+    if style == "csv":
+        files = [path, path.with_suffix(".out-of-scope.csv")]
+        for file, table in zip(files, tables, strict=False):
+            save_text(file, table)
+        return [f"{file}: {count} rows" for file, count in zip(files, rows, strict=False)]
+    save_text(path, to_json(found, scope) if style == "json" else "\n".join(tables))
+    return [f"{path}: {' and '.join(map(str, rows))} rows"]
+
+
+def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:
+    """All that was found as text, ending in a line end."""
+    if scope is None:
+        return found.to_json()
+    return json.dumps(found.to_dict() | {"out_of_scope": scope.to_dict()}, indent=2) + "\n"
+
+
+def _outside(task: Task) -> Sequence[str]:
+    """Texts out of scope to test with; those of a single file without splits have no other use."""
+    return task.out_of_scope.get("test") or task.out_of_scope.get("all") or []
+
+
+def _measured(
+    classifier: FewShotClassifier,
+    few: Draw,
+    rows_of: Lookup,
+    outside: Sequence[str],
+    beyond: Mapping[str, Sequence[str] | None],
+    names: Sequence[str],
+) -> dict[str, Any]:
+    """The rows of all scores by the name of the calibration."""
+    texts = [beyond[name] for name in names]
+    measured = measure_rejection(
+        classifier,
+        rows_of(few.test.texts),
+        few.test.labels,
+        rows_of(outside),
+        calibrations=[None if each is None else rows_of(each) for each in texts],
+    )
+    return dict(zip(names, measured, strict=True))
+
+
+def _stored(value: Mapping[str, Any], calibrations: Sequence[str]) -> dict[str, list[RejectionRow]]:
+    """What a journal holds: anybody may have written that."""
+    for name in calibrations:
+        rows = value[name] if isinstance(value.get(name), list) else []
+        good = [row["score"] for row in rows if _is_row(row)] == [*SCORES] and sum(row["chosen"] for row in rows) == 1
+        if len(value) != len(calibrations) or not good:
+            raise foreign_result(value, f"for {' and '.join(calibrations)} what {', '.join(SCORES)} achieve")
+    return {name: value[name] for name in calibrations}
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or set(row) != {*MEASURES, "score", "chosen", "threshold"}:
+        return False
+    shares = [row[name] for name in MEASURES if row[name] is not None or name != "out_of_scope_precision"]
+    in_range = all(isinstance(share, int | float) and 0 <= share <= 1 for share in shares)
+    return in_range and isinstance(row["chosen"], bool) and isinstance(row["threshold"], int | float)
+
+
+def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
+    """One per task, shots, policy, calibration and score; then, of several tasks, the means over them.
+
+    There are means only for a calibration that all tasks have.
+    """
+    groups: dict[str, dict[tuple[int, str, str], list[ScopeCell]]] = {}  # by task, then by all else
+    counts = list(dict.fromkeys(cell.shots for cell in cells))
+    for cell in sorted(cells, key=lambda cell: counts.index(cell.shots)):  # stable
+        groups.setdefault(cell.task, {}).setdefault((cell.shots, cell.pruning, cell.calibration), []).append(cell)
+    wanted = [(task, [cells]) for task, kinds in groups.items() for cells in kinds.values()]
+    if len(groups) > 1:
+        first, *others = groups.values()
+        shared = [kind for kind in first if all(kind in kinds for kinds in others)]
+        wanted += [(MEAN, [kinds[kind] for kinds in groups.values()]) for kind in shared]
+    return [_row(members, task, score) for task, members in wanted for score in scores]
+
+
+def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:
+    """Draw by draw; of several tasks, draw i is the mean of their draws i."""
+    draws = [[cell.of(score) for cell in cells] for cells in zip(*members, strict=True)]
+    seen = [row for rows in draws for row in rows]
+    taken = [name for name in SCORES if any(row["score"] == name for row in seen)]
+    measures: dict[str, Interval | None] = {}
+    for name in MEASURES:
+        values = [[row[name] for row in rows] for rows in draws]
+        means = [math.fsum(each) / len(each) for each in values if None not in each]
+        measures[name] = confidence_interval(means) if means else None
+    chosen = sum(row["chosen"] for row in seen) / len(seen)
+    one = members[0][0]
+    return ScopeRow(task, one.shots, one.pruning, one.calibration, "/".join(taken), len(draws), chosen, measures)

@@ -1,0 +1,97 @@
+"""Tables of results: as text for a terminal, as Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from minitrans import words
+from minitrans.arguments import check_choice
+from minitrans.errors import InputError, one_of
+from minitrans.files import target_of, write_file
+
+Style = Literal["text", "markdown", "csv", "json"]
+STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """What of a row to show, and how.
+
+    Attributes:
+        key: which entry of a row; the name of the column in CSV and JSON, where values stand unrounded.
+        title: heading in text and Markdown.
+        form: format specification for text and Markdown, as ".1%".
+        spread: the entry that stands behind a "±", in the same form but for its "+"; in CSV and JSON it has a column of
+            its own.
+    """
+
+    key: str
+    title: str
+    form: str = ""
+    spread: str | None = None
+
+
+def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: Style = "text") -> str:
+    """A table, ending in a line end. A value that is None or absent shows as "-", in CSV as nothing.
+
+    Raises:
+        InputError: an unknown style.
+    """
+    check_choice("style", style, get_args(Style))
+    keys = [key for column in columns for key in (column.key, column.spread) if key is not None]
+    if style == "json":
+        return json.dumps([{key: row.get(key) for key in keys} for row in rows], indent=2) + "\n"
+    if style == "csv":
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(keys)
+        writer.writerows([row.get(key) for key in keys] for row in rows)
+        return buffer.getvalue()
+    cells = [[column.title for column in columns], *([_shown(column, row) for column in columns] for row in rows)]
+    right = [any(isinstance(row.get(column.key), int | float) for row in rows) for column in columns]
+    if style == "markdown":
+        cells = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in line] for line in cells]
+    widths = [max(3, *(words.columns(line[i]) for line in cells)) for i in range(len(columns))]
+    lines = [
+        [words.padded(cell, width, right=numeric) for cell, width, numeric in zip(line, widths, right, strict=True)]
+        for line in cells
+    ]
+    if style == "markdown":
+        rule = ["-" * (width - 1) + (":" if numeric else "-") for width, numeric in zip(widths, right, strict=True)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
+    return "".join("  ".join(line).rstrip() + "\n" for line in lines)
+
+
+def check_table_file(path: str | os.PathLike[str]) -> Style:
+    """The style that the end of a file's name stands for. InputError if it stands for none."""
+    suffix = target_of(path).suffix.lower()
+    if suffix not in STYLES:
+        raise InputError(f"{os.fspath(path)} ends in {suffix!r}, wanted {one_of(STYLES)}")
+    return STYLES[suffix]
+
+
+def save_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file as UTF-8, whole or not at all."""
+    write_file(path, text.encode())
+
+
+def save_table(path: str | os.PathLike[str], columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table in the style that the end of the file's name stands for, whole or not at all."""
+    save_text(path, render(columns, rows, check_table_file(path)))
+
+
+def _shown(column: Column, row: Mapping[str, Any]) -> str:
+    value = row.get(column.key)
+    if value is None:
+        return "-"
+    text = format(value, column.form)
+    spread = None if column.spread is None else row.get(column.spread)
+    if spread is not None:
+        text += f" ± {format(spread, column.form.replace('+', ''))}"
+    return words.printable(" ".join(text.split()))  # a line end in a name would break the table

@@ -1,0 +1,373 @@
+"""What happened to every token of a text, what that saved, and what it changed: the facts behind `minitrans explain`.
+
+Nothing here prints or draws: the command line and the page (html.py) show the same records.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minitrans.backends.reference import ReferenceBlocks
+from minitrans.encoder.packing import PackedBatch
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.pooling import normalized
+from minitrans.encoder.selection import kept_count
+from minitrans.errors import InputError, NumericalError, TruncationWarning
+from minitrans.evaluation.measurement import interleaved
+from minitrans.explain.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
+from minitrans.fewshot.classifier import FewShotClassifier
+from minitrans.fewshot.examples import Label, text_list
+from minitrans.models.config import EncoderConfig
+from minitrans.models.parameters import Float32
+from minitrans.sentences.call import measuring
+from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+# Of timing, with and without pruning in turn: the text alone, and as many copies in one call as have so many tokens.
+COPIES, COPIED_TOKENS = 64, 1024
+MOST_ROUNDS, LEAST_ROUNDS = 31, 3
+SECONDS, ALL_SECONDS = 0.3, 12.0  # for each of the two; for all texts together, as far as the least rounds allow
+LABELS, NEIGHBOURS = 5, 3
+ALIKE = 0.1  # share of the time: what differs by less, and by less than the runs among themselves, is about the same
+TURN = 30.0  # degrees: from here on pruning is warned about, see docs/explaining.md
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of the text, in the order of the text; what it became."""
+
+    token: str  # as the vocabulary spells it: "##" continues a word
+    id: int
+    special: bool  # put there by the tokenizer
+    dropped_at: int | None  # the layer whose pruning stage took it out; None: kept to the end
+    merged_into: int | None  # the token that took it in, with reduce="merge"
+    size: float  # tokens that its row stands for at the end; 0 if it has none
+    importance: list[float | None]  # per layer, attention received in the run with pruning; None once it is gone
+    unpruned: list[float]  # per layer, the same without pruning
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pruning stage: which of the tokens that were left entered it, how they scored, and what was decided."""
+
+    layer: int
+    quantile: float
+    score: str  # the policy's: what the tokens are ranked by
+    least: int  # tokens that had to stay: max(min_tokens, n - floor(quantile * n)), n of them entering
+    entered: list[int]  # tokens, by their place in the text
+    scores: list[float]  # of these
+    kept: list[int]  # tokens that stayed
+    threshold: float | None  # the lowest score that stayed on its merit; None: nothing was dropped, or all of these
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training example near a text."""
+
+    text: str | None  # None where the classifier was saved without its texts
+    label: Label
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of an embedding."""
+
+    label: Label
+    rejected: bool
+    probabilities: list[tuple[Label, float]]  # the most probable labels, best first
+    nearest: list[Neighbour]  # the training examples of the highest cosine, best first
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over interleaved runs: the text alone has other costs than one of many."""
+
+    texts: int  # copies of the text in one call
+    unpruned_ms: float  # per text
+    pruned_ms: float
+    noise: float  # half of the interquartile range of the rounds' ratios: a smaller share saved means nothing
+    rounds: int
+
+    @property
+    def saved(self) -> float:
+        """Share of the time; below 0 if pruning took longer."""
+        return 1 - self.pruned_ms / self.unpruned_ms
+
+    @property
+    def verdict(self) -> str:
+        """The saving in words, no surer than the runs allow: "31% less", "about the same"."""
+        if abs(self.saved) <= min(self.noise, ALIKE) or abs(self.saved) < 0.005:
+            return "about the same"
+        return less(self.saved) + (", but the runs differ by as much" if abs(self.saved) <= self.noise else "")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One text, followed through the encoder with and without pruning."""
+
+    text: str
+    truncated: bool  # it is longer than the model takes, and these are the tokens that it keeps
+    tokens: list[Token]
+    stages: list[Stage]
+    rows: list[int]  # that left each layer
+    multiply_adds: int  # of the layers' products and of attention, with pruning
+    unpruned_multiply_adds: int
+    timings: list[Timing]  # empty where nothing was pruned, or the text was not to be timed
+    cosine: float  # between the embeddings with and without pruning
+    prediction: Prediction | None
+    unpruned_prediction: Prediction | None
+    pruned: TracedText  # the records behind it all
+    unpruned: TracedText
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, without the records behind it."""
+        left_out = ("pruned", "unpruned")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
+        plain = {name: _plain(value) for name, value in values.items()}
+        plain["timings"] = [asdict(each) | {"verdict": each.verdict} for each in self.timings]
+        return plain | {
+            "kept": self.kept,
+            "work_saved": self.work_saved,
+            "angle": self.angle,
+            "warning": self.warning,
+        }
+
+    @property
+    def kept(self) -> list[int]:
+        """Tokens that are left at the end, by their place in the text."""
+        return [place for place, token in enumerate(self.tokens) if token.dropped_at is None]
+
+    @property
+    def work_saved(self) -> float:
+        """Share of the multiply-adds that pruning saved."""
+        return (self.unpruned_multiply_adds - self.multiply_adds) / max(1, self.unpruned_multiply_adds)
+
+    @property
+    def angle(self) -> float:
+        """Degrees by which pruning turned the embedding."""
+        return math.degrees(math.acos(min(1.0, max(-1.0, self.cosine))))
+
+    @property
+    def warning(self) -> str | None:
+        """What to beware of where the embedding turned by `TURN` degrees or more."""
+        if self.angle < TURN:
+            return None
+        return (
+            f"pruning turned the embedding by {self.angle:.1f} degrees, and other texts may be hardly farther away; "
+            "measure what that costs a search or a comparison, or prune less"
+        )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def less(saved: float) -> str:
+    """ "14% less", or "3% more" for a saving below 0."""
+    return f"{saved:.0%} less" if saved >= 0 else f"{-saved:.0%} more"
+
+
+def explain(
+    encoder: SentenceEncoder,
+    texts: Iterable[str],
+    *,
+    pruning: PruningPolicy | str | None = "inherit",
+    classifier: FewShotClassifier | None = None,
+    timed: int | None = 1,
+) -> Iterator[Explanation]:
+    """Follow texts through the encoder, each with and without pruning.
+
+    Args:
+        encoder: of any backend and precision.
+        texts: at least one.
+        pruning: as for ``SentenceEncoder.encode``.
+        classifier: a fitted one of this encoder, to say what pruning changes in its predictions.
+        timed: how many texts to time, the first of those that lose tokens; None for all of them. Timing takes much
+            longer than all the rest, and is all that differs from run to run.
+
+    Returns:
+        One explanation after the other, made when it is asked for: it holds every number of its text's run.
+
+    Raises:
+        InputError: no texts.
+        InputTypeError, TruncationError, PolicyError, NumericalError: as ``SentenceEncoder.encode``; NumericalError too
+            where the scores of the policy are not finite.
+        NotFittedError: the classifier is not fitted.
+    """
+    texts = text_list(texts)
+    if not texts:
+        raise InputError("there are no texts, wanted at least one to explain")
+    policy = encoder.policy_for(pruning)
+    batch = encoder.tokenize(texts)  # warns once for all of them
+    most = len(texts) if timed is None else min(int(timed), len(texts))
+    seconds = min(SECONDS, ALL_SECONDS / max(1, most) / 2)
+    return _explanations(_Maker(encoder, policy, classifier, reference_blocks(encoder), seconds), texts, batch, most)
+
+
+def _explanations(maker: _Maker, texts: list[str], batch: PackedBatch, most: int) -> Iterator[Explanation]:
+    for text, one in zip(texts, alone(batch), strict=True):
+        found = maker.explain(text, one, most > 0)
+        most -= bool(found.timings)
+        yield found
+
+
+def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
+    """Of one run: the six linear maps of every layer and its attention, 2 n^2 H for the two products of all heads."""
+    H, I = config.hidden_size, config.intermediate_size  # noqa: E741 - the letter of the formulas
+    total = 0
+    for layer in traced.layers[1:]:
+        entered, left = len(layer.entered), len(layer.rows)
+        total += entered * 4 * H * H + 2 * entered * entered * H + left * 2 * H * I
+    return total
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """What the explanations of a call share."""
+
+    encoder: SentenceEncoder
+    policy: PruningPolicy | None
+    classifier: FewShotClassifier | None
+    reference: ReferenceBlocks
+    seconds: float  # for each timing
+
+    def explain(self, text: str, batch: PackedBatch, timed: bool) -> Explanation:
+        encoder, policy = self.encoder, self.policy
+        pruned = trace_text(encoder, batch, policy, self.reference)
+        unpruned = trace_text(encoder, batch, None, self.reference, keep_attention=False)
+        both = normalized(np.stack([pruned.embedding, unpruned.embedding]))  # [2, H]
+        shrank = len(pruned.layers[-1].rows) < len(batch.ids)
+        answers: list[Prediction | None] = [None, None]
+        timings: list[Timing] = []
+        with measuring(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", TruncationWarning)  # given already
+            if self.classifier is not None:
+                # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
+                answers = [_predict(self.classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
+            if timed and shrank:
+                copies = max(2, min(COPIES, COPIED_TOKENS // len(batch.ids)))
+                timings = [_time(encoder, policy, text, texts, self.seconds) for texts in (1, copies)]
+        return Explanation(
+            text=text,
+            truncated=encoder.tokenizer.encode([encoder.default_prompt + text]).lengths[0] > encoder.max_seq_length,
+            tokens=_tokens(encoder, pruned, unpruned),
+            stages=[] if policy is None else _stages(policy, pruned),
+            rows=[len(layer.rows) for layer in pruned.layers[1:]],
+            multiply_adds=multiply_adds(encoder.config, pruned),
+            unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
+            timings=timings,
+            cosine=float(both[0] @ both[1]),
+            prediction=answers[0],
+            unpruned_prediction=answers[1],
+            pruned=pruned,
+            unpruned=unpruned,
+        )
+
+
+def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) -> list[Token]:
+    ids = pruned.batch.ids
+    count = len(ids)
+    dropped: dict[int, int] = {}
+    taker: dict[int, int] = {}
+    importance: list[list[float | None]] = [[] for _ in ids]
+    for layer in pruned.layers[1:]:
+        here = dict(zip(layer.entered.tolist(), layer.importance.tolist(), strict=True))
+        for place in range(count):
+            importance[place].append(here.get(place))
+        if layer.stage is None:
+            continue
+        for row in layer.stage.dropped.tolist():
+            place = int(layer.entered[row])
+            dropped[place] = layer.layer
+            if layer.stage.target is not None:
+                taker[place] = int(layer.rows[layer.stage.target[row]])
+    last = pruned.layers[-1]
+    sizes = dict(zip(last.rows.tolist(), last.sizes.tolist(), strict=True))
+    without = [layer.importance.tolist() for layer in unpruned.layers[1:]]
+    strings = encoder.tokenizer.tokens(ids.tolist())
+    return [
+        Token(
+            token=strings[place],
+            id=int(ids[place]),
+            special=place < pruned.batch.prefix or place >= count - pruned.batch.suffix,
+            dropped_at=dropped.get(place),
+            merged_into=taker.get(place),
+            size=sizes.get(place, 0.0),
+            importance=importance[place],
+            unpruned=[layer[place] for layer in without],
+        )
+        for place in range(count)
+    ]
+
+
+def _stages(policy: PruningPolicy, pruned: TracedText) -> list[Stage]:
+    stages = []
+    for layer in pruned.layers[1:]:
+        if layer.stage is not None:
+            quantile = policy.plan[layer.layer]
+            stages.append(_stage(policy, pruned, layer.layer, quantile, layer.entered.tolist(), layer.stage))
+    return stages
+
+
+def _stage(
+    policy: PruningPolicy, pruned: TracedText, layer: int, quantile: float, entered: list[int], stage: TracedStage
+) -> Stage:
+    protected = pruned.batch.prefix + pruned.batch.suffix if policy.protect_special else 0
+    least = kept_count(np.array([len(entered)]), quantile, max(policy.min_tokens, protected))
+    threshold = float(stage.threshold[0])
+    if not np.isfinite(stage.scores).all():
+        raise NumericalError(
+            f"the policy's scores at layer {layer} are {stage.scores.tolist()}, wanted finite numbers; "
+            "fit it again with `minitrans adapt`"
+        )
+    return Stage(
+        layer=layer,
+        quantile=quantile,
+        score=policy.score,
+        least=int(least[0]),
+        entered=entered,
+        scores=stage.scores.tolist(),
+        kept=[entered[row] for row in stage.kept.tolist()],
+        threshold=None if np.isnan(threshold) else threshold,
+    )
+
+
+def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:
+    rows = embedding[None]  # [1, H]
+    probabilities = classifier.predict_proba_embeddings(rows)[0]  # [K]
+    best = np.argsort(-probabilities, kind="stable")[:LABELS]
+    label = classifier.predict_embeddings(rows)[0].item()
+    cosines = normalized(classifier.embeddings_) @ normalized(rows)[0]  # [N]
+    near = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
+    texts, labels = classifier.texts_, classifier.classes_[classifier.codes_[near]]
+    return Prediction(
+        label=label,
+        rejected=classifier.rejection_ is not None and label == classifier.rejection_.abstention,
+        probabilities=[(classifier.classes_[k].item(), float(probabilities[k])) for k in best],
+        nearest=[
+            Neighbour(None if texts is None else texts[i], near_label.item(), float(cosines[i]))
+            for i, near_label in zip(near.tolist(), labels, strict=True)
+        ],
+    )
+
+
+def _time(encoder: SentenceEncoder, policy: PruningPolicy | None, text: str, texts: int, seconds: float) -> Timing:
+    wanted: dict[str, PruningPolicy | None] = {"unpruned": None, "pruned": policy}
+    runs = {name: partial(encoder.encode, [text] * texts, pruning=each) for name, each in wanted.items()}
+    first = interleaved(runs, 1)  # tells how many rounds there is time for
+    rounds = int(seconds / sum(each[0] for each in first.values()))
+    found = interleaved(runs, max(LEAST_ROUNDS, min(MOST_ROUNDS, rounds)))
+    medians = {name: statistics.median(each) * 1e3 / texts for name, each in found.items()}
+    shares = [mine / other for mine, other in zip(found["pruned"], found["unpruned"], strict=True)]
+    low, _, high = statistics.quantiles(shares, n=4)
+    return Timing(texts, medians["unpruned"], medians["pruned"], (high - low) / 2, len(shares))

@@ -1,0 +1,150 @@
+"""An explanation as lines for a terminal: scores as bars, with the threshold through them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+import click
+
+from minitrans.explain.explanation import Explanation, Prediction, Stage, Token, less
+from minitrans.fewshot.examples import Label
+from minitrans.words import columns, isolated, padded, printable, shortened
+
+Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
+
+BAR = 40  # columns
+MOST_TOKEN = 24  # columns of a token
+RANKED = {
+    "attention": "the attention received",
+    "attention_value": "the attention received, weighted by the values",
+    "learned": "the learned score",
+    "random": "chance",
+    "first": "place: the first stay",
+}
+_FORMS = {True: ("█", "┊", "»", "→"), False: ("#", ":", ">", "->")}  # by whether the terminal can show the first
+
+
+def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterator[str]:
+    """The report of one text.
+
+    Args:
+        explanation: of it.
+        mark: makes a dropped token stand out.
+        pictures: whether block characters and arrows can be shown; else ASCII.
+    """
+    arrow = _FORMS[pictures][3]
+    yield isolated(printable(explanation.text)) if explanation.text.strip() else "(the empty text)"
+    if explanation.truncated:
+        yield f"(cut to {len(explanation.tokens)} tokens, the most that this model takes)"
+    for stage in explanation.stages:
+        yield ""
+        yield from _stage_lines(explanation, stage, mark, pictures)
+    if not explanation.stages:
+        yield ""
+        yield " ".join(map(_name, explanation.tokens))
+    yield ""
+    yield "  " + " ".join(_final(explanation, mark))
+    yield ""
+    total, kept = len(explanation.tokens), len(explanation.kept)
+    yield (
+        f"tokens      {kept} of {total} reach the end; rows after layers 0 to {len(explanation.rows) - 1}: "
+        f"{_numbers(explanation.rows)}"
+    )
+    yield (
+        f"work        {less(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
+        f"{explanation.multiply_adds / 1e6:.1f} million multiply-adds"
+    )
+    for timing in explanation.timings:
+        yield (
+            f"{'time' if timing.texts == 1 else '':<11} {timing.verdict}: {timing.unpruned_ms:.2f} {arrow} "
+            f"{timing.pruned_ms:.2f} ms {'alone' if timing.texts == 1 else f'as one of {timing.texts} texts'}"
+        )
+    cosine = f"cosine {explanation.cosine:.4f} to the one without pruning"
+    yield f"embedding   turned by {explanation.angle:.1f} degrees: {cosine}"
+    if explanation.warning is not None:
+        yield f"WARNING     {explanation.warning}"
+    if explanation.prediction is not None and explanation.unpruned_prediction is not None:
+        yield from _prediction_lines(explanation.unpruned_prediction, explanation.prediction)
+
+
+def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: bool) -> Iterator[str]:
+    yield (
+        f"layer {stage.layer}, quantile {stage.quantile:g}, ranked by {RANKED[stage.score]}: "
+        f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
+        + ("" if stage.threshold is None else f", threshold {stage.threshold:.4f}")
+    )
+    names = [shortened(printable(explanation.tokens[place].token), MOST_TOKEN) for place in stage.entered]
+    width = max(map(columns, names), default=0) + 4
+    drawn = _bars(explanation, stage, pictures)
+    for place, name, score, bar in zip(stage.entered, map(isolated, names), stage.scores, drawn, strict=True):
+        token = explanation.tokens[place]
+        if place in stage.kept:
+            yield f"  {padded(name, width)} {score:8.4f} {bar}".rstrip()
+            continue
+        fate = "dropped"
+        if token.merged_into is not None and token.dropped_at == stage.layer:
+            fate = f"merged into {_name(explanation.tokens[token.merged_into])} (token {token.merged_into})"
+        marked = mark(name)
+        padding = " " * (width - columns(click.unstyle(marked)))
+        yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
+    full, tick, over, _ = _FORMS[pictures]
+    legend = [f"{tick} the threshold"] * (stage.threshold is not None)
+    legend += [f"{over} goes on"] * any(bar.endswith(over) for bar in drawn)
+    legend += [f"{full} begins at the lowest score"] * (min(stage.scores, default=0) < 0)
+    if legend:
+        yield f"  {' ' * width}          {', '.join(legend)}"
+
+
+def _bars(explanation: Explanation, stage: Stage, pictures: bool) -> list[str]:
+    """A bar per score, from 0 or the lowest; special tokens may run out of the picture."""
+    full, tick, over, _ = _FORMS[pictures]
+    scores = stage.scores
+    ordinary = [
+        score
+        for place, score in zip(stage.entered, scores, strict=True)
+        if not explanation.tokens[place].special and math.isfinite(score)
+    ]
+    low, high = min([0.0, *ordinary, *scores]), max([*ordinary, stage.threshold or 0.0])
+    span = (high - low) or 1.0
+    at = None if stage.threshold is None else _column(stage.threshold, low, span)
+    bars = []
+    for score in scores:
+        length = _column(score, low, span)
+        bar = full * length + " " * (BAR - length)
+        if at is not None and at >= length:
+            bar = bar[:at] + tick + bar[at + 1 :]
+        bars.append(bar.rstrip() if score <= high else full * BAR + over)
+    return bars
+
+
+def _column(score: float, low: float, span: float) -> int:
+    return min(BAR, max(0, round((score - low) / span * BAR))) if math.isfinite(score) else 0
+
+
+def _final(explanation: Explanation, mark: Mark) -> Iterator[str]:
+    for token in explanation.tokens:
+        yield _name(token) if token.dropped_at is None else mark(_name(token))
+
+
+def _name(token: Token) -> str:
+    return isolated(printable(token.token))
+
+
+def _prediction_lines(before: Prediction, after: Prediction) -> Iterator[str]:
+    for name, each in (("unpruned", before), ("pruned", after)):
+        best, share = each.probabilities[0]
+        said = f"{_label(each.label)} (rejected; would be {_label(best)})" if each.rejected else _label(each.label)
+        yield f"{name.ljust(11)} {said}, {share:.0%}; nearest examples:"
+        for near in each.nearest:
+            example = "" if near.text is None else f': "{isolated(printable(near.text))}"'
+            yield f"            {near.cosine:.3f}  {_label(near.label)}{example}"
+
+
+def _label(label: Label) -> str:
+    return isolated(printable(str(label)))
+
+
+def _numbers(values: Sequence[int]) -> str:
+    return " ".join(map(str, values))

@@ -1,0 +1,266 @@
+"""Copies of models on this machine: where they lie, whether they are whole, and unchanged since they were checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE
+from minitrans.errors import DigestError, InputError, InputTypeError, MinitransError
+from minitrans.files import recover_folder, sha256_of, write_file
+from minitrans.hub.manifest import KnownModel, _modules, _size, files_read, read_note, verify
+from minitrans.hub.names import _COMMIT, Wanted
+
+
+def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
+    """List what a snapshot in the hub's cache lacks to be a whole model.
+
+    Other programs fetch single files into the same cache, so that a folder alone says little. ``modules.json`` counts
+    as missing unless the hub is on record as having none: without it the pooling would silently be the default one.
+    """
+    modules = _modules(snapshot)
+    inner = next((path for kind, path in modules if kind == "Transformer"), "")
+
+    def lacks(name: str) -> bool:
+        return not (snapshot / inner / name).is_file()
+
+    names = {"config.json"} if lacks("config.json") else set()
+    if lacks("tokenizer.json") and lacks("vocab.txt"):
+        names.add("tokenizer.json")
+    if lacks(WEIGHTS_FILE):
+        index = read_note(snapshot / inner / INDEX_FILE)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        wanted = {str(name) for name in shards.values()} if isinstance(shards, dict) else {WEIGHTS_FILE}
+        names.update(name for name in wanted if lacks(name))
+    missing = {(PurePosixPath(inner) / name).as_posix() for name in names}
+    missing.update(name for name in (known.files if known else ()) if not (snapshot / name).is_file())
+    if (
+        not isinstance(read_note(snapshot / "modules.json"), list)
+        and not (snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json").exists()
+    ):
+        missing.add("modules.json")
+    configs = {f"{path}/config.json" for kind, path in modules if kind == "Pooling" and path}
+    missing.update(name for name in configs if not (snapshot / name).is_file())
+    return sorted(missing)
+
+
+def lacking(folder: Path, missing: list[str]) -> str:
+    """What a folder lacks, for messages."""
+    return (
+        f"{folder}: lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}"
+        if folder.is_dir()
+        else f"no {folder}"
+    )
+
+
+class Seal:
+    """A note of what the files of a cached model were when they were checked: later loads look, and hash no more.
+
+    Args:
+        path: of the note, in our own cache.
+        folder: the model that it vouches for.
+        known: whose digests apply, or None.
+    """
+
+    def __init__(self, path: Path, folder: Path, known: KnownModel | None) -> None:
+        self.path = path
+        self.folder = folder
+        self.known = known
+
+    def holds(self) -> bool:
+        """Whether the note is there, no file was written to since, and none that an encoder reads came or went."""
+        note = self._note()
+        states = {name: _state(self.folder / name) for name in files_read(self.folder)}
+        return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
+
+    def begin(self, names: Collection[str]) -> None:
+        """Note which files are about to be fetched: until `check`, the model is whole only with all of them."""
+        noted = self._note().get("sha256", {})
+        self._write({"folder": str(self.folder), "sha256": noted, "fetching": sorted(names)})
+
+    def lacks(self) -> list[str]:
+        """The files that a fetch which did not come to its end had still to bring."""
+        names = self._note().get("fetching", [])
+        return [str(name) for name in names if not (self.folder / str(name)).is_file()]
+
+    def check(self, *, whole: bool = False) -> None:
+        """Check the files and write the note.
+
+        They have to be those of the manifest; else those of the last note, or as the hub's cache names them by their
+        digests. Nothing is known of a model that another program fetched: it has to stay as it is at first.
+
+        Args:
+            whole: the hub has just delivered every file: what was noted before does not count.
+
+        Raises:
+            DigestError: a file is another one, is gone, or was added.
+            ModelNotFoundError: a file of the manifest is missing.
+        """
+        names = files_read(self.folder)
+        states = {name: _state(self.folder / name) for name in names}  # before the files are read
+        if self.known is not None:
+            verify(self.folder, self.known)
+        published, noted = self._digests(), {} if whole else self._note().get("sha256", {})
+        if not (published or noted or whole or _can_write(self.path)):
+            return
+        seen = {name: published.get(name) or sha256_of(self.folder / name) for name in names}
+        for name in sorted({*names, *noted}, key=lambda name: _size(self.folder / name)):
+            path = self.folder / name
+            wanted = published.get(name) or _name_in_cache(path) or noted.get(name)
+            if name not in seen:
+                raise DigestError(f"{path} is gone since the model was fetched.")
+            if wanted is None and noted:
+                raise DigestError(f"{path} was added since the model was fetched.")
+            if wanted is not None and wanted not in (seen[name], *(_sha1(path) if len(wanted) == 40 else ())):
+                raise DigestError(f"{path} is not what was fetched: it has sha256 {seen[name]}, wanted {wanted}.")
+        self._write({"folder": str(self.folder), "digests": published, "files": states, "sha256": seen})
+
+    def _write(self, note: dict[str, Any]) -> None:
+        try:
+            write_file(self.path, json.dumps(note, indent=1).encode())
+        except (OSError, MinitransError):
+            return  # a cache that cannot be written costs a check at each load, nothing else
+
+    def _note(self) -> dict[str, Any]:
+        note = read_note(self.path)
+        fine = isinstance(note, dict) and note.get("folder") == str(self.folder)
+        return note if fine and isinstance(note, dict) and isinstance(note.get("sha256"), dict) else {}
+
+    def _digests(self) -> dict[str, str]:
+        return dict(self.known.files) if self.known else {}
+
+
+def _state(path: Path) -> list[int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+
+
+def _can_write(path: Path) -> bool:
+    return os.access(next(each for each in path.absolute().parents if each.exists()), os.W_OK)
+
+
+def _name_in_cache(path: Path) -> str | None:
+    """The digest by which the hub's cache names a file that is a link to it: sha256, or of small files a sha1."""
+    target = path.resolve() if path.is_symlink() else path
+    named = target.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}|[0-9a-f]{40}", target.name)
+    return target.name if named else None
+
+
+def _sha1(path: Path) -> list[str]:
+    """As git has it, which the hub follows; and plain, as some servers between have it."""
+    data = path.read_bytes()
+    return [hashlib.sha1(each, usedforsecurity=False).hexdigest() for each in (b"blob %d\0" % len(data) + data, data)]
+
+
+def caches(cache_folder: str | os.PathLike[str] | None) -> tuple[Path, Path]:
+    """Our own cache and the hub's."""
+    if cache_folder is not None:
+        folder = _expanded(cache_folder, "cache_folder")
+        if not str(cache_folder) or "\0" in str(cache_folder):
+            raise InputError(f"cache_folder is {str(cache_folder)!r:.300}, which cannot be a path; name another")
+        folders = folder / "minitrans", folder
+    else:
+        constants = constants_of_the_hub()
+        folders = Path(constants.HF_ASSETS_CACHE, "minitrans"), Path(constants.HF_HUB_CACHE)
+    try:
+        return folders[0].absolute(), folders[1].absolute()
+    except OSError:
+        raise InputError(
+            f"the cache is {folders[1]} in the working folder, which is gone; give a whole path as cache_folder, or "
+            "as HF_HOME"
+        ) from None
+
+
+def constants_of_the_hub() -> ModuleType:
+    """huggingface_hub.constants, which follows the HF_* variables. DownloadError without huggingface_hub."""
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:  # a variable that should be a number
+        raise InputError(f"huggingface_hub cannot start: {error}; look at the variables HF_HUB_*") from None
+    return constants
+
+
+def cached(wanted: Wanted, cache_folder: str | os.PathLike[str] | None) -> tuple[Path | None, list[str]]:
+    """The cached folder, or None and where it was looked for. DigestError if the only complete copy is a wrong one."""
+    own, hub = caches(cache_folder)
+    tried: list[str] = []
+    wrong: DigestError | None = None
+    for folder, note in _copies(wanted, own, hub):
+        mirrored = note.name.endswith(MIRRORED)
+        seal = Seal(note, folder, wanted.known)
+        try:
+            if seal.holds():
+                return folder, tried
+            if mirrored and wanted.known is not None:
+                missing = [name for name in wanted.known.files if not (folder / name).is_file()]
+            else:
+                missing = sorted({*missing_files(folder, wanted.known), *seal.lacks()})
+            if missing:
+                tried.append(lacking(folder, missing))
+                continue
+            seal.check()
+        except DigestError as error:
+            if mirrored or wanted.known is None or folder.name == wanted.revision:
+                wrong = wrong or error
+            tried.append(str(error))
+        except OSError as error:
+            tried.append(f"{folder}: {error.strerror or error}")
+        else:
+            return folder, tried
+    if wrong is not None:
+        command = f"minitrans pull {wanted.name} --force"
+        command += f" --revision {wanted.revision}" if wanted.known is None and wanted.revision else ""
+        command += "" if cache_folder is None else f" --cache-folder {cache_folder}"
+        raise DigestError(f"{wrong} The model is not used. Fetch it again: `{command}`.")
+    return None, tried
+
+
+def _copies(wanted: Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]:
+    """The folders that may hold the model, the likeliest first, and for each the note that it was checked."""
+    notes = own / wanted.folder
+    if wanted.known is not None and wanted.known.mirrors:
+        recover_folder(notes / str(wanted.revision))
+        yield notes / str(wanted.revision), notes / f"{wanted.revision}{MIRRORED}"
+    repository = hub / f"models--{wanted.folder}"
+    snapshots = repository / "snapshots"
+    revision = wanted.revision or "main"
+    if not _COMMIT.fullmatch(revision):
+        reference = repository / "refs" / revision
+        try:
+            revision = reference.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            revision = ""
+        if not _COMMIT.fullmatch(revision):  # the file could say "../.."
+            yield reference, notes / f"{reference.name}.json"
+            return
+    yield snapshots / revision, notes / f"{revision}.json"
+    # A known model's bytes are what counts: other revisions with the same files serve as well.
+    if wanted.known is not None:
+        try:
+            others = sorted(path for path in snapshots.iterdir() if path.name != revision and path.is_dir())
+        except OSError:
+            others = []
+        yield from ((path, notes / f"{path.name}.json") for path in others)
+
+
+MIRRORED = ".mirror.json"  # ends the name of the note for what came from a mirror
+
+
+def _expanded(path: str | os.PathLike[str], what: str) -> Path:
+    """With the home folder in place of "~"."""
+    try:
+        return Path(path).expanduser()
+    except TypeError:
+        raise InputTypeError(f"{what} is {type(path).__name__}, wanted str or a path") from None
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise InputError(f"{what} is {str(path)!r:.300}, but {user} has no home folder; give the whole path") from None

@@ -1,0 +1,180 @@
+"""What a model is: EncoderConfig, frozen and validated; and how arguments are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from minitrans.arguments import as_int, as_number
+from minitrans.contents import read_json
+from minitrans.errors import ConfigError, UnsupportedModelError
+from minitrans.models.folder import ModelFolder
+
+Activation = Literal["gelu", "gelu_new", "relu"]
+
+SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
+
+# The same function under the names that models use for it.
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+}
+
+# What transformers would do besides, where the key says anything.
+_REFUSED = {
+    "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the folder "
+    "holds a plain BERT that needs none",
+    "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
+    "processor_class": "a processor of other inputs than texts is not supported",
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The sizes of a BERT encoder, under the names that ``config.json`` of the hub uses.
+
+    Args:
+        vocab_size: rows of the word embedding.
+        hidden_size: H, the width of a token's hidden state; a multiple of num_attention_heads.
+        num_hidden_layers: L.
+        num_attention_heads: A; each head is hidden_size / A wide.
+        intermediate_size: I, the width between the two products of the feed-forward block.
+        max_position_embeddings: the longest text in tokens.
+        type_vocab_size: rows of the token type embedding; row 0 is used.
+        layer_norm_eps: added to the variance in layer normalisation.
+        hidden_act: "gelu" (exact), "gelu_new" (tanh approximation) or "relu".
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, with the name of the field.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_act: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+            "type_vocab_size",
+        ):
+            value = as_int(getattr(self, name))
+            if value is None or not 1 <= value < 2**31:
+                raise ConfigError(f"config: {name} is {getattr(self, name)!r}, wanted a positive integer")
+            object.__setattr__(self, name, value)
+        if self.num_hidden_layers > 1000:
+            raise ConfigError(f"config: num_hidden_layers is {self.num_hidden_layers}, wanted at most 1000")
+        if self.hidden_size % self.num_attention_heads:
+            raise ConfigError(
+                f"config: hidden_size {self.hidden_size} is not a multiple of "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        eps = as_number(self.layer_norm_eps)
+        if eps is None or not 0 < eps < 1:
+            raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
+        if self.hidden_act not in get_args(Activation):
+            raise UnsupportedModelError(
+                f"config: hidden_act {self.hidden_act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+            )
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head: hidden_size / num_attention_heads."""
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> EncoderConfig:
+        """Read the fields of a hub ``config.json``; refuse by name what this encoder does not compute.
+
+        Raises:
+            UnsupportedModelError: another architecture, relative positions, a decoder, another activation.
+            ConfigError: a field is missing or has an impossible value.
+        """
+        model_type = values.get("model_type")
+        if model_type is None:
+            raise UnsupportedModelError(
+                f"{source}: model_type None: the key is missing; if this is a BERT encoder (its architectures are "
+                f'{values.get("architectures")!r:.100}), add "model_type": "bert"; {SUPPORTED}'
+            )
+        if model_type != "bert":
+            raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
+        for key, why in _REFUSED.items():
+            if values.get(key):
+                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r:.100}, {why}")
+        positions = values.get("position_embedding_type", "absolute")
+        if positions != "absolute":
+            raise UnsupportedModelError(
+                f"{source}: position_embedding_type {positions!r} is not supported; {SUPPORTED}"
+            )
+        for flag in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
+            if values.get(flag):
+                raise UnsupportedModelError(f"{source}: {flag} is set, so this is a decoder; {SUPPORTED}")
+        embedding_size = values.get("embedding_size", values.get("hidden_size"))
+        if embedding_size != values.get("hidden_size"):
+            raise UnsupportedModelError(
+                f"{source}: embedding_size {embedding_size!r} differs from hidden_size; factorised embeddings "
+                f"are not supported; {SUPPORTED}"
+            )
+        act = values.get("hidden_act", "gelu")
+        if not isinstance(act, str) or act not in _ACTIVATIONS:
+            raise UnsupportedModelError(
+                f"{source}: hidden_act {act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+            )
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} | {
+            "hidden_act": _ACTIVATIONS[act]
+        }
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in known]
+        if missing:
+            raise ConfigError(f"{source}: {', '.join(missing)} missing; a BERT configuration needs them")
+        try:
+            return cls(**known)
+        except ConfigError as error:
+            raise type(error)(f"{source}: {error}") from None
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> EncoderConfig:
+        """Read ``config.json`` of a model folder."""
+        file = ModelFolder.open(folder).file("config.json")
+        return cls.from_dict(read_json(file), str(file))
+
+
+INT8_FORMAT = "minitrans-int8"
+
+
+def stored_precision(folder: Path) -> str:
+    """The precision, "int8" or "float32" (in whatever storage), as config.json of a folder says.
+
+    Raises:
+        ConfigError, UnsupportedModelError: it says something else.
+    """
+    quantization = read_json(ModelFolder.open(folder).file("config.json")).get("quantization_config")
+    if quantization is None:
+        return "float32"
+    if not isinstance(quantization, dict):
+        raise ConfigError(f"{folder / 'config.json'}: quantization_config is {quantization!r}, wanted a JSON object")
+    method = quantization.get("quant_method")
+    if method != INT8_FORMAT:
+        raise UnsupportedModelError(
+            f"{folder / 'config.json'}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "
+            "(written by `minitrans quantize`) or a float model"
+        )
+    if quantization.get("version") != 1:
+        raise UnsupportedModelError(
+            f"{folder / 'config.json'}: {INT8_FORMAT} version {quantization.get('version')!r}, this release reads 1"
+        )
+    return "int8"

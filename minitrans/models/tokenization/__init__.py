@@ -1,0 +1,1 @@
+"""The tokenizer of a model folder: its files, their limits, and texts to ids."""

@@ -1,0 +1,488 @@
+"""SentenceEncoder: a model folder or hub name in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from minitrans.arguments import check_choice, check_flag, check_int
+from minitrans.backends import check_backend, load_blocks
+from minitrans.encoder.forward import Encoded, forward
+from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
+from minitrans.encoder.policy import PruningPolicy, as_policy
+from minitrans.encoder.pooling import normalized, pool_encoded
+from minitrans.errors import InputError, MinitransError, NumericalError
+from minitrans.hub.names import DEFAULT_MODEL
+from minitrans.hub.resolve import resolve
+from minitrans.models.identity import Identity, weight_states, weights_identity, weights_read_again
+from minitrans.models.parameters import Float32
+from minitrans.models.quantization import PRECISIONS, with_precision
+from minitrans.models.sentence import PoolingConfig, SimilarityName, check_prompts, sentence_settings
+from minitrans.models.tokenization.tokenizer import Tokenizer, check_max_seq_length
+from minitrans.models.weights import load_parameters
+from minitrans.sentences.call import (
+    Call,
+    Lengths,
+    OnTruncation,
+    Progress,
+    PrunedText,
+    as_texts,
+    check_options,
+    output_array,
+)
+from minitrans.sentences.threads import in_order, resolve_threads
+from minitrans.sentences.vectors import (
+    DTYPES,
+    check_precision,
+    output_width,
+    similarity,
+    similarity_pairwise,
+    to_precision,
+)
+
+CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
+CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
+
+T = TypeVar("T")
+
+
+class SentenceEncoder:
+    """A sentence encoder on the CPU, without torch: the part of ``SentenceTransformer`` that encodes.
+
+    The embedding of a text is the same to the last bit whatever the other texts of the call, their order,
+    ``batch_size`` and ``threads``. An encoder may be called from several threads at once, in a forked child, and in the
+    middle of another of its calls, as by a signal handler. A call goes by the settings that there are when it begins.
+
+    Args:
+        model_name_or_path: a model folder, a name on the hub, or None for the bundled int8 all-MiniLM-L6-v2, which
+            never touches the network.
+        revision: branch, tag or commit on the hub; None takes the pinned one of a known model.
+        cache_folder: where downloads go; None follows HF_HOME and its kin.
+        local_files_only: fail rather than open a connection.
+        token: for private models of the hub.
+        backend: "auto", or the name of one; ``encoder.backend`` says which is in use.
+        precision: of the weights: "auto" as stored, "int8" or "float32".
+        pruning: a PruningPolicy for every call of encode, the name of one that travels with minitrans (see
+            minitrans.encoder.policy.shipped_policies), or None.
+        threads: how many chunks run at once; None takes every processor that affinity and cgroup quota allow.
+        truncate_dim: keep only the first dimensions of every embedding (for models trained for it).
+        prompts: name -> text put before every text; added to the model's own.
+        default_prompt_name: which of them to use when a call names none.
+        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan"; None takes the model's own.
+        on_truncation: what happens when texts are longer than ``max_seq_length``: "warn" once per call with their
+            count, raise an "error", or "ignore".
+
+    Raises:
+        ModelNotFoundError, DownloadError, DigestError: the model could not be had.
+        ModelError: it is broken or not supported; the message says what is wrong and where.
+        PolicyError: the pruning policy does not fit the model.
+        BackendError: the backend cannot run here.
+        InputError: another argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] | None = None,
+        *,
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        backend: str = "auto",
+        precision: str = "auto",
+        pruning: PruningPolicy | str | None = None,
+        threads: int | None = None,
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        similarity_fn_name: SimilarityName | None = None,
+        on_truncation: OnTruncation = "warn",
+    ) -> None:
+        self.threads = resolve_threads(threads)
+        check_flag("local_files_only", local_files_only)
+        check_choice("on_truncation", on_truncation, get_args(OnTruncation))
+        check_choice("precision", precision, PRECISIONS)
+        check_backend(backend)
+        if similarity_fn_name is not None:
+            check_choice("similarity_fn_name", similarity_fn_name, get_args(SimilarityName))
+        if truncate_dim is not None:
+            check_int("truncate_dim", truncate_dim)
+        given = check_prompts({} if prompts is None else prompts, "SentenceEncoder")
+        self.on_truncation = on_truncation
+        self.folder = resolve(
+            model_name_or_path,
+            revision=revision,
+            cache_folder=cache_folder,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        name = DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
+        self.name_or_path = str(self.folder) if Path(name).is_dir() else name  # a path holds from any directory
+        settings = sentence_settings(self.folder)
+        self._weight_files = weight_states(self.folder)
+        stored = load_parameters(self.folder)
+        parameters = with_precision(stored, precision)
+        self.config = parameters.config
+        self.precision = parameters.precision
+        self._dequantized = (stored.precision, parameters.precision) == ("int8", "float32")
+        self.pooling = PoolingConfig.from_folder(self.folder, self.config.hidden_size)
+        self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
+        self.blocks = load_blocks(backend, parameters)
+        self.backend = self.blocks.name
+        policy = as_policy(pruning)
+        if policy is not None and policy.fitted is not None:  # while the weights are at hand
+            self._weights = weights_identity(self.folder, stored)
+        self.pruning = self._check_policy(policy)
+        self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
+        self.prompts: dict[str, str] = settings.get("prompts", {}) | given
+        default = settings.get("default_prompt_name") if default_prompt_name is None else default_prompt_name
+        self.default_prompt_name: str | None = default
+        self._prompt(None, None)
+        self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
+
+    @property
+    def max_seq_length(self) -> int:
+        """Longest text in tokens, special tokens included; what is longer loses its end. May be set."""
+        return self.tokenizer.max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.tokenizer.max_seq_length = check_max_seq_length(value, self.tokenizer.least, self.config)
+
+    def get_embedding_dimension(self) -> int:
+        """Numbers per embedding, after ``truncate_dim``."""
+        return self._dimension(None)
+
+    get_sentence_embedding_dimension = get_embedding_dimension  # the name in older sentence-transformers
+
+    @property
+    def identity(self) -> Identity:
+        """Which encoder this is: all that an embedding depends on, as it is now set.
+
+        ModelError if the weight files were changed since they were read: the first use reads them again.
+        """
+        dimension = self._dimension(None)
+        whole = self.config.hidden_size * len(self.pooling.modes)
+        return Identity.of(
+            self._weights,
+            self.tokenizer.sha256,
+            self.pooling,
+            None if dimension == whole else dimension,
+            self._checked_prompts(),
+            self.default_prompt,
+            "float32 from int8" if self._dequantized else self.precision,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
+        return self._weights
+
+    @cached_property
+    def _weights(self) -> str:
+        return weights_read_again(self.folder, self.config, self._weight_files)
+
+    @overload
+    def encode(  # type: ignore[overload-overlap]
+        self,
+        sentences: str,
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = ...,
+        precision: str = ...,
+        *,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        pruning: PruningPolicy | str | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> NDArray[Any]: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        output_value: Literal["sentence_embedding"] = ...,
+        precision: str = ...,
+        *,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        pruning: PruningPolicy | str | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> NDArray[Any]: ...
+    @overload
+    def encode(
+        self,
+        sentences: Iterable[str],
+        prompt_name: str | None = ...,
+        prompt: str | None = ...,
+        batch_size: int = ...,
+        show_progress_bar: bool | None = ...,
+        *,
+        output_value: Literal["token_embeddings"],
+        precision: Literal["float32"] = ...,
+        normalize_embeddings: bool = ...,
+        truncate_dim: int | None = ...,
+        convert_to_numpy: Literal[True] = ...,
+        pruning: PruningPolicy | str | None = ...,
+        out: NDArray[Any] | None = ...,
+    ) -> list[NDArray[Any]]: ...
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding",
+        precision: str = "float32",
+        *,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        convert_to_numpy: Literal[True] = True,
+        pruning: PruningPolicy | str | None = "inherit",
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any] | list[NDArray[Any]]:
+        """Embed one text or many.
+
+        The first seven arguments have the order, names and defaults of ``SentenceTransformer.encode``, of which the
+        first is called ``inputs`` in its later releases. The others go by name; it has more of them.
+
+        Args:
+            sentences: a str gives one vector [H]; a list or any other iterable of str gives [B, H].
+            prompt_name: which of ``prompts`` to put before every text.
+            prompt: the text itself; wins over ``prompt_name``.
+            batch_size: most texts in one chunk of work. It has no influence on the result.
+            show_progress_bar: None shows one on a terminal when the "minitrans" logger is at INFO or below.
+            output_value: "sentence_embedding", or "token_embeddings": one array [n, H] per text, n being the tokens
+                that pruning left.
+            precision: number format of the embeddings: "float32", "int8", "uint8", "binary", "ubinary"
+                (see minitrans.sentences.vectors.to_precision).
+            normalize_embeddings: scale every embedding to length 1.
+            truncate_dim: keep only the first dimensions; None takes the encoder's own.
+            convert_to_numpy: True; here so that calls written for sentence-transformers run.
+            pruning: a PruningPolicy or the name of one, None for no pruning, or "inherit" for the encoder's own. Texts
+                of other lengths than it was fitted on are counted in a PruningWarning.
+            out: an array [B, H] of the right dtype to write into, for example a memmap.
+
+        Returns:
+            float32 [H] or [B, H], or the format of ``precision``; a list of arrays for "token_embeddings".
+
+        Raises:
+            InputTypeError: an item is not a str; the message names its index and type.
+            InputError: an argument is out of range.
+            TruncationError: a text is too long and ``on_truncation`` is "error".
+            PolicyError: the policy does not fit the model.
+            NumericalError: NaN or infinity inside the model, with the layer.
+        """
+        check_choice("output_value", output_value, ("sentence_embedding", "token_embeddings"))
+        if not check_flag("convert_to_numpy", convert_to_numpy):
+            raise InputError("convert_to_numpy is False, wanted True: embeddings are NumPy arrays")
+        if show_progress_bar is not None:
+            check_flag("show_progress_bar", show_progress_bar)
+        texts = as_texts(sentences)
+        prefix = self._prompt(prompt, prompt_name)
+        call = self._call(pruning, batch_size, precision, normalize_embeddings, truncate_dim)
+        progress = Progress(len(texts), show_progress_bar)
+        single = isinstance(sentences, str)
+        if output_value == "token_embeddings":
+            if out is not None or call.precision != "float32":
+                raise InputError("token_embeddings come as a list of float32 arrays: leave out `out` and `precision`")
+            if call.normalize or truncate_dim is not None:
+                raise InputError("token_embeddings come whole: leave out `normalize_embeddings` and `truncate_dim`")
+            tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
+            for place, encoded in self._run(texts, prefix, call, progress, lambda encoded: encoded):
+                tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
+            return tokens[0] if single else tokens
+        shape = (len(texts), output_width(call.dimension, call.precision))
+        vectors = output_array(out, shape, DTYPES[call.precision])
+        for place, pooled in self._run(texts, prefix, call, progress, lambda encoded: self._pool(encoded, call)):
+            vectors[place] = pooled
+        return vectors[0] if single else vectors
+
+    def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
+        """``encode`` with the model's prompt for queries, where it has one."""
+        return self.encode(sentences, **self._with_prompt(options, ("query",)))
+
+    def encode_document(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
+        """``encode`` with the model's prompt for documents, where it has one."""
+        names = ("document", "passage", "corpus")
+        return self.encode(sentences, **self._with_prompt(options, names))
+
+    def pruned_tokens(
+        self, sentences: str | Iterable[str], *, pruning: PruningPolicy | str | None = "inherit"
+    ) -> list[PrunedText]:
+        """The tokens of each of ``sentences``, and which of them ``pruning`` keeps; errors as for ``encode``."""
+        call = self._call(pruning)
+        texts = as_texts(sentences)
+        results: list[PrunedText] = []
+        progress = Progress(len(texts), False)
+        for _, encoded in self._run(texts, self._prompt(None, None), call, progress, lambda encoded: encoded):
+            left = np.isin(np.arange(len(encoded.batch.ids)), encoded.rows)  # [T]
+            for text in segments(encoded.batch.offsets):
+                tokens = self.tokenizer.tokens(encoded.batch.ids[text].tolist())
+                results.append(PrunedText(tokens, left[text].tolist()))
+        return results
+
+    def tokenize(self, sentences: str | Iterable[str], *, prompt_name: str | None = None) -> PackedBatch:
+        """The texts as the layers get them: behind their prompt, cut at ``max_seq_length``, packed without padding.
+
+        What `minitrans.encoder.forward.forward` takes. ``sentences``, ``prompt_name`` and errors as for ``encode``.
+        """
+        prompt, texts, call = self._prompt(None, prompt_name), as_texts(sentences), self._call(None)
+        tokenized = self.tokenizer.encode([prompt + text for text in texts])
+        lengths = Lengths(call)
+        lengths.add(tokenized.lengths, 0)
+        lengths.warn(len(texts), 3)
+        return pack(tokenized.ids, self.tokenizer.prefix, self.tokenizer.suffix)
+
+    @property
+    def default_prompt(self) -> str:
+        """What stands before every text of a call that names no prompt; "" without a default."""
+        return self._prompt(None, None)
+
+    def policy_for(self, pruning: PruningPolicy | str | None) -> PruningPolicy | None:
+        """The policy that a call with this ``pruning`` uses, as ``encode`` takes it. PolicyError if it does not fit."""
+        inherit = isinstance(pruning, str) and pruning == "inherit"
+        return self._check_policy(self.pruning if inherit else pruning)
+
+    def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """Similarity of every embedding in a [B, H] with every one in b [B', H]: [B, B']."""
+        return similarity(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: ArrayLike, b: ArrayLike) -> Float32:
+        """Similarity of embedding i of a with embedding i of b: [B]."""
+        return similarity_pairwise(a, b, self.similarity_fn_name)
+
+    def info(self) -> dict[str, Any]:
+        """What runs, in plain JSON values: model, sizes, backend, precision, threads."""
+        return {
+            "model": self.name_or_path,
+            "folder": str(self.folder),
+            "identity": self.identity.to_dict(),
+            "backend": self.backend,
+            **self.blocks.info(),
+            "precision": self.precision,
+            "threads": self.threads,
+            "layers": self.config.num_hidden_layers,
+            "heads": self.config.num_attention_heads,
+            "hidden_size": self.config.hidden_size,
+            "vocab_size": self.config.vocab_size,
+            "max_seq_length": self.max_seq_length,
+            "embedding_dimension": self.get_embedding_dimension(),
+            "pooling": "+".join(self.pooling.modes) + (", normalized" if self.pooling.normalize else ""),
+            "pruning": None if self.pruning is None else self.pruning.to_dict(),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        with suppress(MinitransError):
+            _ = self._weights  # where it goes, the files may be others
+        return self.__dict__
+
+    def __repr__(self) -> str:
+        return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
+
+    def _run(
+        self, texts: Sequence[str], prefix: str, call: Call, progress: Progress, finish: Callable[[Encoded], T]
+    ) -> Iterator[tuple[slice, T]]:
+        """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
+        lengths = Lengths(call)
+
+        def work(place: slice, helpers: int = 0) -> list[tuple[slice, T]]:
+            about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
+            done = []
+            # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
+            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers) as blocks:
+                tokenized = self.tokenizer.encode([prefix + text for text in texts[place]], call.limit)
+                lengths.add(tokenized.lengths, place.start)
+                for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
+                    batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
+                    encoded = forward(blocks, batch, call.policy)
+                    done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
+            return done
+
+        places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
+        with progress, self.blocks.session():
+            for results in in_order(work, places, call.threads):
+                for place, result in results:
+                    yield place, result
+                    progress.update(place.stop - place.start)
+        lengths.warn(len(texts), 4)
+
+    def _call(
+        self,
+        pruning: PruningPolicy | str | None,
+        batch_size: int = 32,
+        precision: str = "float32",
+        normalize: bool = False,
+        truncate_dim: int | None = None,
+    ) -> Call:
+        """What a call asks for; the settings of the encoder are read here, once, and checked as they may be set."""
+        check_choice("on_truncation", self.on_truncation, get_args(OnTruncation))
+        return Call(
+            check_int("batch_size", batch_size),
+            self.policy_for(pruning),
+            check_precision(precision),
+            check_flag("normalize_embeddings", normalize),
+            self._dimension(truncate_dim),
+            self.max_seq_length,
+            self.on_truncation,
+            resolve_threads(self.threads),
+        )
+
+    def _pool(self, encoded: Encoded, call: Call) -> NDArray[Any]:
+        vectors = pool_encoded(encoded, self.pooling)  # [B, H]
+        if not np.isfinite(vectors).all():
+            raise NumericalError("the pooling overflowed: finite hidden states near the end of float32's range")
+        vectors = vectors[:, : call.dimension]
+        return to_precision(normalized(vectors) if call.normalize else vectors, call.precision)
+
+    def _check_policy(self, policy: object) -> PruningPolicy | None:
+        policy = as_policy(policy)
+        if policy is not None:
+            weights = None if policy.fitted is None else self._weights
+            policy.check_fits(self.config, self.pooling.modes, weights)
+        return policy
+
+    def _dimension(self, truncate_dim: int | None) -> int:
+        whole = self.config.hidden_size * len(self.pooling.modes)
+        value = self.truncate_dim if truncate_dim is None else truncate_dim
+        if value is None:
+            return whole
+        return min(check_int("truncate_dim", value), whole)
+
+    def _checked_prompts(self) -> dict[str, str]:
+        return check_prompts(self.prompts, "SentenceEncoder.prompts")
+
+    def _prompt(self, prompt: str | None, name: str | None) -> str:
+        if prompt is not None:
+            return check_prompts({"prompt": prompt}, "encode")["prompt"]
+        name = self.default_prompt_name if name is None else name
+        if name is None:
+            return ""
+        prompts = self._checked_prompts()
+        if not isinstance(name, str) or name not in prompts:
+            raise InputError(f"prompt_name is {name!r:.100}, this model has {sorted(prompts) or 'no prompts'}")
+        return prompts[name]
+
+    def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        check_options(options, SentenceEncoder.encode.__code__)
+        if options.get("prompt") is None and options.get("prompt_name") is None:
+            prompts = self._checked_prompts()
+            name = next((name for name in names if name in prompts), None)
+            # No such prompt is no prompt, not the default one.
+            options |= {"prompt": ""} if name is None else {"prompt_name": name}
+        return options

@@ -1,0 +1,483 @@
+"""The search's steps: limits, accuracies and arrays against the public encoder and classifier, and the journal."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import random_models
+from tiny_tasks import tiny_task
+
+from minitrans import FewShotClassifier, SentenceEncoder
+from minitrans.adaptation import search as search_module
+from minitrans.adaptation import trials
+from minitrans.adaptation.fitting import add_moments, fit, measure
+from minitrans.adaptation.recipes import Recipe
+from minitrans.adaptation.search import HOPELESS, Limits, Outcome, Search
+from minitrans.adaptation.trials import Trial, unlabelled_texts
+from minitrans.data.files import Examples
+from minitrans.data.tasks import Draw, Task, draw
+from minitrans.encoder.forward import forward
+from minitrans.errors import InputError
+from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.metrics import accuracy
+
+SHOTS, SEEDS = (1, 2), (0, 3)
+TASKS = [tiny_task("shop", 0), tiny_task("bank", 1), tiny_task("road", 2, classes=4)]
+RECIPES = {
+    "attention": Recipe(((1, 0.5),), "attention", "drop"),
+    "attention of two stages": Recipe(((0, 0.3), (2, 0.5)), "attention", "drop", min_tokens=3),
+    "attention_value, merged": Recipe(((0, 0.4),), "attention_value", "merge"),
+    "restored": Recipe(((1, 0.6),), "learned", "restore", min_tokens=4),
+    "restored in two stages": Recipe(((0, 0.3), (1, 0.3)), "attention", "restore"),
+    "threshold": Recipe(((1, 0.9),), "learned", "drop", min_tokens=4, threshold=0.25),
+    "specials protected": Recipe(((2, 0.5),), "learned", "drop", protect_special=True),
+}
+
+
+@pytest.fixture(scope="module", params=["compiled", "reference"])
+def encoder(request, plain):
+    try:
+        return SentenceEncoder(plain, backend="auto" if request.param == "compiled" else "reference", threads=2)
+    except Exception as error:  # no kernels for this machine
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def quick(plain):
+    """One encoder where the backend does not matter."""
+    return SentenceEncoder(plain, threads=1)
+
+
+def make_search(encoder, tasks=TASKS, journal=None, **changes):
+    values = {"shots": SHOTS, "seeds": SEEDS, "texts": (), "fit_texts": 30, "test_texts": 100} | changes
+    return Search(encoder, tasks, journal=journal, progress=False, **values)
+
+
+class Pruned:
+    def __init__(self, encoder, policy):
+        self.encoder, self.policy = encoder, policy
+
+    def encode(self, texts):
+        return self.encoder.encode(texts, pruning=self.policy)
+
+
+def by_hand(encoder, task, policy):
+    """Accuracies [shots, draws] with the public classes alone."""
+    rows = []
+    for count in SHOTS:
+        draws = [draw(task, count, seed) for seed in SEEDS]
+        fitted = [FewShotClassifier(Pruned(encoder, policy)).fit(one.train.texts, one.train.labels) for one in draws]
+        rows.append(
+            [
+                accuracy(one.test.labels, classifier.predict(one.test.texts).tolist())
+                for one, classifier in zip(draws, fitted, strict=True)
+            ]
+        )
+    return np.array(rows)
+
+
+# Limits
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mean_drop", -0.1),
+        ("mean_drop", math.nan),
+        ("mean_drop", "1"),
+        ("task_drop", math.inf),
+        ("task_drop", None),
+        ("confidence", 0.49),
+        ("confidence", 1),
+        ("confidence", math.nan),
+        ("confidence", 90),
+    ],
+)
+def test_bad_limits_are_refused_by_name(name, value):
+    with pytest.raises(InputError, match=f"{name} is {value!r}, wanted"):
+        Limits(**{name: value})
+
+
+def outcome(drops, recipe=RECIPES["attention"]):
+    return Outcome(recipe, {name: np.array(each, float) for name, each in drops.items()}, 0.5, np.zeros(8))
+
+
+def test_bounds_of_one_draw_are_the_means():
+    one = outcome({"a": [[1.0], [2.0]], "b": [[-3.0], [0.0]]})
+    assert one.mean_drop == 0
+    assert one.bounds(0.5) == one.bounds(0.9) == (0, 1.5)
+
+
+def test_bounds_of_several_draws():
+    one = outcome({"a": [[1, 2, 3]], "b": [[0, 0, 3], [0, 4, 5]]})  # draws of b, over the shots: 0, 2, 4
+    assert one.mean_drop == 2
+    assert one.bounds(0.5) == (2, 2)
+    errors = 1 / math.sqrt(3), 2 / math.sqrt(3)
+    t = 1.88562  # 90th percentile of Student's distribution with 2 degrees of freedom
+    mean, worst = one.bounds(0.9)
+    assert mean == pytest.approx(2 + t * math.hypot(*errors) / 2, rel=1e-5)
+    assert worst == pytest.approx(2 + t * errors[1], rel=1e-5)
+
+
+def test_the_worst_task_need_not_have_the_worst_mean():
+    one = outcome({"steady": [[3, 3]], "shaky": [[0, 4]]})
+    assert one.bounds(0.5)[1] == 3
+    assert one.bounds(0.9)[1] == pytest.approx(2 + 3.07768 * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("limits", "meets"),
+    [((2, 2, 0.5), True), ((1.9, 5, 0.5), False), ((5, 1.9, 0.5), False), ((2, 2, 0.6), False), ((50, 50, 0.9), True)],
+)
+def test_both_limits_have_to_hold(limits, meets):
+    assert outcome({"a": [[1, 2, 3]], "b": [[0, 2, 4]]}).meets(Limits(*limits)) is meets
+
+
+# Trials
+
+
+def test_accuracies_are_those_of_the_classifier(encoder):
+    for task in TASKS:
+        trial = Trial(task, SHOTS, SEEDS, 100)
+        assert len(set(trial.texts)) == len(trial.texts)
+        found = trial.accuracies(encoder.encode(trial.texts))
+        np.testing.assert_array_equal(found, by_hand(encoder, task, None))
+        assert 0 < found.mean() < 1  # else the comparison says little
+
+
+def test_at_most_so_many_test_texts():
+    texts = [f"text {i}" for i in range(100)]
+    whole = Draw(Examples(["a"], ["b"]), Examples(texts, [str(i) for i in range(100)]), [])
+    assert trials._smaller(whole, 100) is whole
+    found = trials._smaller(whole, 40).test
+    assert found == trials._smaller(whole, 40).test
+    assert len(set(found.texts)) == 40
+    assert all(text == f"text {label}" for text, label in zip(found.texts, found.labels, strict=True))
+    assert min(map(int, found.labels)) < 20
+    assert max(map(int, found.labels)) > 80
+    trial = Trial(TASKS[0], SHOTS, SEEDS, 5)
+    assert [len(each.test.texts) for row in trial.draws for each in row] == [5] * 4
+    assert trial.draws[0][0].train == draw(TASKS[0], SHOTS[0], SEEDS[0]).train
+
+
+def test_unlabelled_texts_are_shares_of_the_training_texts():
+    found = unlabelled_texts(TASKS, (), 15)
+    assert list(found) == ["shop", "bank", "road"]
+    for task in TASKS:
+        assert len(set(found[task.name])) == 5
+        assert set(found[task.name]) <= set(task.splits["train"].texts)
+    assert found == unlabelled_texts(TASKS, (), 15)
+    whole = unlabelled_texts(TASKS, ["mine", "yours", "mine"], 1000)
+    assert whole.pop("(texts)") == ["mine", "yours"]
+    assert {name: set(texts) for name, texts in whole.items()} == {
+        task.name: set(task.splits["train"].texts) for task in TASKS
+    }
+    assert [len(texts) for texts in unlabelled_texts(TASKS, (), 1).values()] == [1, 1, 1]
+
+
+def test_a_task_of_one_file_gives_what_it_has():
+    one = Task("one", {"all": TASKS[0].splits["train"]}, {}, "made up")
+    assert set(unlabelled_texts([one], (), 1000)["one"]) == set(TASKS[0].splits["train"].texts)
+
+
+# What a policy does
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_an_outcome_is_what_encoding_under_the_policy_gives(encoder, recipe):
+    search = make_search(encoder)
+    (found,) = search.run([recipe], 1000)
+    kept, work = [], []
+    for task, trial in zip(TASKS, search.trials, strict=True):
+        policy = recipe.policy(search.fitted(recipe, without=task.name) if recipe.is_fitted else None)
+        drops = 100 * (by_hand(encoder, task, None) - by_hand(encoder, task, policy))
+        np.testing.assert_allclose(found.drops[task.name], drops, atol=1e-9)
+        flags = [flag for text in encoder.pruned_tokens(trial.texts, pruning=policy) for flag in text.kept]
+        kept.append(np.mean(flags))
+        work.append(search.count(trial.texts, policy) / len(trial.texts))
+    assert found.tokens_kept == pytest.approx(np.mean(kept))
+    assert 0 < found.tokens_kept < 1
+    np.testing.assert_allclose(found.work, np.mean(work, axis=0))
+    assert found.mean_drop == pytest.approx(np.mean([each.mean() for each in found.drops.values()]))
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_embeddings_from_shared_states_are_those_of_encode(encoder, recipe):
+    search = make_search(encoder)
+    trial, policy = search.trials[2], search.policy(recipe)
+    want = recipe.score if recipe.score.startswith("attention") else "attention"
+    embeddings, _, _ = search._embed(trial, policy, search._states(trial, recipe.layer, want))
+    np.testing.assert_allclose(embeddings, encoder.encode(trial.texts, pruning=policy), atol=2e-5)
+
+
+def test_recipes_of_one_layer_share_its_states(quick, monkeypatch):
+    calls = []
+    states = Search._states
+    monkeypatch.setattr(
+        Search, "_states", lambda self, trial, *rest: calls.append((trial.name, *rest)) or states(self, trial, *rest)
+    )
+    names = ("attention", "restored", "threshold", "attention_value, merged")
+    search = make_search(quick)
+    outcomes = search.run([RECIPES[name] for name in names], 1000)
+    assert sorted(calls) == sorted(
+        [(task.name, 1, "attention") for task in TASKS] + [(task.name, 0, "attention_value") for task in TASKS]
+    )
+    assert [str(each.recipe) for each in outcomes] == [str(RECIPES[name]) for name in names]
+
+
+def test_prompts_and_fewer_dimensions_count(plain):
+    recipe = RECIPES["restored"]
+    other = SentenceEncoder(plain, threads=1, truncate_dim=12, prompts={"q": "tell me: "}, default_prompt_name="q")
+    search = make_search(other)
+    trial, policy = search.trials[0], search.policy(recipe)
+    embeddings, kept, _ = search._embed(trial, policy, search._states(trial, 1, "attention"))
+    assert embeddings.shape[1] == 12
+    np.testing.assert_allclose(embeddings, other.encode(trial.texts, pruning=policy), atol=2e-5)
+    flags = [flag for text in other.pruned_tokens(trial.texts, pruning=policy) for flag in text.kept]
+    assert kept == pytest.approx(np.mean(flags))
+    alone = make_search(other, TASKS[:1])
+    texts = ["tell me: " + text for text in alone.unlabelled["shop"]]
+    assert alone.fitted(recipe) == fit(other.identity.weights, measure(other, texts, (1,)))
+    settings = [make_search(each).key for each in (other, SentenceEncoder(plain, threads=1))]
+    assert settings[0] != settings[1]
+
+
+# Fitted arrays
+
+
+def policies_used(search, recipe, monkeypatch):
+    """Task -> the policy that it was tried with."""
+    used, embed = {}, search._embed
+
+    def spying(trial, policy, states):
+        used[trial.name] = policy
+        return embed(trial, policy, states)
+
+    monkeypatch.setattr(search, "_embed", spying)
+    search.run([recipe], 1000)
+    return used
+
+
+@pytest.mark.parametrize("name", ["restored in two stages", "threshold"])
+def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
+    recipe = RECIPES[name]
+    layers = [layer for layer, _ in recipe.stages]
+    search = make_search(quick, texts=["where is my new card please", "play some music for me"])
+    moments = {name: measure(quick, texts, layers) for name, texts in search.unlabelled.items()}
+    assert list(moments) == ["shop", "bank", "road", "(texts)"]
+    used = policies_used(search, recipe, monkeypatch)
+    for task in TASKS:
+        others = add_moments([moments[name] for name in moments if name != task.name])
+        fitted = fit(quick.identity.weights, others, by_threshold=recipe.threshold is not None)
+        assert_close(used[task.name].fitted, used[task.name].needed(fitted))
+    everything = fit(
+        quick.identity.weights, add_moments(list(moments.values())), by_threshold=recipe.threshold is not None
+    )
+    final = search.policy(recipe, {"made": "here"})
+    assert_close(final.fitted, final.needed(everything))
+    assert final.provenance == {"made": "here"}
+
+
+def assert_close(one, other):
+    assert one.model == other.model
+    for mine, wanted in ((one.scorers, other.scorers), (one.restore, other.restore)):
+        assert mine.keys() == wanted.keys()
+        for layer in mine:
+            np.testing.assert_allclose(mine[layer].weight, wanted[layer].weight, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(mine[layer].bias, wanted[layer].bias, rtol=1e-3, atol=1e-5)
+
+
+def test_a_task_is_tried_with_arrays_that_never_saw_it(quick, monkeypatch):
+    recipe = RECIPES["restored"]
+    before = policies_used(make_search(quick), recipe, monkeypatch)
+    changed = [tiny_task("shop", 7), *TASKS[1:]]
+    after = policies_used(make_search(quick, changed), recipe, monkeypatch)
+    assert after["shop"].fitted == before["shop"].fitted
+    assert after["bank"].fitted != before["bank"].fitted
+    assert after["road"].fitted != before["road"].fitted
+
+
+def test_labels_and_test_texts_play_no_part_in_the_arrays(quick):
+    train, test = TASKS[0].splits["train"], TASKS[0].splits["test"]
+    relabelled = Task("shop", {"train": Examples(train.texts, train.labels[::-1]), "test": test}, {}, "")
+    other_test = Task("shop", {"train": train, "test": tiny_task("", 5).splits["test"]}, {}, "")
+    recipe = RECIPES["restored"]
+    wanted = make_search(quick).fitted(recipe)
+    for task in (relabelled, other_test):
+        assert make_search(quick, [task, *TASKS[1:]]).fitted(recipe) == wanted
+
+
+def test_other_tasks_to_fit_on(quick, monkeypatch):
+    recipe, others = RECIPES["restored"], [tiny_task("a", 5), tiny_task("b", 6)]
+    search = make_search(quick, fit_on=others)
+    assert list(search.unlabelled) == ["a", "b"]
+    used = policies_used(search, recipe, monkeypatch)
+    assert {policy.fitted for policy in used.values()} == {make_search(quick, others).policy(recipe).fitted}
+    assert search.key != make_search(quick).key != make_search(quick, fit_on=others[:1]).key
+
+
+def test_one_task_alone_is_fitted_on_itself(quick, monkeypatch):
+    recipe, search = RECIPES["restored"], make_search(quick, TASKS[:1])
+    used = policies_used(search, recipe, monkeypatch)
+    assert used["shop"].fitted == search.policy(recipe).fitted
+    search = make_search(quick, TASKS[:1], texts=["where is my new card please"])
+    used = policies_used(search, recipe, monkeypatch)
+    alone = fit(quick.identity.weights, measure(quick, ["where is my new card please"], (1,)))
+    assert used["shop"].fitted == used["shop"].needed(alone)
+
+
+# What is not tried
+
+
+def tried(search, recipes, drop, limit, monkeypatch):
+    """The recipes that are tried when each drops as much as `drop` says."""
+    asked = []
+
+    def made_up(recipe, states):
+        asked.append(recipe)
+        return outcome({"a": [[drop(recipe)]]}, recipe)
+
+    monkeypatch.setattr(search, "_outcome", made_up)
+    outcomes = search.run(recipes, limit)
+    assert [each.recipe for each in outcomes] == [recipe for recipe in recipes if recipe in asked]
+    return [each.recipe for each in outcomes]
+
+
+def test_stronger_ones_of_a_hopeless_kind_are_skipped(quick, monkeypatch):
+    kinds = [("attention", "drop"), ("attention", "merge")]
+    recipes = [
+        Recipe(((layer, quantile),), *kind) for kind in kinds for layer in (0, 1) for quantile in (0.2, 0.4, 0.6, 0.8)
+    ]
+    limit = 1.0
+
+    def drop(recipe):
+        hopeless = recipe.reduce == "merge" and recipe.layer == 1 and recipe.stages[0][1] >= 0.4
+        return limit + HOPELESS + (0.01 if hopeless else 0)
+
+    skipped = [recipe for recipe in recipes[12:] if recipe.stages[0][1] > 0.4]
+    assert tried(make_search(quick), recipes, drop, limit, monkeypatch) == [
+        recipe for recipe in recipes if recipe not in skipped
+    ]
+    assert len(skipped) == 2
+
+
+def test_what_is_not_stronger_in_every_respect_is_tried(quick, monkeypatch):
+    base = Recipe(((1, 0.4),), "attention", "drop")
+    others = [
+        replace(base, stages=((1, 0.3),)),
+        replace(base, stages=((1, 0.5),), min_tokens=8),
+        replace(base, stages=((1, 0.5),), protect_special=True),
+        replace(base, stages=((2, 0.5),)),
+    ]
+    assert tried(make_search(quick), [base, *others], lambda _: 99.0, 1.0, monkeypatch) == [base, *others]
+    two = replace(base, stages=((1, 0.4), (2, 0.7)))
+    assert tried(make_search(quick), [two, others[0]], lambda _: 99.0, 1.0, monkeypatch) == [two, others[0]]
+    one_stage = replace(base, stages=((1, 0.5),))  # milder than the two together, perhaps
+    assert tried(make_search(quick), [two, one_stage], lambda _: 99.0, 1.0, monkeypatch) == [two, one_stage]
+    assert tried(make_search(quick), [replace(two, stages=((1, 0.5), (2, 0.7))), two], lambda _: 9.0, 0, monkeypatch)
+    both = [two, replace(two, stages=((1, 0.5), (2, 0.7)))]
+    assert tried(make_search(quick), both, lambda _: 99.0, 1.0, monkeypatch) == both[:1]
+
+
+# The journal
+
+
+def assert_same(found, wanted):
+    assert [each.recipe for each in found] == [each.recipe for each in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        assert one.drops.keys() == other.drops.keys()
+        for name in one.drops:
+            np.testing.assert_array_equal(one.drops[name], other.drops[name])
+        np.testing.assert_array_equal(one.work, other.work)
+        assert one.tokens_kept == other.tokens_kept
+
+
+FEW = [RECIPES[name] for name in ("attention", "restored", "attention of two stages")]
+
+
+def test_what_is_in_the_journal_is_not_computed_again(quick, tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "run.jsonl")
+    assert not len(journal)
+    first = make_search(quick, journal=journal).run(FEW, 1000)
+    assert (tmp_path / "run.jsonl").is_file()
+    assert len(journal) == len(FEW) + len(TASKS)
+
+    def forbidden(*_, **__):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(search_module, "forward", forbidden)
+    monkeypatch.setattr(SentenceEncoder, "encode", forbidden)
+    monkeypatch.setattr(search_module, "measure", forbidden)
+    monkeypatch.setattr(Trial, "accuracies", forbidden)
+    for again in (journal, Journal(tmp_path / "run.jsonl")):
+        assert_same(make_search(quick, journal=again).run(FEW, 1000), first)
+    for changes in ({"shots": (1,)}, {"seeds": (0,)}, {"texts": ["some more text to fit on"]}, {"test_texts": 5}):
+        with pytest.raises(AssertionError, match="computed again"):
+            make_search(quick, journal=journal, **changes).run(FEW, 1000)
+    with pytest.raises(AssertionError, match="computed again"):
+        make_search(quick, [tiny_task("shop", 7), *TASKS[1:]], journal=journal).run(FEW, 1000)
+
+
+def test_other_texts_of_the_same_number_are_another_key(quick):
+    keys = [make_search(quick, texts=texts).key for texts in ((), ["a b c"], ["a b d"], ["a b c", "a b c"])]
+    assert keys[1] == keys[3]
+    assert keys[0] != keys[1] != keys[2]
+
+
+def test_an_interrupted_run_goes_on(quick, tmp_path, monkeypatch):
+    wanted = make_search(quick).run(FEW, 1000)
+    calls = []
+
+    def counting(blocks, batch, *rest):
+        calls.append(batch)
+        return forward(blocks, batch, *rest)
+
+    monkeypatch.setattr(search_module, "forward", counting)
+    make_search(quick).run(FEW, 1000)
+    everything = len(calls)
+
+    def interrupted(blocks, batch, *rest):
+        if len(calls) > everything // 2:
+            raise KeyboardInterrupt
+        return counting(blocks, batch, *rest)
+
+    calls.clear()
+    monkeypatch.setattr(search_module, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_search(quick, journal=Journal(tmp_path / "run.jsonl")).run(FEW, 1000)
+    finished = Journal(tmp_path / "run.jsonl")
+    assert 0 < len(finished) < len(FEW) + len(TASKS)
+    calls.clear()
+    monkeypatch.setattr(search_module, "forward", counting)
+    assert_same(make_search(quick, journal=finished).run(FEW, 1000), wanted)
+    assert 0 < len(calls) < everything
+
+
+def test_tasks_need_names_of_their_own(quick):
+    for tasks, names in (([], "none"), ([TASKS[0], TASKS[0]], "shop, shop")):
+        with pytest.raises(InputError, match=f"the tasks are {names}, wanted at least one, each with its own name"):
+            make_search(quick, tasks)
+
+
+def test_the_drop_of_another_encoder(quick, plain):
+    search = make_search(quick)
+    other = SentenceEncoder(plain, precision="int8", threads=1)
+    wanted = [100 * (by_hand(quick, task, None) - by_hand(other, task, None)).mean() for task in TASKS]
+    assert search.drop(other, None) == pytest.approx(np.mean(wanted))
+    policy = RECIPES["attention"].policy(None)
+    wanted = [100 * (by_hand(quick, task, None) - by_hand(quick, task, policy)).mean() for task in TASKS]
+    assert search.drop(quick, policy) == pytest.approx(np.mean(wanted))
+    assert search.drop(quick, None) == 0
+
+
+def test_work_without_pruning(quick):
+    search = make_search(quick)
+    lengths = [[len(each.tokens) for each in quick.pruned_tokens(trial.texts, pruning=None)] for trial in search.trials]
+    work = search.unpruned_work()
+    assert work[0] == 1
+    assert work[1] == pytest.approx(np.mean([np.mean(each) for each in lengths]))
+    assert work[2] == pytest.approx(3 * work[1])
+    assert work[3] == pytest.approx(3 * np.mean([np.square(each).mean() for each in lengths]))
+    assert not work[4:].any()
+    assert random_models.find_spec("plain").num_hidden_layers == search.num_layers

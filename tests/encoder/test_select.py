@@ -1,0 +1,345 @@
+"""Taking rows out and mapping them: the kernels against NumPy, bit for bit where the sums are in the same order."""
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise, product
+
+import guarded
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_tools import BUILDS, LEVELS, any_kernels, kernels_of, normal, offsets_of, pruned, why_not
+
+from minitrans.backends.compiled import CompiledBlocks
+from minitrans.backends.reference import ReferenceBlocks
+from minitrans.backends.workspace import PROJECTIONS
+from minitrans.encoder.selection import Ranking, kept_count, score_rows, select
+from minitrans.errors import InputError
+from minitrans.kernels.library.loading import AHEAD, IN_TIME
+from minitrans.models.parameters import Linear
+
+SPECS = {spec.hidden_size: spec for spec in guarded.SPECS if spec.hidden_size in (8, 9, 17, 24, 31, 32, 40, 128)}
+by_level = pytest.mark.parametrize("level", LEVELS)
+
+
+@pytest.fixture(scope="module", params=product(LEVELS, BUILDS), ids=lambda chosen: f"{chosen[0]} {chosen[1]}")
+def kernels(request):
+    level, built = request.param
+    return kernels_of(built, level)
+
+
+@cache
+def blocks_of(level, width=32, precision="float32"):
+    """The blocks of a level's kernels, or the reference's."""
+    parameters = guarded.parameters_of(SPECS[width], precision)
+    return ReferenceBlocks(parameters) if level == "reference" else CompiledBlocks(parameters, any_kernels(level))
+
+
+@pytest.fixture(scope="module", params=["reference", *LEVELS])
+def any_blocks(request):
+    return blocks_of(request.param)
+
+
+@st.composite
+def cases(draw):
+    """Hidden states, offsets and what is asked for."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    lengths = draw(st.lists(st.integers(0, 20) | st.sampled_from([0, 1, 63, 64, 65, 300]), max_size=5))
+    width, random = draw(st.sampled_from(sorted(SPECS))), np.random.default_rng(seed)
+    rows = sum(lengths)
+    scores = {
+        "ties": random.integers(0, 4, rows),
+        "all equal": np.zeros(rows),
+        "signed zeros": random.choice([0.0, -0.0], rows),
+        "any": random.standard_normal(rows),
+        "with infinities": random.choice([-np.inf, -1, 0, 1, np.inf], rows),
+        "scorer": None,
+    }[draw(st.sampled_from(["ties", "all equal", "signed zeros", "any", "with infinities", "scorer"]))]
+    scorer = Linear(normal(seed, 1, width), normal(seed + 1, 1))
+    least = draw(
+        st.just(kept_count(np.array(lengths, np.int64), draw(st.floats(0, 0.99)), draw(st.integers(1, 9))))
+        | st.just(random.integers(-2, 12, len(lengths)))
+    )
+    ranking = Ranking(
+        None if scores is None else scores.astype(np.float32),
+        scorer,
+        least.astype(np.int64),
+        draw(st.sampled_from([np.inf, -np.inf, 0.0, 1.0]) | st.floats(-3, 3)),
+        draw(st.sampled_from([0, 0, 1, 2, 400])),
+        draw(st.sampled_from([0, 0, 1, 3])),
+        draw(st.booleans()),
+    )
+    return normal(seed + 2, rows, width), offsets_of(lengths), ranking
+
+
+def check_same(seen, wanted):
+    """Hidden, scores, kept, offsets and sums, bit for bit."""
+    for mine, other in zip(seen, wanted, strict=True):
+        if other is None:
+            assert mine is None
+        else:
+            assert mine.dtype == other.dtype
+            assert mine.shape == other.shape
+            assert mine.tobytes() == other.tobytes() or np.array_equal(mine, other)
+
+
+def flat(selected):
+    hidden, selection, sums = selected
+    return [hidden, selection.scores, selection.kept, selection.offsets, sums]
+
+
+def check_against_numpy(seen, hidden, offsets, ranking):
+    scores = seen[1]
+    if ranking.scores is None:
+        exact = hidden.astype(np.float64) @ ranking.scorer.weight[0].astype(np.float64) + ranking.scorer.bias[0]
+        size = np.abs(hidden).astype(np.float64) @ np.abs(ranking.scorer.weight[0]) + np.abs(ranking.scorer.bias[0])
+        bound = (hidden.shape[1] + 2) * 2.0**-24 * size  # as of any sum of so many products
+        assert (np.abs(scores - exact) <= bound).all()
+        assert (np.abs(score_rows(hidden, ranking) - exact) <= bound).all()
+    check_same(seen, flat(select(hidden, offsets, dataclasses.replace(ranking, scores=scores))))
+
+
+@settings(max_examples=60)
+@given(case=cases())
+def test_the_kernel_alone(kernels, case):
+    hidden, offsets, ranking = case
+    before = [array.tobytes() for array in (hidden, offsets, ranking.least)]
+    check_against_numpy(pruned(kernels, hidden, offsets, ranking), hidden, offsets, ranking)
+    assert [array.tobytes() for array in (hidden, offsets, ranking.least)] == before
+
+
+@by_level
+@settings(max_examples=60)
+@given(case=cases(), precision=st.sampled_from(["float32", "int8"]))
+def test_select_of_the_backend(level, case, precision):
+    hidden, offsets, ranking = case
+    seen = blocks_of(level, hidden.shape[1], precision).select(hidden, offsets, ranking)
+    check_against_numpy(flat(seen), hidden, offsets, ranking)
+    assert seen[1].target is None
+    if ranking.scores is not None:
+        assert seen[1].scores is ranking.scores
+
+
+@by_level
+def test_both_builds_give_the_same_bits(level):
+    ahead, in_time = (kernels_of(built, level) for built in (AHEAD, IN_TIME))
+    for width in SPECS:
+        hidden, offsets = normal(width, 70, width), offsets_of([31, 0, 1, 38])
+        ranking = Ranking(None, Linear(normal(1, 1, width), normal(2, 1)), np.array([9, 0, 1, 4]), 1.0, 1, 1, True)
+        check_same(pruned(ahead, hidden, offsets, ranking), pruned(in_time, hidden, offsets, ranking))
+
+
+@settings(max_examples=40)
+@given(case=cases())
+def test_a_text_is_ranked_by_itself(any_blocks, case):
+    """Scores and all that follows, whatever the other texts are."""
+    hidden, offsets, ranking = case
+    hidden = np.resize(hidden, (len(hidden), 32))
+    ranking = dataclasses.replace(ranking, scorer=Linear(normal(5, 1, 32), normal(6, 1)))
+    left, selection, sums = any_blocks.select(hidden, offsets, ranking)
+    for b, (begin, end) in enumerate(pairwise(offsets.tolist())):
+        scores = None if ranking.scores is None else ranking.scores[begin:end].copy()
+        alone = dataclasses.replace(ranking, scores=scores, least=ranking.least[b : b + 1].copy())
+        mine = flat(any_blocks.select(hidden[begin:end].copy(), np.array([0, end - begin]), alone))
+        rows = slice(*selection.offsets[b : b + 2])
+        check_same(
+            mine,
+            [
+                left[rows],
+                selection.scores[begin:end],
+                selection.kept[rows] - begin,
+                selection.offsets[b : b + 2] - rows.start,
+                None if sums is None else sums[b : b + 1],
+            ],
+        )
+
+
+@by_level
+def test_scores_that_are_not_numbers_do_no_harm(level):
+    """What they select is nobody's concern: the encoder reports them. Nothing else may be touched."""
+    hidden, offsets = normal(1, 40, 32), offsets_of([17, 0, 23])
+    hidden[[3, 20, 21]] = np.nan
+    for scores in (
+        None,
+        np.where(np.arange(40) % 3, np.float32(1), np.float32(np.nan)),
+        np.full(40, np.nan, np.float32),
+    ):
+        scorer = Linear(normal(2, 1, 32), normal(3, 1))
+        ranking = Ranking(scores, scorer, np.array([5, 0, 5]), 1.0, 1, 1, True)
+        kept = pruned(any_kernels(level), hidden, offsets, ranking)[2]
+        assert (np.diff(kept) > 0).all()
+        assert set(kept.tolist()) <= set(range(40))
+
+
+@by_level
+def test_select_with_helpers(level):
+    blocks = blocks_of(level)
+    hidden, offsets = normal(1, 200, 32), offsets_of([63, 0, 1, 136])
+    ranking = Ranking(None, Linear(normal(2, 1, 32), normal(3, 1)), np.array([9, 0, 1, 30]), 1.0, 1, 1, True)
+    weight = normal(4, 32, 32)
+    wanted, projected = flat(blocks.select(hidden, offsets, ranking)), blocks.project(hidden, weight)
+    with guarded.every_chunk_shared():
+        for _ in range(20):
+            with blocks.chunk(200, helpers=3) as inside:
+                check_same(flat(inside.select(hidden, offsets, ranking)), wanted)
+                assert np.array_equal(inside.project(hidden, weight), projected)
+
+
+# Linear maps
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(0, 70),
+    width=st.sampled_from(sorted(SPECS)),
+    precision=st.sampled_from(["float32", "int8"]),
+    level=st.sampled_from(["reference", *LEVELS]),
+)
+def test_project(seed, rows, width, precision, level):
+    blocks = blocks_of(level, width, precision)
+    x, weight = normal(seed, rows, width), normal(seed + 1, width, width)
+    before = x.tobytes(), weight.tobytes()
+    seen = blocks.project(x, weight)
+    assert seen.dtype == np.float32
+    assert seen.shape == x.shape
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    bound = (width + 2) * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(weight.T))
+    assert (np.abs(seen - exact) <= bound).all()
+    assert (x.tobytes(), weight.tobytes()) == before
+    for row in range(rows):
+        assert np.array_equal(blocks.project(x[row : row + 1].copy(), weight)[0], seen[row])
+    again = np.random.default_rng(seed).permutation(rows)
+    assert np.array_equal(blocks.project(x[again], weight), seen[again])
+
+
+def test_results_of_project_are_their_own(any_blocks):
+    x, weight = normal(1, 5, 32), normal(2, 32, 32)
+    first = any_blocks.project(x, weight)
+    kept = first.copy()
+    any_blocks.project(x + 1, weight)
+    any_blocks.embed(np.arange(5), np.array([0, 5]))
+    assert np.array_equal(first, kept)
+
+
+def test_many_maps_from_several_threads(any_blocks):
+    """More maps than are kept laid out, some of them gone in between and their addresses taken by others."""
+    lasting = [normal(seed, 32, 32) for seed in range(PROJECTIONS + 5)]
+    barrier = threading.Barrier(3, timeout=60)
+
+    def call(shift):
+        random = np.random.default_rng(shift)
+        barrier.wait()
+        for turn in range(300):
+            weight = lasting[random.integers(len(lasting))] if turn % 2 else normal(1000 * shift + turn, 32, 32)
+            x = normal(turn, 1 + turn % 4, 32)
+            with any_blocks.chunk(len(x), 0) as inside:
+                seen = inside.project(x, weight)
+            np.testing.assert_allclose(seen, x @ weight.T, rtol=0, atol=2e-4)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(call, range(3)))
+
+
+@by_level
+def test_maps_that_are_kept_do_not_pile_up(level):
+    blocks = CompiledBlocks(guarded.parameters_of(SPECS[32], "float32"), any_kernels(level))
+    with blocks.chunk(4, 0) as inside:
+        for seed in range(3 * PROJECTIONS):
+            inside.project(normal(1, 4, 32), normal(seed, 32, 32))
+        assert len(blocks._projections) <= PROJECTIONS
+        assert len(inside._chunk.workspace._projections) <= PROJECTIONS
+
+
+# What comes from outside
+
+
+def compiled_blocks():
+    if not LEVELS or (why_not(AHEAD) and why_not(IN_TIME)):
+        pytest.skip("there are no kernels for this machine")
+    return blocks_of(LEVELS[0])
+
+
+def good_call():
+    scorer = Linear(normal(3, 1, 32), normal(4, 1))
+    return {
+        "hidden": normal(1, 14, 32),
+        "offsets": offsets_of([5, 0, 9]),
+        "scores": normal(2, 14),
+        "scorer": scorer,
+        "least": np.array([3, 0, 4]),
+    }
+
+
+def call_select(hidden, offsets, scores, scorer, least):
+    return compiled_blocks().select(hidden, offsets, Ranking(scores, scorer, least, sums=True))
+
+
+def scorer_like(change):
+    return lambda scorer: Linear(change(scorer.weight), scorer.bias)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("hidden", lambda hidden: hidden.astype(np.float64), r"hidden is float64"),
+        ("hidden", lambda hidden: hidden[:, :31].copy(), r"hidden is float32 \[14, 31\], wanted"),
+        ("hidden", lambda hidden: hidden.ravel(), r"hidden is float32 \[448\], wanted"),
+        ("hidden", lambda hidden: np.asfortranarray(hidden), "hidden is float32"),
+        ("hidden", lambda hidden: hidden[:13], "wanted to rise from 0 to 13"),
+        ("scores", lambda scores: scores.astype(np.float64), r"scores is float64 \[14\]"),
+        ("scores", lambda scores: scores[:13], r"scores is float32 \[13\]"),
+        ("scores", lambda scores: scores[:, None], r"scores is float32 \[14, 1\]"),
+        ("scores", lambda scores: np.repeat(scores, 2)[::2], "scores is float32"),
+        ("scores", lambda _: None, None),
+        ("least", lambda least: least.astype(np.int32), r"least is int32 \[3\]"),
+        ("least", lambda least: least[:2], r"least is int64 \[2\], wanted C-contiguous int64 \[3\]"),
+        ("least", lambda least: np.repeat(least, 2)[::2], "least is int64"),
+        ("offsets", lambda offsets: offsets.astype(np.int32), "offsets is int32"),
+        ("offsets", lambda offsets: np.repeat(offsets, 2)[::2], "offsets is int64"),
+        ("offsets", lambda offsets: offsets + 1, "wanted to rise from 0 to 14"),
+        ("offsets", lambda offsets: offsets[[0, 3, 1, 3]], "wanted to rise"),
+        ("offsets", lambda offsets: np.array([0, 2**62, -(2**62), 14]), "wanted to rise"),
+        ("offsets", lambda offsets: offsets[:0], "wanted"),
+        ("scorer", scorer_like(lambda weight: weight.astype(np.float64)), "scorer is float64"),
+        ("scorer", scorer_like(lambda weight: weight[:, :31]), r"scorer is float32 \[1, 31\]"),
+        ("scorer", scorer_like(lambda weight: np.repeat(weight, 2, axis=0)), r"scorer is float32 \[2, 32\]"),
+        ("scorer", scorer_like(lambda weight: weight[0]), r"scorer is float32 \[32\]"),
+        ("scorer", scorer_like(lambda weight: np.repeat(weight, 2, axis=1)[:, ::2]), "scorer is float32"),
+        ("scorer", lambda _: None, "neither scores nor a scorer"),
+    ],
+)
+def test_arrays_that_select_refuses(field, change, message):
+    call = good_call()
+    call_select(**call)
+    if field == "scorer":
+        call["scores"] = None
+        call_select(**call)
+    changed = call | {field: change(call[field])}
+    if message is None:
+        call_select(**changed)
+        return
+    with pytest.raises(InputError, match=message):
+        call_select(**changed)
+    call_select(**call)
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "message"),
+    [
+        (normal(1, 3, 31), normal(2, 32, 32), r"x is float32 \[3, 31\]"),
+        (normal(1, 3, 32).astype(np.float64), normal(2, 32, 32), r"x is float64"),
+        (np.asfortranarray(normal(1, 3, 32)), normal(2, 32, 32), r"x is float32"),
+        (normal(1, 3, 32), normal(2, 32, 31), r"weight is float32 \[32, 31\]"),
+        (normal(1, 3, 32), normal(2, 31, 32), r"weight is float32 \[31, 32\]"),
+        (normal(1, 3, 32), normal(2, 32, 32).T, r"weight is float32"),
+        (normal(1, 3, 32), normal(2, 32, 32).astype(np.float16), r"weight is float16"),
+    ],
+)
+def test_arrays_that_project_refuses(x, weight, message):
+    with pytest.raises(InputError, match=message):
+        compiled_blocks().project(x, weight)
+    compiled_blocks().project(normal(1, 3, 32), normal(2, 32, 32))
