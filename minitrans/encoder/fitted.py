@@ -30,7 +30,8 @@ class Fitted:
 
     Args:
         model: `Identity.weights` of the model they were fitted for.
-        scorers: layer -> map [1, H] to the logarithm of what the embedding would lose with the token (adaptation/fitting.py).
+        scorers: layer -> map [1, H] to the logarithm of the shift of the embedding without the token
+            (see adaptation/fitting.py).
         restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
         lengths: tokens of the shortest and of the longest text that they were fitted on; None where that is not known.
 

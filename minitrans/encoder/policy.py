@@ -46,7 +46,8 @@ class PruningPolicy:
         layer: l, 0-based.
         score: the importance of token j: "attention" is the mean over heads and queries of the attention that
             j receives; "attention_value" weights it by the norm of j's value vector; "learned" is a fitted linear
-            function of j's hidden state (adaptation/fitting.py); "random" and "first" (earlier is more important) are controls.
+            function of j's hidden state (adaptation/fitting.py); "random" and "first" (earlier is more important) are
+            controls.
         reduce: "drop" removes the rows; "merge" averages each into the most similar kept row, whose size then
             adds log(size) to its attention logit and weights it in the pooling; "restore" adds to the pooling what a
             fitted linear map expects each dropped row to have become.

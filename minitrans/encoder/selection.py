@@ -1,4 +1,4 @@
-"""Importance scores -> the rows that stay, and what happens to the rest (arXiv 2408.11799; fields: encoder/policy.py)."""
+"""Importance scores -> the rows that stay, and what happens to the others (arXiv 2408.11799; see encoder/policy.py)."""
 
 from __future__ import annotations
 
