@@ -19,15 +19,17 @@ import numpy as np
 
 from minitrans import __version__
 from minitrans.adaptation.costs import CostModel, fit_cost_model
-from minitrans.adaptation.fitting import Recorder
 from minitrans.adaptation.recipes import Recipe, front, grid, neighbours, new_ones
 from minitrans.adaptation.search import Limits, Outcome, Search
+from minitrans.backends import load_blocks
 from minitrans.columns import str_items
 from minitrans.data.tasks import Task
 from minitrans.encoder.policy import RESTORABLE, PruningPolicy
 from minitrans.errors import InputError, PolicyError
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.models.quantization import with_precision
+from minitrans.models.weights import load_parameters
 from minitrans.sentences.call import measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
@@ -279,11 +281,13 @@ def _competitors(
     """Fewer layers, and the other precision, without and with the policy."""
     found: dict[str, tuple[SentenceEncoder, PruningPolicy | None]] = {}
     layers = encoder.config.num_hidden_layers
+    parameters = with_precision(load_parameters(encoder.folder), encoder.precision)
     choices: list[tuple[PruningPolicy | None, str]] = [(None, ""), (policy, " + policy")]
     for fewer in sorted({layers - 1, layers - 2, layers // 2} & {*range(1, layers)}, reverse=True):
         shallow = copy.copy(encoder)
-        shallow.blocks = Recorder(encoder.blocks, num_layers=fewer)
         shallow.config = replace(encoder.config, num_hidden_layers=fewer)
+        less = replace(parameters, config=shallow.config, layers=parameters.layers[:fewer])
+        shallow.blocks = load_blocks(encoder.backend, less)
         for each, suffix in choices:
             if each is None or max(each.plan) < fewer:
                 found[f"{fewer} layers{suffix}"] = shallow, each

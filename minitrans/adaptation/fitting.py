@@ -11,8 +11,7 @@ Dimension letters: see models/parameters.py; F = H + 1, the hidden state and a c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import TypeAlias, TypeVar
@@ -22,16 +21,15 @@ from numpy.typing import NDArray
 
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.fitted import Fitted
-from minitrans.encoder.forward import Encoded, Start, forward
+from minitrans.encoder.forward import Encoded, Start, forward, start_behind
 from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
 from minitrans.encoder.pooling import normalized, pool_encoded
-from minitrans.encoder.selection import Ranking, Selection
 from minitrans.errors import InputError
 from minitrans.models.parameters import Float32, Linear
 from minitrans.models.sentence import PoolingConfig
+from minitrans.sentences.batches import CHUNK_TOKENS, by_length, over_batches
 from minitrans.sentences.call import Progress
 from minitrans.sentences.sentence_encoder import SentenceEncoder
-from minitrans.sentences.threads import in_order
 
 Float64: TypeAlias = NDArray[np.float64]
 T = TypeVar("T")
@@ -39,85 +37,6 @@ T = TypeVar("T")
 SHORTEST, LONGEST = 5, 40  # tokens of the texts that are measured: shorter ones are not pruned, longer ones are slow
 FLOOR = 1e-7  # the least shift that counts: below it is rounding
 CENTRED_RIDGE, RIDGE, RESTORE_RIDGE = 0.1, 0.01, 0.001  # of the mean of the Gram matrix's diagonal
-CHUNK_TOKENS = 1024
-BATCH = 64  # texts
-
-
-class Recorder:
-    """A backend's blocks, or the first layers of them, that keep what leaves the attention block of some layers."""
-
-    def __init__(
-        self, blocks: Blocks, layers: Sequence[int] = (), want: str | None = None, num_layers: int | None = None
-    ) -> None:
-        self.blocks, self.layers, self.want = blocks, layers, want
-        self.name = blocks.name
-        self.num_layers = blocks.num_layers if num_layers is None else num_layers
-        self.starts: dict[int, Start] = {}
-
-    def info(self) -> dict[str, str | None]:
-        """That of the blocks."""
-        return self.blocks.info()
-
-    def session(self) -> AbstractContextManager[None]:
-        """That of the blocks."""
-        return self.blocks.session()
-
-    @contextmanager
-    def chunk(self, rows: int, helpers: int) -> Iterator[Blocks]:
-        """That of the blocks."""
-        with self.blocks.chunk(rows, helpers) as inside:
-            yield Recorder(inside, self.layers, self.want, self.num_layers)
-
-    def embed(self, ids: NDArray[np.int64], offsets: NDArray[np.int64]) -> Float32:
-        """That of the blocks."""
-        return self.blocks.embed(ids, offsets)
-
-    def attention_block(
-        self, hidden: Float32, offsets: NDArray[np.int64], sizes: Float32 | None, layer: int, want: str | None
-    ) -> tuple[Float32, Float32 | None]:
-        """That of the blocks; the result is kept where it is wanted."""
-        if layer not in self.layers:
-            return self.blocks.attention_block(hidden, offsets, sizes, layer, want)
-        hidden, scores = self.blocks.attention_block(hidden, offsets, sizes, layer, self.want)
-        self.starts[layer] = Start(layer, hidden, scores)
-        return hidden, scores
-
-    def feed_forward_block(self, hidden: Float32, offsets: NDArray[np.int64], layer: int) -> Float32:
-        """That of the blocks."""
-        return self.blocks.feed_forward_block(hidden, offsets, layer)
-
-    def select(
-        self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
-    ) -> tuple[Float32, Selection, Float32 | None]:
-        """That of the blocks."""
-        return self.blocks.select(hidden, offsets, ranking)
-
-    def project(self, x: Float32, weight: Float32) -> Float32:
-        """That of the blocks."""
-        return self.blocks.project(x, weight)
-
-
-def batches(encoder: SentenceEncoder, texts: Sequence[str]) -> list[tuple[NDArray[np.int64], PackedBatch]]:
-    """Tokenised texts in batches of about equal length: which texts [B], and their tokens."""
-    tokenizer = encoder.tokenizer
-    ids = tokenizer.encode(list(texts)).ids
-    lengths = np.array([len(text) for text in ids], np.int64)
-    order = np.argsort(lengths, kind="stable")
-    parts = (order[part] for part in chunks(lengths[order].tolist(), BATCH, CHUNK_TOKENS))
-    return [(part, pack([ids[i] for i in part], tokenizer.prefix, tokenizer.suffix)) for part in parts]
-
-
-def on_threads(
-    encoder: SentenceEncoder, work: Callable[[Blocks, PackedBatch], T], packed: Sequence[PackedBatch]
-) -> Iterator[T]:
-    """``work`` on every batch, with the blocks to use, in order, inside the backend's session."""
-
-    def inside(batch: PackedBatch, helpers: int = 0) -> T:
-        with np.errstate(all="ignore"), encoder.blocks.chunk(len(batch.ids), helpers) as blocks:
-            return work(blocks, batch)
-
-    with encoder.blocks.session():
-        yield from in_order(inside, packed, encoder.threads)
 
 
 @dataclass(frozen=True)
@@ -164,7 +83,7 @@ def measure(
     Raises:
         InputError: no text of a fitting length.
     """
-    packed = [batch for _, batch in batches(encoder, sorted({*texts}))]
+    packed = [batch for _, batch in by_length(encoder.tokenizer, sorted({*texts}))]
     packed = [kept for batch in packed if len((kept := _fitting(batch)).ids)]
     if not packed:
         raise InputError(
@@ -172,18 +91,18 @@ def measure(
         )
 
     def work(blocks: Blocks, batch: PackedBatch) -> dict[int, Moments]:
-        recorder = Recorder(blocks, layers)
-        full = forward(recorder, batch)
-        embeddings = normalized(pool_encoded(full, encoder.pooling))  # [B, H]
-        return {
-            layer: _moments(start, full, _shifts(blocks, encoder.pooling, batch, start, embeddings))
-            for layer, start in recorder.starts.items()
-        }
+        found = {}
+        for layer in layers:
+            start = start_behind(blocks, batch, layer)
+            full = forward(blocks, batch, start=start)
+            embeddings = normalized(pool_encoded(full, encoder.pooling))  # [B, H]
+            found[layer] = _moments(start, full, _shifts(blocks, encoder.pooling, batch, start, embeddings))
+        return found
 
     bar = Progress(sum(len(batch.offsets) - 1 for batch in packed), progress)
     total: list[dict[int, Moments]] = []
     with bar:
-        for batch, found in zip(packed, on_threads(encoder, work, packed), strict=True):
+        for batch, found in zip(packed, over_batches(encoder.blocks, packed, work, encoder.threads), strict=True):
             total = [add_moments([*total, found])]
             bar.update(len(batch.offsets) - 1)
     return total[0]

@@ -11,33 +11,22 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import (
-    LONGEST,
-    SHORTEST,
-    Moments,
-    Recorder,
-    add_moments,
-    batches,
-    can_measure,
-    fit,
-    measure,
-    on_threads,
-)
+from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, add_moments, can_measure, fit, measure
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
 from minitrans.data.tasks import Task
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.fitted import Fitted
-from minitrans.encoder.forward import Start, forward
+from minitrans.encoder.forward import Start, forward, start_behind
 from minitrans.encoder.packing import PackedBatch
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import pool_encoded
@@ -45,8 +34,11 @@ from minitrans.errors import InputError
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import student_t
 from minitrans.models.parameters import Float32
+from minitrans.sentences.batches import Work, by_length, over_batches
 from minitrans.sentences.call import Progress, measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+T = TypeVar("T")
 
 HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
 
@@ -228,11 +220,12 @@ class Search:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
 
         def work(blocks: Blocks, batch: PackedBatch) -> Start:
-            recorder = Recorder(blocks, (layer,), want, num_layers=layer + 1)
-            forward(recorder, batch)
-            return recorder.starts[layer]
+            return start_behind(blocks, batch, layer, want)
 
-        return list(on_threads(self.encoder, work, trial.packed(self.encoder)))
+        return list(self._over(trial.packed(self.encoder), work))
+
+    def _over(self, batches: Sequence[PackedBatch], work: Work[T]) -> Iterator[T]:
+        return over_batches(self.encoder.blocks, batches, work, self.encoder.threads)
 
     def _embed(
         self, trial: Trial, policy: PruningPolicy, states: Sequence[Start]
@@ -248,7 +241,7 @@ class Search:
             encoded = forward(blocks, batch, policy, counter, start)
             return pool_encoded(encoded, self.encoder.pooling), len(encoded.rows), counter.work
 
-        parts = list(on_threads(self.encoder, work, trial.packed(self.encoder)))
+        parts = list(self._over(trial.packed(self.encoder), work))
         embeddings = np.empty((len(trial.texts), parts[0][0].shape[1]), np.float32)
         for which, part in zip(trial.places, parts, strict=True):
             embeddings[which] = part[0]
@@ -301,8 +294,8 @@ class Search:
             forward(blocks, batch, policy, counter)
             return counter.work
 
-        packed = [batch for _, batch in batches(self.encoder, prompted(self.encoder, texts))]
-        total: NDArray[np.float64] = np.sum(list(on_threads(self.encoder, work, packed)), axis=0)
+        packed = [batch for _, batch in by_length(self.encoder.tokenizer, prompted(self.encoder, texts))]
+        total: NDArray[np.float64] = np.sum(list(self._over(packed, work)), axis=0)
         return total
 
     def policy(self, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPolicy:

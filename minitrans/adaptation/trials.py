@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.adaptation.fitting import batches
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.data.tasks import Draw, Task, draw
 from minitrans.encoder.packing import PackedBatch
 from minitrans.evaluation.metrics import accuracy
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.models.parameters import Float32
+from minitrans.sentences.batches import by_length
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 from minitrans.sentences.threads import available_cpus, in_order
 
@@ -36,7 +36,7 @@ class Trial:
     def packed(self, encoder: SentenceEncoder) -> list[PackedBatch]:
         """The texts as tokens."""
         if not self._packed:
-            self._packed = batches(encoder, prompted(encoder, self.texts))
+            self._packed = by_length(encoder.tokenizer, prompted(encoder, self.texts))
         return [batch for _, batch in self._packed]
 
     @property

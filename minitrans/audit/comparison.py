@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.audit.checks import NUMBERS, PRUNING, Check, counted, judged
-from minitrans.audit.pairing import Paired, Stage, Tallies, Tally, Watch, distance_from_cut
-from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.blocks import Blocks, Tapped
 from minitrans.encoder.forward import Encoded, forward
-from minitrans.encoder.packing import PackedBatch, chunks, pack
+from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized, pool_encoded
+from minitrans.encoder.selection import Selection
 from minitrans.errors import MinitransError
 from minitrans.models.parameters import Float32
 from minitrans.models.sentence import PoolingConfig
 from minitrans.models.tokenization.tokenizer import Tokenizer
+from minitrans.sentences.batches import over_batches
 
 _PARAGRAPH = (
     "The parcel that I ordered on Monday has not arrived, although your message said that it would be here by noon. I "
@@ -155,29 +157,181 @@ def probe_texts(tokens: Sequence[str], tokenizer: Tokenizer) -> list[str]:
 # Runs
 
 
+@dataclass
+class Tally:
+    """Differences of one place, gathered over batches."""
+
+    largest: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+
+    def add(self, right: Float32, other: Float32) -> None:
+        """Two arrays of the same shape; ``right`` gives the measure."""
+        if right.size:
+            apart = np.abs(right.astype(np.float64) - other)
+            self.largest = float(np.maximum(self.largest, apart.max()))  # NaN stays
+            self.total += float(apart.sum())
+            self.squares += float(np.square(right, dtype=np.float64).sum())
+            self.count += right.size
+
+    @property
+    def relative(self) -> tuple[float, float]:
+        """Largest and mean difference, in root mean squares of the right numbers."""
+        unit = math.sqrt(self.squares / self.count) if self.count and self.squares > 0 else 1.0
+        return self.largest / unit, self.total / max(self.count, 1) / unit
+
+
+Tallies: TypeAlias = dict[str, Tally]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one pruning stage did to one text."""
+
+    layer: int
+    scores: Float32  # [n]
+    kept: NDArray[np.int64]  # [k] of these rows, ascending
+
+
+class Differences:
+    """A tap on one backend's blocks: runs each of them on another backend too, and notes how far apart they are.
+
+    Args:
+        other: the backend that is compared with the one that is tapped.
+    """
+
+    def __init__(self, other: Blocks) -> None:
+        self.other = other
+        self.blocks: Tallies = {}
+        self.scores = 0.0  # largest difference of a score, in means of the text's scores
+        self.moved = 0.0  # likewise: how far from the cut a row was that only one of the two kept
+
+    def __call__(self, block: str, arguments: tuple[Any, ...], right: Any) -> None:
+        """Called by `Tapped`."""
+        other = getattr(self.other, block)(*arguments)
+        if block == "embed":
+            self._note("embeddings", right, other)
+        elif block == "attention_block":
+            _, offsets, _, layer, _ = arguments
+            self._note(f"attention {layer}", right[0], other[0])
+            if right[1] is not None and other[1] is not None:
+                self._note_scores(right[1], other[1], offsets)
+        elif block == "feed_forward_block":
+            self._note(f"feed-forward {arguments[2]}", right, other)
+        elif block == "select":
+            _, offsets, ranking = arguments
+            self._note_scores(right[1].scores, other[1].scores, offsets)
+            stages = zip(stages_of(0, right[1], offsets), stages_of(0, other[1], offsets), strict=True)
+            cuts = [distance_from_cut(one, two, ranking.threshold) for one, two in stages]
+            self.moved = float(np.max([self.moved, *cuts]))
+            if max(cuts, default=0.0) == 0 and right[2] is not None and other[2] is not None:
+                self._note("sums of dropped rows", right[2], other[2])
+        else:
+            self._note("restored rows", right, other)
+
+    def _note(self, place: str, right: Float32, other: Float32) -> None:
+        self.blocks.setdefault(place, Tally()).add(right, other)
+
+    def _note_scores(self, right: Float32, other: Float32, offsets: NDArray[np.int64]) -> None:
+        for text in segments(offsets):
+            if text.start < text.stop:
+                apart = float(np.abs(right[text] - other[text]).max())
+                self.scores = float(np.maximum(self.scores, apart / (np.abs(right[text]).mean() or 1.0)))
+
+
+@dataclass
+class Watch:
+    """An observer that keeps the hidden states and the pruning stages of every text."""
+
+    before: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
+    states: list[Float32] = field(default_factory=list)  # L + 1 of [T, H]
+    stages: list[list[Kept]] = field(default_factory=list)  # per text
+
+    def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
+        """Called by the layer loop."""
+        if layer < 0:
+            self.stages = [[] for _ in range(len(state.offsets) - 1)]
+        self.states.append(state.hidden)
+        if selection is not None:
+            for text, stage in zip(self.stages, stages_of(layer, selection, self.before), strict=True):
+                text.append(stage)
+        self.before = state.offsets
+
+
+def stages_of(layer: int, selection: Selection, offsets: NDArray[np.int64]) -> Iterator[Kept]:
+    """What a selection among the rows at ``offsets`` did to each text."""
+    for before, after in zip(segments(offsets), segments(selection.offsets), strict=True):
+        yield Kept(layer, selection.scores[before], selection.kept[after] - before.start)
+
+
+def distance_from_cut(right: Kept, other: Kept, threshold: float = math.inf) -> float:
+    """How far from the cut the rows lie that only one of two runs kept, in means of the text's scores; 0: none.
+
+    The cut is half-way between the worst row that was kept on its merit and the best one that was not, or the
+    policy's threshold, whichever is nearer.
+    """
+    if np.array_equal(right.kept, other.kept):
+        return 0.0
+    scores = right.scores.astype(np.float64)
+    rows = np.arange(len(scores))
+    stayed = np.isin(rows, right.kept)  # [n]
+    moved = np.setxor1d(right.kept, other.kept)
+    if stayed.all() or not stayed.any():
+        return math.inf
+    best_gone = scores[~stayed].max()
+    merit = scores[stayed & (scores >= best_gone)]  # protected rows stay with any score
+    cut = (merit.min() + best_gone) / 2 if merit.size else best_gone
+    near = np.minimum(np.abs(scores[moved] - cut), np.abs(scores[moved] - threshold))
+    return float(near.max() / (np.abs(scores).mean() or 1.0))
+
+
+Run: TypeAlias = tuple[slice, PackedBatch, Watch, Encoded]
+
+
+def watched(blocks: Blocks, sample: Sample, policy: PruningPolicy | None = None) -> Iterator[Run]:
+    """Run a sample: which texts, packed, what an observer saw, and what is left of them. Raises as `forward`."""
+
+    def work(blocks: Blocks, batch: PackedBatch) -> tuple[Watch, Encoded]:
+        watch = Watch()
+        return watch, forward(blocks, batch, policy, watch)
+
+    batches = list(sample.batches())
+    done = over_batches(blocks, [batch for _, batch in batches], work)
+    for (part, batch), (watch, encoded) in zip(batches, done, strict=True):
+        yield part, batch, watch, encoded
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How far a backend is from the reference."""
 
-    blocks: Tallies
-    layers: Tallies
+    blocks: Tallies  # each block, from the same input
+    layers: Tallies  # two runs
     right: Float32  # [B, W] embeddings of the reference, of length 1
     other: Float32  # [B, W] of the other
 
 
 def compare(reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig) -> Comparison:
     """Run both on a sample, side by side and each on its own. NumericalError as for `forward`."""
-    paired = Paired(reference, other)
+    differences, runs = _side_by_side(reference, other, sample)
     layers: Tallies = {}
     right, rest = [], []
-    with paired.session(), np.errstate(all="ignore"):
-        for _, batch in sample.batches():
-            one, two = Watch(), Watch()
-            right.append(unit_vectors(forward(paired, batch, observer=one), pooling))
-            rest.append(unit_vectors(forward(other, batch, observer=two), pooling))
-            for layer, (a, b) in enumerate(zip(one.states, two.states, strict=True), -1):
-                layers.setdefault("embeddings" if layer < 0 else f"layer {layer}", Tally()).add(a, b)
-    return Comparison(paired.blocks, layers, np.concatenate(right), np.concatenate(rest))
+    for (_, _, one, ours), (_, _, two, theirs) in runs:
+        right.append(unit_vectors(ours, pooling))
+        rest.append(unit_vectors(theirs, pooling))
+        for layer, (a, b) in enumerate(zip(one.states, two.states, strict=True), -1):
+            layers.setdefault("embeddings" if layer < 0 else f"layer {layer}", Tally()).add(a, b)
+    return Comparison(differences.blocks, layers, np.concatenate(right), np.concatenate(rest))
+
+
+def _side_by_side(
+    reference: Blocks, other: Blocks, sample: Sample, policy: PruningPolicy | None = None
+) -> tuple[Differences, Iterator[tuple[Run, Run]]]:
+    """Two runs of a sample, batch by batch; the first also runs each block of the other, and notes how far it is."""
+    differences = Differences(other)
+    runs = watched(Tapped(reference, differences), sample, policy), watched(other, sample, policy)
+    return differences, zip(*runs, strict=True)
 
 
 def unit_vectors(encoded: Encoded, pooling: PoolingConfig) -> Float32:
@@ -187,34 +341,7 @@ def unit_vectors(encoded: Encoded, pooling: PoolingConfig) -> Float32:
 
 def embed(blocks: Blocks, sample: Sample, pooling: PoolingConfig) -> Float32:
     """Embeddings of length 1: [B, W]"""
-    with blocks.session(), np.errstate(all="ignore"):
-        return np.concatenate([unit_vectors(forward(blocks, batch), pooling) for _, batch in sample.batches()])
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """How two backends prune a sample."""
-
-    blocks: Tallies
-    scores: float
-    moved: float
-    right: list[list[Stage]]  # per text, of the reference
-    other: list[list[Stage]]
-
-
-def compare_pruned(reference: Blocks, other: Blocks, sample: Sample, policy: PruningPolicy) -> Pruned:
-    """Run both on a sample with a policy, side by side and each on its own."""
-    paired = Paired(reference, other)
-    right: list[list[Stage]] = []
-    rest: list[list[Stage]] = []
-    with paired.session(), np.errstate(all="ignore"):
-        for _, batch in sample.batches():
-            one, two = Watch(), Watch()
-            forward(paired, batch, policy, one)
-            forward(other, batch, policy, two)
-            right += one.stages
-            rest += two.stages
-    return Pruned(paired.blocks, paired.scores, paired.moved, right, rest)
+    return np.concatenate([unit_vectors(encoded, pooling) for _, _, _, encoded in watched(blocks, sample)])
 
 
 # Checks
@@ -296,31 +423,38 @@ def pruning_check(
     """The rows that two backends keep: from the same states, and in two runs of their own."""
     bars = BARS[precision]
     threshold = math.inf if policy.threshold is None else policy.threshold
+    differences, runs = _side_by_side(reference, other, sample, policy)
+    right: list[list[Kept]] = []
+    rest: list[list[Kept]] = []
     try:
-        found = compare_pruned(reference, other, sample, policy)
+        for (_, _, one, _), (_, _, two, _) in runs:
+            right += one.stages
+            rest += two.stages
     except MinitransError as error:
         return judged(PRUNING, name, False, "no result", "the same rows", [str(error)])
-    same, ties, faults, furthest = kept_rows(found.right, found.other, sample, bars.tie, threshold)
-    if not found.scores <= SCORE_BAR:
-        faults.append(f"from the same states, scores differ by {found.scores:.1e}, wanted at most {SCORE_BAR:.0e}")
-    if not found.moved <= SCORE_BAR:
-        faults.append(f"from the same states, other rows are kept, {found.moved:.1e} from the cut")
+    same, ties, faults, furthest = kept_rows(right, rest, sample, bars.tie, threshold)
+    if not differences.scores <= SCORE_BAR:
+        faults.append(
+            f"from the same states, scores differ by {differences.scores:.1e}, wanted at most {SCORE_BAR:.0e}"
+        )
+    if not differences.moved <= SCORE_BAR:
+        faults.append(f"from the same states, other rows are kept, {differences.moved:.1e} from the cut")
     over = [
         place
-        for place, tally in found.blocks.items()
+        for place, tally in differences.blocks.items()
         if not (tally.relative[0] <= bars.block[0] and tally.relative[1] <= bars.block[1])
     ]
     if over:
         faults.append(f"over the bar of {bars.block[0]:.0e}, {bars.block[1]:.0e}: {', '.join(over)}")
-    values = {"same": same, "near ties": ties, "texts": len(sample.texts), "score difference": found.scores}
+    values = {"same": same, "near ties": ties, "texts": len(sample.texts), "score difference": differences.scores}
     values["furthest from the cut"] = furthest
-    measured = kept_rows_measured(same, ties, len(sample.texts), furthest) + f"; scores {found.scores:.0e}"
+    measured = kept_rows_measured(same, ties, len(sample.texts), furthest) + f"; scores {differences.scores:.0e}"
     wanted = f"all but ties up to {bars.tie:.0e}, at most {SCORE_BAR:.0e}"
     return judged(PRUNING, name, not faults, measured, wanted, faults, values)
 
 
 def kept_rows(
-    right: Sequence[Sequence[Stage]], other: Sequence[Sequence[Stage]], sample: Sample, tie: float, threshold: float
+    right: Sequence[Sequence[Kept]], other: Sequence[Sequence[Kept]], sample: Sample, tie: float, threshold: float
 ) -> tuple[int, int, list[str], float]:
     """Texts of which two runs keep the same rows, near ties, what neither explains, and the furthest from a cut."""
     same = ties = 0

@@ -9,11 +9,14 @@ import numpy as np
 
 from minitrans.audit.checks import INVARIANCE, Check, counted, judged
 from minitrans.audit.comparison import Sample
+from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.forward import forward
+from minitrans.encoder.packing import PackedBatch
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import pool_encoded
 from minitrans.errors import MinitransError
 from minitrans.models.parameters import Float32
+from minitrans.sentences.batches import over_batches
 from minitrans.sentences.call import measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
@@ -90,12 +93,11 @@ def _order(name: str, texts: int) -> list[int]:
 
 
 def _packed(encoder: SentenceEncoder, sample: Sample, policy: PruningPolicy | None, tokens: int) -> Float32:
-    with encoder.blocks.session(), np.errstate(all="ignore"):
-        parts = [
-            pool_encoded(forward(encoder.blocks, batch, policy), encoder.pooling)
-            for _, batch in sample.batches(len(sample.texts), tokens)
-        ]
-    return np.concatenate(parts)
+    def work(blocks: Blocks, batch: PackedBatch) -> Float32:
+        return pool_encoded(forward(blocks, batch, policy), encoder.pooling)
+
+    batches = [batch for _, batch in sample.batches(len(sample.texts), tokens)]
+    return np.concatenate(list(over_batches(encoder.blocks, batches, work)))
 
 
 def _differences(right: Float32, seen: Float32, order: Sequence[int], sample: Sample, way: str) -> Iterator[str]:

@@ -27,19 +27,21 @@ import numpy as np
 from minitrans.audit.checks import PEER, Check, counted, judged
 from minitrans.audit.comparison import (
     BARS,
+    Kept,
     Sample,
+    Tally,
     difference_check,
     embedding_check,
     kept_rows,
     kept_rows_measured,
+    stages_of,
+    unit_vectors,
+    watched,
 )
-from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
 from minitrans.contents import TRANSFORMER_FILES, read_json
 from minitrans.encoder.blocks import Blocks
-from minitrans.encoder.forward import forward
 from minitrans.encoder.packing import pack, segments
 from minitrans.encoder.policy import PruningPolicy
-from minitrans.encoder.pooling import normalized, pool_encoded
 from minitrans.encoder.selection import rank, select
 from minitrans.errors import BackendError, MinitransError
 from minitrans.models.config import EncoderConfig
@@ -257,8 +259,8 @@ def pooled(hidden: Float32, modes: tuple[str, ...]) -> Float32:
 
 def first_stage(
     opinion: Opinion, ids: tuple[int, ...], policy: PruningPolicy, sample: Sample, config: EncoderConfig
-) -> Stage:
-    """The rows that the policy's first stage keeps by transformers' own numbers, selected as pruning.py defines."""
+) -> Kept:
+    """The rows that the policy's first stage keeps by transformers' own numbers, as `select` defines them."""
     layer = next(iter(policy.plan))
     heads, n = config.num_attention_heads, len(ids)
     scores = None
@@ -344,15 +346,12 @@ def _number_checks(
     layers: dict[str, Tally] = {}
     ours = []
     try:
-        with blocks.session(), np.errstate(all="ignore"):
-            for part, batch in sample.batches():
-                watch = Watch()
-                encoded = forward(blocks, batch, observer=watch)
-                ours.append(normalized(pool_encoded(encoded, pooling)))
-                for opinion, rows in zip(opinions[part], segments(batch.offsets), strict=True):
-                    for layer, (theirs, state) in enumerate(zip(opinion.hidden, watch.states, strict=True), -1):
-                        place = "embeddings" if layer < 0 else f"layer {layer}"
-                        layers.setdefault(place, Tally()).add(theirs, state[rows])
+        for part, batch, watch, encoded in watched(blocks, sample):
+            ours.append(unit_vectors(encoded, pooling))
+            for opinion, rows in zip(opinions[part], segments(batch.offsets), strict=True):
+                for layer, (theirs, state) in enumerate(zip(opinion.hidden, watch.states, strict=True), -1):
+                    place = "embeddings" if layer < 0 else f"layer {layer}"
+                    layers.setdefault(place, Tally()).add(theirs, state[rows])
     except MinitransError as error:
         yield judged(PEER, f"layers, {name}", False, "no result", "finite numbers", [str(error)])
         return
@@ -361,15 +360,10 @@ def _number_checks(
     yield embedding_check(PEER, f"embeddings, {name}", right, np.concatenate(ours), sample, bars.cosine, bars.unit)
 
 
-def _kept_check(name: str, policy: PruningPolicy, blocks: Blocks, theirs: list[list[Stage]], sample: Sample) -> Check:
+def _kept_check(name: str, policy: PruningPolicy, blocks: Blocks, theirs: list[list[Kept]], sample: Sample) -> Check:
     title, bar = f"rows, {name}", BARS["float32"].tie
-    ours: list[list[Stage]] = []
     try:
-        with blocks.session(), np.errstate(all="ignore"):
-            for _, batch in sample.batches():
-                watch = Watch()
-                forward(blocks, batch, policy, watch)
-                ours += [stages[:1] for stages in watch.stages]
+        ours = [stages[:1] for _, _, watch, _ in watched(blocks, sample, policy) for stages in watch.stages]
     except MinitransError as error:
         return judged(PEER, title, False, "no result", "the same rows", [str(error)])
     threshold = float("inf") if policy.threshold is None else policy.threshold

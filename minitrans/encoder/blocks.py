@@ -1,9 +1,10 @@
-"""The contract of a backend: three blocks over packed rows. The layer loop is in forward.py and nowhere else."""
+"""The contract of a backend: blocks over packed rows, and a tap that shows what goes into them and what comes out."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,11 @@ class Blocks(Protocol):
     def select(
         self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
     ) -> tuple[Float32, Selection, Float32 | None]:
-        """Take out rows as pruning.select defines: [T, H] -> [T', H], which they are, sums [B, H] of the others."""
+        """Take out rows as `minitrans.encoder.selection.select` defines.
+
+        Returns:
+            what is left of hidden [T', H], which rows that are, and the sums [B, H] of the others.
+        """
         ...
 
     def project(self, x: Float32, weight: Float32) -> Float32:
@@ -79,3 +84,51 @@ class Blocks(Protocol):
         A row's result depends on that row alone, bit for bit. ``weight`` must not change afterwards.
         """
         ...
+
+
+Tap: TypeAlias = Callable[[str, tuple[Any, ...], Any], None]  # the name of a block, its arguments and its result
+
+
+class Tapped:
+    """Blocks that show a tap each block that is run. The tap must not change what it is shown.
+
+    Args:
+        blocks: a backend's.
+        tap: called behind each block, by the thread that runs it.
+    """
+
+    def __init__(self, blocks: Blocks, tap: Tap) -> None:
+        self.blocks, self.tap = blocks, tap
+        self.name, self.num_layers = blocks.name, blocks.num_layers
+        self.info, self.session = blocks.info, blocks.session
+
+    @contextmanager
+    def chunk(self, rows: int, helpers: int) -> Iterator[Tapped]:
+        """See `Blocks.chunk`."""
+        with self.blocks.chunk(rows, helpers) as inside:
+            yield Tapped(inside, self.tap)
+
+    def embed(self, *arguments: Any) -> Float32:
+        """See `Blocks.embed`."""
+        return self._shown("embed", arguments)
+
+    def attention_block(self, *arguments: Any) -> tuple[Float32, Float32 | None]:
+        """See `Blocks.attention_block`."""
+        return self._shown("attention_block", arguments)
+
+    def feed_forward_block(self, *arguments: Any) -> Float32:
+        """See `Blocks.feed_forward_block`."""
+        return self._shown("feed_forward_block", arguments)
+
+    def select(self, *arguments: Any) -> tuple[Float32, Selection, Float32 | None]:
+        """See `Blocks.select`."""
+        return self._shown("select", arguments)
+
+    def project(self, *arguments: Any) -> Float32:
+        """See `Blocks.project`."""
+        return self._shown("project", arguments)
+
+    def _shown(self, block: str, arguments: tuple[Any, ...]) -> Any:
+        result = getattr(self.blocks, block)(*arguments)
+        self.tap(block, arguments, result)
+        return result

@@ -10,7 +10,9 @@ mask, so removing a token is removing a row. Dimension letters: see models/param
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -51,7 +53,10 @@ class Start:
 
 
 class Observer(Protocol):
-    """Is shown the state after the embeddings (layer -1) and after every layer; it must not change it."""
+    """Is shown the state after the embeddings (layer -1) and after every layer; it must not change it.
+
+    What goes on inside a layer, a tap is shown (`minitrans.encoder.blocks.Tapped`).
+    """
 
     def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
         """``selection`` is what was pruned in this layer, if anything."""
@@ -117,17 +122,24 @@ def _restore(
     return expected if before is None else before + expected
 
 
+def start_behind(blocks: Blocks, batch: PackedBatch, layer: int, want: str | None = None) -> Start:
+    """The place behind the attention block of a layer, reached without pruning; ``want`` as for `Blocks`."""
+    _, hidden = next(islice(_unpruned(blocks, batch), 2 * layer, None))  # [T, H] what enters the layer
+    return Start(layer, *blocks.attention_block(hidden, batch.offsets, None, layer, want))
+
+
 def _where_it_broke(blocks: Blocks, batch: PackedBatch) -> str:
-    """Run once more, looking at every step: the check costs nothing as long as all is well."""
-    offsets = batch.offsets
-    hidden = blocks.embed(batch.ids, offsets)
-    place = "the embeddings"
-    for layer in range(blocks.num_layers):
-        if not np.isfinite(hidden).all():
-            break
-        hidden, _ = blocks.attention_block(hidden, offsets, None, layer, None)
-        place = f"the attention block of layer {layer}"
-        if np.isfinite(hidden).all():
-            hidden = blocks.feed_forward_block(hidden, offsets, layer)
-            place = f"the feed-forward block of layer {layer}"
+    """Run once more, looking behind every block: the check costs nothing as long as all is well."""
+    place = next((place for place, hidden in _unpruned(blocks, batch) if not np.isfinite(hidden).all()), "pruning")
     return f"NaN or infinity came out of {place}; the weights are finite but too large for float32, or damaged"
+
+
+def _unpruned(blocks: Blocks, batch: PackedBatch) -> Iterator[tuple[str, Float32]]:
+    """Where a run without pruning is, and its hidden states [T, H], behind the embeddings and behind every block."""
+    hidden = blocks.embed(batch.ids, batch.offsets)
+    yield "the embeddings", hidden
+    for layer in range(blocks.num_layers):
+        hidden, _ = blocks.attention_block(hidden, batch.offsets, None, layer, None)
+        yield f"the attention block of layer {layer}", hidden
+        hidden = blocks.feed_forward_block(hidden, batch.offsets, layer)
+        yield f"the feed-forward block of layer {layer}", hidden

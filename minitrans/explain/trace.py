@@ -25,6 +25,7 @@ from minitrans.encoder.selection import Selection
 from minitrans.models.parameters import Float32
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import load_parameters
+from minitrans.sentences.batches import over_batches
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 
@@ -179,12 +180,6 @@ def trace_text(
 ) -> TracedText:
     """`trace` of one text that is tokenised already."""
     seen = Trace(reference, policy, keep_attention)
-    # The reference's products are small: threads of BLAS would spin longer than they compute.
-    with (
-        single_threaded_blas(),
-        encoder.blocks.session(),
-        np.errstate(all="ignore"),
-        encoder.blocks.chunk(len(batch.ids), 0) as blocks,
-    ):
-        encoded = forward(blocks, batch, policy, observer=seen)
+    with single_threaded_blas():  # the reference's products are small: BLAS threads would spin longer than compute
+        (encoded,) = over_batches(encoder.blocks, [batch], lambda blocks, one: forward(blocks, one, policy, seen))
     return TracedText(batch, seen.layers, pool_encoded(encoded, encoder.pooling)[0])

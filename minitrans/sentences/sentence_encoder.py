@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.arguments import check_choice, check_flag, check_int
 from minitrans.backends import check_backend, load_blocks
 from minitrans.encoder.forward import Encoded, forward
-from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
+from minitrans.encoder.packing import PackedBatch, pack, segments
 from minitrans.encoder.policy import PruningPolicy, as_policy
 from minitrans.encoder.pooling import normalized, pool_encoded
 from minitrans.errors import InputError, MinitransError, NumericalError
@@ -27,6 +27,7 @@ from minitrans.models.quantization import PRECISIONS, with_precision
 from minitrans.models.sentence import PoolingConfig, SimilarityName, check_prompts, sentence_settings
 from minitrans.models.tokenization.tokenizer import Tokenizer, check_max_seq_length
 from minitrans.models.weights import load_parameters
+from minitrans.sentences.batches import over_texts
 from minitrans.sentences.call import (
     Call,
     Lengths,
@@ -37,7 +38,7 @@ from minitrans.sentences.call import (
     check_options,
     output_array,
 )
-from minitrans.sentences.threads import in_order, resolve_threads
+from minitrans.sentences.threads import resolve_threads
 from minitrans.sentences.vectors import (
     DTYPES,
     check_precision,
@@ -46,9 +47,6 @@ from minitrans.sentences.vectors import (
     similarity_pairwise,
     to_precision,
 )
-
-CHUNK_TOKENS = 512  # a chunk's arrays stay within a core's caches
-CHARACTERS = 4  # of a token, about: texts are grouped before they are tokenised, by the thread that encodes them
 
 T = TypeVar("T")
 
@@ -294,7 +292,7 @@ class SentenceEncoder:
         if show_progress_bar is not None:
             check_flag("show_progress_bar", show_progress_bar)
         texts = as_texts(sentences)
-        prefix = self._prompt(prompt, prompt_name)
+        prompt = self._prompt(prompt, prompt_name)
         call = self._call(pruning, batch_size, precision, normalize_embeddings, truncate_dim)
         progress = Progress(len(texts), show_progress_bar)
         single = isinstance(sentences, str)
@@ -304,12 +302,12 @@ class SentenceEncoder:
             if call.normalize or truncate_dim is not None:
                 raise InputError("token_embeddings come whole: leave out `normalize_embeddings` and `truncate_dim`")
             tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
-            for place, encoded in self._run(texts, prefix, call, progress, lambda encoded: encoded):
+            for place, encoded in self._run(texts, prompt, call, progress, lambda encoded: encoded):
                 tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
             return tokens[0] if single else tokens
         shape = (len(texts), output_width(call.dimension, call.precision))
         vectors = output_array(out, shape, DTYPES[call.precision])
-        for place, pooled in self._run(texts, prefix, call, progress, lambda encoded: self._pool(encoded, call)):
+        for place, pooled in self._run(texts, prompt, call, progress, lambda encoded: self._pool(encoded, call)):
             vectors[place] = pooled
         return vectors[0] if single else vectors
 
@@ -396,30 +394,24 @@ class SentenceEncoder:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
 
     def _run(
-        self, texts: Sequence[str], prefix: str, call: Call, progress: Progress, finish: Callable[[Encoded], T]
+        self, texts: Sequence[str], prompt: str, call: Call, progress: Progress, work: Callable[[Encoded], T]
     ) -> Iterator[tuple[slice, T]]:
-        """Encode all texts, chunk by chunk; yields which texts, and what ``finish`` made of them, in order."""
+        """Encode all texts; yields which texts, and what ``work`` made of them, in order."""
         lengths = Lengths(call)
-
-        def work(place: slice, helpers: int = 0) -> list[tuple[slice, T]]:
-            about = sum(len(text) for text in texts[place]) // CHARACTERS  # tokens
-            done = []
-            # forward reports what is not finite, with its place; helpers wake up while the texts are tokenised
-            with np.errstate(all="ignore"), self.blocks.chunk(int(about), helpers) as blocks:
-                tokenized = self.tokenizer.encode([prefix + text for text in texts[place]], call.limit)
-                lengths.add(tokenized.lengths, place.start)
-                for part in chunks([len(ids) for ids in tokenized.ids], call.batch_size, CHUNK_TOKENS):
-                    batch = pack(tokenized.ids[part], self.tokenizer.prefix, self.tokenizer.suffix)
-                    encoded = forward(blocks, batch, call.policy)
-                    done.append((slice(place.start + part.start, place.start + part.stop), finish(encoded)))
-            return done
-
-        places = list(chunks([len(text) for text in texts], call.batch_size, CHUNK_TOKENS * CHARACTERS))
-        with progress, self.blocks.session():
-            for results in in_order(work, places, call.threads):
-                for place, result in results:
-                    yield place, result
-                    progress.update(place.stop - place.start)
+        results = over_texts(
+            self.blocks,
+            self.tokenizer,
+            [prompt + text for text in texts] if prompt else texts,
+            lambda blocks, batch: work(forward(blocks, batch, call.policy)),
+            threads=call.threads,
+            limit=call.limit,
+            batch_size=call.batch_size,
+            told=lengths.add,
+        )
+        with progress:
+            for place, result in results:
+                yield place, result
+                progress.update(place.stop - place.start)
         lengths.warn(len(texts), 4)
 
     def _call(

@@ -16,14 +16,16 @@ from minitrans.adaptation import adapt as adaptation
 from minitrans.adaptation import report as adaptation_report
 from minitrans.adaptation.adapt import FINALISTS, TIE, adapt
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import Recorder, batches
 from minitrans.adaptation.recipes import Recipe, front
 from minitrans.adaptation.search import Limits, Search
+from minitrans.backends import load_blocks
 from minitrans.data.tasks import draw
 from minitrans.encoder.forward import forward
 from minitrans.errors import InputError, InputTypeError, PolicyError
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import accuracy
+from minitrans.models.weights import load_parameters
+from minitrans.sentences.batches import by_length
 
 SHOTS, SEEDS = (1, 2), (0, 1, 2)
 TASKS = [tiny_task("shop", 0), tiny_task("bank", 1)]
@@ -43,7 +45,7 @@ def seconds_of(run):
     """What embedding a run's texts under its policy is made to cost."""
     encoder, (texts,), policy = run.func.__self__, run.args, run.keywords["pruning"]
     counter = WorkCounter(policy)
-    for _, batch in batches(encoder, texts):
+    for _, batch in by_length(encoder.tokenizer, texts):
         forward(encoder.blocks, batch, policy, counter)
     return float(PRICES @ counter.work) * (0.5 if encoder.precision == "int8" else 1)
 
@@ -279,9 +281,11 @@ def shallow_encode(encoder, layers, policy=None):
     """Mean-pooled, with the first layers alone."""
 
     def encode(texts):
-        blocks = Recorder(encoder.blocks, num_layers=layers)
+        whole = load_parameters(encoder.folder)
+        config = replace(whole.config, num_hidden_layers=layers)
+        blocks = load_blocks(encoder.backend, replace(whole, config=config, layers=whole.layers[:layers]))
         embeddings = np.empty((len(texts), encoder.config.hidden_size), np.float32)
-        for places, batch in batches(encoder, texts):
+        for places, batch in by_length(encoder.tokenizer, texts):
             encoded = forward(blocks, batch, policy)
             sums = np.add.reduceat(encoded.hidden, encoded.offsets[:-1], axis=0)
             means = sums / np.diff(encoded.offsets)[:, None]

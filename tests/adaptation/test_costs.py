@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.adaptation.costs import KINDS, CostModel, WorkCounter, fit_cost_model
-from minitrans.adaptation.fitting import Recorder
-from minitrans.encoder.forward import forward
+from minitrans.encoder.forward import forward, start_behind
 from minitrans.encoder.packing import pack
 from minitrans.evaluation.measurement import interleaved, ratios
 
@@ -27,9 +26,7 @@ def counted(blocks, policy, start=0):
     counter = WorkCounter(policy, start)
     begin = None
     if start:
-        recorder = Recorder(blocks, [start], None if policy is None else policy.score)
-        forward(recorder, BATCH)
-        begin = recorder.starts[start]
+        begin = start_behind(blocks, BATCH, start, None if policy is None else policy.score)
     forward(blocks, BATCH, policy, counter, begin)
     return dict(zip(KINDS, counter.work.tolist(), strict=True))
 

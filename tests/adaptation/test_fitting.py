@@ -16,15 +16,12 @@ from minitrans.adaptation.fitting import (
     RIDGE,
     SHORTEST,
     Moments,
-    Recorder,
     add_moments,
-    batches,
     fit,
     measure,
-    on_threads,
 )
 from minitrans.adaptation.fitting import _moments as moments_of
-from minitrans.encoder.forward import Encoded, Start, forward
+from minitrans.encoder.forward import Encoded, Start
 from minitrans.encoder.packing import pack
 from minitrans.errors import InputError
 from minitrans.models.parameters import Linear
@@ -171,43 +168,6 @@ def test_progress_is_shown_on_request(encoder, capsys):
 
 
 # Texts and blocks
-
-
-def test_batches_hold_every_text_once(encoder):
-    texts = [*TEXTS, "", "help"]
-    found = batches(encoder, texts)
-    ids = encoder.tokenizer.encode(texts).ids
-    assert sorted(np.concatenate([which for which, _ in found]).tolist()) == list(range(len(texts)))
-    for which, batch in found:
-        for place, text in enumerate(which):
-            assert batch.ids[batch.offsets[place] : batch.offsets[place + 1]].tolist() == ids[text]
-        assert (batch.prefix, batch.suffix) == (1, 1)
-
-
-def test_results_come_in_order(encoder):
-    packed = [batch for _, batch in batches(encoder, TEXTS * 3)] * 4
-    assert list(on_threads(encoder, lambda _, batch: batch.ids.sum(), packed)) == [batch.ids.sum() for batch in packed]
-
-
-def test_a_recorder_changes_nothing_and_keeps_what_leaves_the_attention_block(encoder):
-    batch = pack(encoder.tokenizer.encode(TEXTS[:4]).ids)
-    recorder = Recorder(encoder.blocks, (0, 2), "attention")
-    wanted = forward(encoder.blocks, batch)
-    assert np.array_equal(forward(recorder, batch).hidden, wanted.hidden)
-    assert sorted(recorder.starts) == [0, 2]
-    hidden, scores = encoder.blocks.attention_block(
-        encoder.blocks.embed(batch.ids, batch.offsets), batch.offsets, None, 0, "attention"
-    )
-    assert np.array_equal(recorder.starts[0].hidden, hidden)
-    assert np.array_equal(recorder.starts[0].scores, scores)
-    assert (recorder.name, recorder.info()) == (encoder.blocks.name, encoder.blocks.info())
-
-
-def test_a_recorder_of_the_first_layers(encoder):
-    batch = pack(encoder.tokenizer.encode(TEXTS[:2]).ids)
-    states = []
-    forward(encoder.blocks, batch, observer=lambda layer, state, _: states.append(state.hidden))
-    assert np.array_equal(forward(Recorder(encoder.blocks, num_layers=2), batch).hidden, states[2])
 
 
 # Fits

@@ -13,20 +13,24 @@ from minitrans.audit.comparison import (
     INT8_LEAST,
     INT8_MEAN,
     TEXTS,
+    Differences,
+    Kept,
     Sample,
+    Tally,
     compare,
-    compare_pruned,
+    distance_from_cut,
     embed,
     embedding_check,
     int8_check,
     number_checks,
     pruning_check,
     series,
+    watched,
 )
 from minitrans.audit.invariance import CHUNKS, invariance_check, settings
-from minitrans.audit.pairing import Paired, Stage, Tally, distance_from_cut
 from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
+from minitrans.encoder.blocks import Tapped
 from minitrans.encoder.forward import forward
 from minitrans.errors import BackendError, NumericalError
 from minitrans.models.quantization import with_precision
@@ -135,7 +139,9 @@ def test_the_side_by_side_run_is_the_references_own(plain_setting):
         for policy in (None, setting.policy(), setting.policy(reduce="merge")):
             with setting.reference.session():
                 alone = forward(setting.reference, batch, policy)
-                paired = forward(Paired(setting.reference, Perturbed(setting.reference, 0, 1)), batch, policy)
+                paired = forward(
+                    Tapped(setting.reference, Differences(Perturbed(setting.reference, 0, 1))), batch, policy
+                )
             assert np.array_equal(alone.hidden, paired.hidden)
             assert np.array_equal(alone.rows, paired.rows)
 
@@ -316,8 +322,9 @@ def test_fitted_policies_are_compared_too():
         "balanced", PruningPolicy.named("balanced"), setting.reference, setting.compiled(), setting.sample, "int8"
     )
     assert check.verdict == "PASS"
-    found = compare_pruned(setting.reference, setting.reference, setting.sample, PruningPolicy.named("balanced"))
-    assert {"sums of dropped rows", "restored rows"} <= found.blocks.keys()
+    differences = Differences(setting.reference)
+    list(watched(Tapped(setting.reference, differences), setting.sample, PruningPolicy.named("balanced")))
+    assert {"sums of dropped rows", "restored rows"} <= differences.blocks.keys()
 
 
 @pytest.mark.parametrize("what", ["select", "scores", "sums"])
@@ -355,7 +362,7 @@ def test_broken_pruning_fails(plain_setting, what):
 
 
 def stage(scores, kept):
-    return Stage(0, np.array(scores, np.float32), np.array(kept))
+    return Kept(0, np.array(scores, np.float32), np.array(kept))
 
 
 def test_the_distance_from_the_cut_tells_ties_from_faults():

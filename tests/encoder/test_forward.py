@@ -9,8 +9,8 @@ import random_models
 from fitted_policies import fitted_to, random_fitted
 
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.adaptation.fitting import Recorder
-from minitrans.encoder.forward import Start, forward
+from minitrans.encoder.blocks import Tapped
+from minitrans.encoder.forward import Start, forward, start_behind
 from minitrans.encoder.packing import pack, segments
 from minitrans.encoder.pooling import pool, pool_encoded
 from minitrans.encoder.selection import merge, rank, select
@@ -123,9 +123,7 @@ def test_a_later_start_gives_the_same_bits(blocks, policy):
     first = 2 if policy is None else min(policy.plan)
     for layer in range(first + 1):
         want = policy.score if policy is not None and layer == first else None
-        recorder = Recorder(blocks, [layer], want)
-        forward(recorder, BATCH)
-        start = recorder.starts[layer]
+        start = start_behind(blocks, BATCH, layer, want)
         before = start.hidden.copy()
         layers = []
         result = forward(blocks, BATCH, policy, lambda n, *_, layers=layers: layers.append(n), start)
@@ -137,12 +135,29 @@ def test_a_later_start_gives_the_same_bits(blocks, policy):
 
 
 def test_a_start_with_fewer_rows_is_a_batch_of_its_own(blocks):
-    recorder = Recorder(blocks, [1])
-    whole = forward(recorder, BATCH)
+    whole = forward(blocks, BATCH)
     begin, end = BATCH.offsets[2:4]
     alone = pack([BATCH.ids[begin:end].tolist()])
-    result = forward(blocks, alone, start=Start(1, recorder.starts[1].hidden[begin:end]))
+    result = forward(blocks, alone, start=Start(1, start_behind(blocks, BATCH, 1).hidden[begin:end]))
     assert np.array_equal(result.hidden, whole.hidden[begin:end])
+
+
+def test_a_tap_changes_nothing_and_is_shown_every_block(blocks, policy):
+    seen = []
+    tapped = Tapped(blocks, lambda *shown: seen.append(shown))
+    assert (tapped.name, tapped.info(), tapped.num_layers) == (blocks.name, blocks.info(), blocks.num_layers)
+    wanted = forward(blocks, BATCH, policy)
+    with tapped.session(), tapped.chunk(len(BATCH.ids), 0) as inside:
+        result = forward(inside, BATCH, policy)
+    for field in ("hidden", "sizes", "rows", "offsets", "restored"):
+        assert equal(getattr(result, field), getattr(wanted, field)), field
+    prunes = {} if policy is None else policy.plan
+    inner = ["project"] * (policy is not None and policy.reduce == "restore")
+    steps = [["attention_block", *(["select", *inner] if n in prunes else []), "feed_forward_block"] for n in range(3)]
+    assert [block for block, _, _ in seen] == ["embed", *(block for layer in steps for block in layer)]
+    for block, arguments, shown in seen:
+        again = getattr(blocks, block)(*arguments)
+        assert equal(again[0] if isinstance(again, tuple) else again, shown[0] if isinstance(shown, tuple) else shown)
 
 
 # What dropped tokens leave behind

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.errors import InputError, NumericalError, TruncationError
 from minitrans.fewshot import logistic, rejection
-from minitrans.sentences import sentence_encoder as model
+from minitrans.sentences import batches
 
 POLICIES = {
     "unpruned": None,
@@ -95,7 +95,7 @@ def test_a_text_depends_on_nothing_but_itself(setting, policy):
         order.shuffle(texts)
         encoder = encoders.by_threads[threads]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model, "CHUNK_TOKENS", budget)
+            patch.setattr(batches, "CHUNK_TOKENS", budget)
             vectors = encoder.encode(texts, batch_size=batch_size)
             tokens = encoder.encode(texts, batch_size=batch_size, output_value="token_embeddings")
         for text, vector, rows in zip(texts, vectors, tokens, strict=True):
@@ -115,7 +115,7 @@ def test_groups_do_not_matter(plain, monkeypatch, precision, policy):
     encoder = SentenceEncoder(plain, precision=precision, pruning=policy, on_truncation="ignore")
     wanted = encoder.encode(MANY)
     for characters in (0.01, 0.1, 0.3):
-        monkeypatch.setattr(model, "CHARACTERS", characters)
+        monkeypatch.setattr(batches, "CHARACTERS", characters)
         assert np.array_equal(encoder.encode(MANY), wanted)
 
 

@@ -18,6 +18,7 @@ from minitrans.encoder.forward import forward
 from minitrans.encoder.packing import pack
 from minitrans.encoder.selection import kept_count
 from minitrans.errors import BackendError, InputError, InputTypeError, PolicyError, TruncationError
+from minitrans.sentences import batches
 from minitrans.sentences import sentence_encoder as model
 from minitrans.sentences.vectors import to_precision
 
@@ -438,7 +439,7 @@ def test_truncation_warns_once_with_the_count(encoder):
 
 
 def test_truncation_counts_across_groups(encoder, monkeypatch):
-    monkeypatch.setattr(model, "CHARACTERS", 0.01)
+    monkeypatch.setattr(batches, "CHARACTERS", 0.01)
     with pytest.warns(TruncationWarning, match="3 of 7 texts") as caught:
         encoder.encode([LONG, "short", "short", LONG, "short", "short", LONG])
     assert len(caught) == 1
@@ -446,7 +447,7 @@ def test_truncation_counts_across_groups(encoder, monkeypatch):
 
 @pytest.mark.parametrize("characters", [1000, 0.01])
 def test_truncation_error_names_the_text(plain, monkeypatch, characters):
-    monkeypatch.setattr(model, "CHARACTERS", characters)
+    monkeypatch.setattr(batches, "CHARACTERS", characters)
     encoder = SentenceEncoder(plain, on_truncation="error")
     with pytest.raises(
         TruncationError, match=r"^text 4 has \d{2,} tokens, max_seq_length is 64; shorten it, or accept it"
