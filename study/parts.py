@@ -27,6 +27,7 @@ from minitrans.encoder.fitted import Fitted
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import evaluate
 from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.evaluation.out_of_scope import measure_rejection
 from minitrans.sentences.call import measuring
 from study.settings import (
     ADAPTATION,
@@ -333,32 +334,19 @@ def _sample(model: SentenceEncoder, name: str) -> int:
 
 def out_of_scope() -> None:
     """Rejection on CLINC150 and HINT3, every score."""
-    from minitrans.evaluation.detection import evaluate_rejection
-
     model, rows = encoder("int8"), []
-    sets: list[tuple[str, int | None, bool]] = [
-        ("clinc150", 5, False),
-        ("clinc150", 5, True),
-        ("clinc150", 10, False),
-        ("clinc150", 10, True),
-    ]
-    sets += [(name, None, False) for name in ADAPTATION if name.startswith("hint3")]
-    for name, shots, with_oos in sets:
+    sets: list[tuple[str, int | None]] = [("clinc150", 5), ("clinc150", 10)]
+    sets += [(name, None) for name in ADAPTATION if name.startswith("hint3")]
+    for name, shots in sets:
         data = task(name)
         train = data.splits["train"] if shots is None else draw(data, shots, 0).train
-        test = data.splits["test"]
-        calibration = data.out_of_scope["train"] if with_oos else None
-        found = evaluate_rejection(
-            model,
-            train.texts,
-            train.labels,
-            test.texts,
-            test.labels,
-            data.out_of_scope["test"],
-            calibration=calibration,
-        )
-        about = {"task": name, "shots": shots or "all", "calibrated": "with oos" if with_oos else "without"}
-        rows += [{**about, **row} for row in found]
+        test, beyond = data.splits["test"], data.out_of_scope
+        classifier = FewShotClassifier(model).fit(train.texts, train.labels)
+        calibrations = {"without": None} | ({} if shots is None else {"with oos": model.encode(beyond["train"])})
+        inside, outside = model.encode(test.texts), model.encode(beyond["test"])
+        for calibrated, found in measure_rejection(classifier, inside, test.labels, outside, calibrations).items():
+            about = {"task": name, "shots": shots or "all", "calibrated": calibrated}
+            rows += [{**about, **row} for row in found]
     save("out-of-scope", rows)
 
 

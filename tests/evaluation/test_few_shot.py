@@ -20,7 +20,7 @@ from minitrans.evaluation import few_shot as evaluation
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import COLUMNS, evaluate, notes
 from minitrans.evaluation.journal import Journal
-from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_f1, macro_scores, student_t
+from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_f1, macro_metrics, student_t
 
 labels = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=40)
 
@@ -52,7 +52,7 @@ def brute_force(truth, predicted):
 @given(labels)
 def test_metrics_are_their_definitions(pairs):
     truth, predicted = [list(column) for column in zip(*pairs, strict=True)]
-    scores = macro_scores(truth, predicted)
+    scores = macro_metrics(truth, predicted)
     assert [scores.precision, scores.recall, scores.f1] == pytest.approx(brute_force(truth, predicted))
     assert macro_f1(truth, predicted) == scores.f1
 
@@ -63,7 +63,7 @@ def test_metrics_agree_with_scikit_learn(pairs):
     truth, predicted = [list(column) for column in zip(*pairs, strict=True)]
     assert accuracy(truth, predicted) == pytest.approx(metrics.accuracy_score(truth, predicted))
     wanted = metrics.precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)[:3]
-    scores = macro_scores(truth, predicted)
+    scores = macro_metrics(truth, predicted)
     assert [scores.precision, scores.recall, scores.f1] == pytest.approx(wanted)
 
 
@@ -72,7 +72,7 @@ def test_perfect_and_hopeless_predictions():
     assert accuracy(["a", "b"], ["b", "a"]) == macro_f1(["a", "b"], ["b", "a"]) == 0
 
 
-@pytest.mark.parametrize("metric", [accuracy, macro_f1, macro_scores])
+@pytest.mark.parametrize("metric", [accuracy, macro_f1, macro_metrics])
 @pytest.mark.parametrize(("truth", "predicted"), [([], []), (["a"], ["a", "b"]), (np.array(["a", "b"]), ["a"])])
 def test_lists_that_do_not_match_are_refused(metric, truth, predicted):
     with pytest.raises(InputError, match=f"{len(truth)} true and {len(predicted)} predicted"):
@@ -166,7 +166,7 @@ def test_texts_out_of_scope_never_count(encoder):
 def test_each_text_is_embedded_once_per_policy(encoder, monkeypatch):
     calls = []
     encode = SentenceEncoder.encode
-    monkeypatch.setattr(evaluation, "measure", lambda encoder, texts, policies: dict.fromkeys(policies, COST))
+    monkeypatch.setattr(evaluation, "embedding_costs", lambda encoder, texts, policies: dict.fromkeys(policies, COST))
     monkeypatch.setattr(
         SentenceEncoder, "encode", lambda self, texts, **o: calls.append(texts) or encode(self, texts, **o)
     )
@@ -241,7 +241,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(encoder, tmp_path, monkeyp
     def never(*_, **__):
         raise AssertionError("this was in the journal")
 
-    monkeypatch.setattr(evaluation, "measure", never)
+    monkeypatch.setattr(evaluation, "embedding_costs", never)
     again = evaluate(encoder, tasks[:1], shots, seeds, policies, Journal(tmp_path / "j"))
     assert (again.from_journal, again.computed, len(fits)) == (8, 0, 8)
     assert again.rows == found.rows
@@ -274,7 +274,7 @@ def test_a_new_policy_is_timed_in_turn_with_no_pruning(encoder, monkeypatch):
     journal, measured = Journal(None), []
     monkeypatch.setattr(
         evaluation,
-        "measure",
+        "embedding_costs",
         lambda _, texts, policies: measured.append(list(policies)) or dict.fromkeys(policies, COST),
     )
     evaluate(encoder, [word_task()], [1], [0], {"a": PRUNED}, journal)
