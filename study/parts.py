@@ -21,7 +21,7 @@ from minitrans.adaptation.adapt import Adaptation, adapt
 from minitrans.adaptation.costs import KINDS
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.report import save_picture, timing_table
-from minitrans.adaptation.search import Search
+from minitrans.adaptation.search import Search, SearchSettings
 from minitrans.data.tasks import Task, draw
 from minitrans.encoder.fitted import Fitted
 from minitrans.evaluation import measurement
@@ -94,9 +94,8 @@ def adaptation() -> None:
                 encoder("int8"),
                 tasks,
                 limits,
-                seeds=range(draws),
+                SearchSettings(seeds=range(draws)),
                 recipes=recipes,
-                test_texts=1000,
                 journal=journal(f"adaptation-{variant}"),
                 progress=PROGRESS,
             )
@@ -110,8 +109,8 @@ def adaptation() -> None:
 
 def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int], test_texts: int, name: str) -> Search:
     """One at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
-    fit_on = [task(each) for each in ADAPTATION]
-    return Search(model, tasks, (10,), seeds, (), 2000, test_texts, journal(name), PROGRESS, fit_on=fit_on)
+    settings = SearchSettings((10,), seeds, test_texts=test_texts)
+    return Search(model, tasks, settings, journal(name), PROGRESS, fit_on=[task(each) for each in ADAPTATION])
 
 
 def long_inputs() -> None:

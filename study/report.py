@@ -10,7 +10,19 @@ from typing import Any
 
 from minitrans.evaluation.tables import Column, render, save_text
 from minitrans.files import atomic_file
-from study.settings import ADAPTATION, DOCUMENT, FEWER_SHOTS, LIMITS, LONG, PICTURES, PRECISIONS, ROOT, SHOTS, load
+from study.settings import (
+    ADAPTATION,
+    DOCUMENT,
+    FEWER_SHOTS,
+    LIMITS,
+    LONG,
+    LONG_POLICY,
+    PICTURES,
+    PRECISIONS,
+    ROOT,
+    SHOTS,
+    load,
+)
 
 BARS = {  # mode: least share of time saved, most points lost; the same as goals
     "balanced": ((0.18, 0.5), (0.25, 0.3)),
@@ -168,13 +180,7 @@ def _bars() -> str:
                 if name in found:
                     lines.append(_judged(f"{name}, {precision}", found[name], bar, goal))
         for row in _rows(f"main-long-{precision}"):
-            if row["shots"] == 10 and row["pruning"] in (
-                "balanced",
-                "fast",
-                "balanced-intents",
-                "fast-intents",
-                "long",
-            ):
+            if row["shots"] == 10 and row["pruning"].removesuffix("-intents") in (*BARS, LONG_POLICY):
                 values = {"saved": _saved(row["pruning"], precision, LONG), "points": -100 * row["accuracy_change"]}
                 lines.append(_judged(f"{row['pruning']} on {LONG}, {precision}", values, LONG_BAR, LONG_GOAL))
     columns = (

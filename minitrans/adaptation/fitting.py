@@ -141,16 +141,16 @@ class Moments:
 
     @property
     def tokens(self) -> int:
-        """How many were measured."""
+        """How many there are."""
         return int(self.gram[-1, -1])
 
 
 def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:
-    """Whether any text has a length that `measure` takes."""
+    """Whether any text has a length that `token_moments` takes."""
     return any(SHORTEST <= len(ids) <= LONGEST for ids in encoder.tokenizer.encode(list(texts)).ids)
 
 
-def measure(
+def token_moments(
     encoder: SentenceEncoder, texts: Sequence[str], layers: Sequence[int], progress: bool = False
 ) -> dict[int, Moments]:
     """Take out each token of each text once per layer, and sum up what a fit needs.

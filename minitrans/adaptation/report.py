@@ -7,19 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minitrans.adaptation.adapt import Adaptation, Timing
+from minitrans.adaptation.adapt import Adaptation, TimedRun
+from minitrans.adaptation.recipes import METHODS
 from minitrans.adaptation.search import Outcome
 from minitrans.errors import InputError
 from minitrans.evaluation.tables import Column, render, save_text
 from minitrans.files import atomic_file
 
-COLORS = {
-    ("attention", "drop"): "#888888",
-    ("attention", "merge"): "#b58900",
-    ("attention", "restore"): "#cb6d51",
-    ("learned", "drop"): "#4c9bd6",
-    ("learned", "restore"): "#1b5e9e",
-}
+COLORS = dict(zip(METHODS, ("#888888", "#b58900", "#cb6d51", "#4c9bd6", "#1b5e9e"), strict=True))
 LOWEST_SHOWN = 6.0  # points: what loses more is not in the picture
 
 _FRONT = (
@@ -47,7 +42,7 @@ def timing_table(found: Adaptation, style: Any = "text") -> str:
 
 
 def markdown(found: Adaptation, picture: str | None = None) -> str:
-    """The report.
+    """The report, as Markdown.
 
     Args:
         found: the search.
@@ -183,7 +178,7 @@ def _front_row(found: Adaptation, each: Outcome) -> dict[str, Any]:
     }
 
 
-def _described(found: Adaptation, each: Timing) -> str:
+def _described(found: Adaptation, each: TimedRun) -> str:
     if each.kind == "paper":
         return f"{each.name} (the paper's method, at about that time)"
     if found.policy is not None and each.name == str(found.chosen.recipe):

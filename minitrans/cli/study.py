@@ -167,7 +167,7 @@ def adapt(
     """
     from minitrans.adaptation import adapt as adaptation
     from minitrans.adaptation import report as adaptation_report
-    from minitrans.adaptation.search import Limits
+    from minitrans.adaptation.search import Limits, SearchSettings
     from minitrans.data.files import read_texts
     from minitrans.data.tasks import load_task
     from minitrans.evaluation.journal import Journal
@@ -187,11 +187,13 @@ def adapt(
             for source in sources
         ],
         limits,
-        shots=shots,
-        seeds=range(seeds),
-        texts=() if texts is None else read_texts(texts, text_column, delimiter),
-        fit_texts=fit_texts,
-        test_texts=test_texts,
+        SearchSettings(
+            shots,
+            range(seeds),
+            () if texts is None else read_texts(texts, text_column, delimiter),
+            fit_texts,
+            test_texts,
+        ),
         journal=Journal(journal_file),
         progress=options.on_terminal(sys.stderr),
     )

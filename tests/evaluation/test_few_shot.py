@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tasks import PRUNED, WORDS, word_task
 
@@ -57,6 +57,7 @@ def test_metrics_are_their_definitions(pairs):
     assert macro_f1(truth, predicted) == scores.f1
 
 
+@settings(max_examples=25)
 @given(labels)
 def test_metrics_agree_with_scikit_learn(pairs):
     metrics = pytest.importorskip("sklearn.metrics")
@@ -87,6 +88,7 @@ def test_students_t(level, freedom, wanted):
     assert student_t(level, freedom) == pytest.approx(wanted, abs=5e-4)
 
 
+@settings(max_examples=25)
 @given(st.floats(0.01, 0.999), st.integers(1, 60))
 def test_students_t_agrees_with_scipy(level, freedom):
     stats = pytest.importorskip("scipy.stats")
@@ -132,7 +134,7 @@ def test_one_row_per_task_shots_and_policy_then_the_means(encoder):
 
 @pytest.mark.parametrize("policy", [None, PRUNED])
 @pytest.mark.parametrize("label_names", [True, False])
-def test_a_cell_is_a_classifier_fitted_on_the_draw_and_tested_on_the_test_split(plain, encoder, policy, label_names):
+def test_a_cell_is_a_classifier_fitted_and_tested_on_the_draw(plain, encoder, policy, label_names):
     task = word_task()
     found = evaluate(encoder, [task], [2], [1], {"it": policy}, C=3.0, label_names=label_names)
     few = draw(task, 2, 1)
@@ -170,7 +172,7 @@ def test_each_text_is_embedded_once_per_policy(encoder, monkeypatch):
     monkeypatch.setattr(
         SentenceEncoder, "encode", lambda self, texts, **o: calls.append(texts) or encode(self, texts, **o)
     )
-    evaluate(encoder, [word_task()], [1, 2, 4], range(5), {"half": PRUNED})
+    evaluate(encoder, [word_task()], [1, 4], range(2), {"half": PRUNED})
     assert len(calls) == 2
     assert all(len(texts) == len(set(texts)) for texts in calls)
     assert set(calls[0]) == {text for texts in WORDS.values() for text in texts} | set(WORDS)
