@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from study.settings import (
     ROOT,
     SHOTS,
     load,
+    time_ratios,
 )
 
 BARS = {  # mode: least share of time saved, most points lost; the same as goals
@@ -92,18 +94,8 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return (load(name) or {"rows": []})["rows"]
 
 
-def _time(policy: str, precision: str, texts: str) -> float | None:
-    """Share of the time without pruning on the compiled backend, from the part `speed`."""
-    wanted = ("all-MiniLM-L6-v2", "compiled", precision, texts, policy)
-    for row in load("speed") or []:
-        if tuple(row[key] for key in ("model", "backend", "precision", "texts", "policy")) == wanted:
-            return float(row["time_ratio"])
-    return None
-
-
 def _saved(policy: str, precision: str, texts: str) -> float:
-    time = _time(policy, precision, texts)
-    return math.nan if time is None else 1 - time
+    return 1 - time_ratios(precision, texts).get(policy, math.nan)
 
 
 def _main_table(precision: str, shots: tuple[int, ...]) -> str:
@@ -124,7 +116,7 @@ def _main_table(precision: str, shots: tuple[int, ...]) -> str:
                 spread = row["accuracy_change_ci95"]
                 line[f"ci_{row['shots']}"] = None if spread is None else 100 * spread
         if row["task"] == "banking77":
-            line["time"], line["kept"] = _time(row["pruning"], precision, "banking77"), row["tokens_kept"]
+            line["time"], line["kept"] = time_ratios(precision, "banking77").get(row["pruning"]), row["tokens_kept"]
     return render(columns, list(table.values()), "markdown")
 
 
@@ -133,7 +125,7 @@ def _long_table(precision: str) -> str:
     lines = [
         {
             **row,
-            "time": _time(row["pruning"], precision, LONG),
+            "time": time_ratios(precision, LONG).get(row["pruning"]),
             "points": None if row["accuracy_change"] is None else 100 * row["accuracy_change"],
             "ci": None if row["accuracy_change_ci95"] is None else 100 * row["accuracy_change_ci95"],
         }
@@ -254,7 +246,7 @@ def _tokens() -> Iterator[str]:
     groups = [group for group in found["accuracy"] if group != "size"]
     policies = list(found["accuracy"][groups[0]])
     lines = [
-        {"policy": policy, **{group: _mean(found["accuracy"][group][policy]) for group in groups}}
+        {"policy": policy, **{group: statistics.fmean(found["accuracy"][group][policy]) for group in groups}}
         for policy in policies
     ]
     yield render([Column("policy", "policy"), *(Column(group, group, ".1%") for group in groups)], lines, "markdown")
@@ -267,10 +259,6 @@ def _tokens() -> Iterator[str]:
         )
         + "."
     )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _speed() -> Iterator[str]:

@@ -83,3 +83,13 @@ def load(name: str) -> Any:
     """What a part found; None if it was not run."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def time_ratios(precision: str, texts: str) -> dict[str, float]:
+    """By policy, the share of the time without pruning on the compiled backend, from the part `speed`."""
+    wanted = ("all-MiniLM-L6-v2", "compiled", precision, texts)
+    return {
+        row["policy"]: row["time_ratio"]
+        for row in load("speed") or []
+        if (row["model"], row["backend"], row["precision"], row["texts"]) == wanted
+    }
