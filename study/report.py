@@ -6,11 +6,10 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from minitrans.adaptation.report import svg_figure
 from minitrans.evaluation.tables import Column, render, save_text
-from minitrans.files import atomic_file
 from study.settings import (
     ADAPTATION,
     DOCUMENT,
@@ -309,11 +308,7 @@ def _pictures() -> None:
     found = load("ablation")
     if found is None:
         return
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": 8, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+    with svg_figure(PICTURES / "study-ablation.svg", (9, 3.2), font_size=8) as figure:
         methods = (("attention", "drop"), ("attention", "restore"), ("learned", "restore"))
         for axes, (score, reduce) in zip(figure.subplots(1, 3, sharey=True), methods, strict=True):
             rows = [
@@ -328,5 +323,3 @@ def _pictures() -> None:
             axes.grid(alpha=0.25)
         figure.axes[0].set_ylabel("change of accuracy, points")
         figure.axes[-1].legend(fontsize=7)
-        with atomic_file(Path(PICTURES) / "study-ablation.svg") as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})

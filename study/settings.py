@@ -55,7 +55,7 @@ def without_test(name: str) -> Task:
 
 
 def encoder(precision: str, backend: str = "auto") -> SentenceEncoder:
-    """The bundled int8 model, or the float32 one."""
+    """The bundled int8 all-MiniLM-L6-v2, or the float32 one."""
     folder = None if precision == "int8" else float32_folder()
     return SentenceEncoder(folder, backend=backend, on_truncation="ignore")
 
@@ -67,7 +67,7 @@ def policies(with_long: bool = True) -> dict[str, PruningPolicy]:
 
 
 def journal(name: str) -> Journal:
-    """Cells that are finished, so that an interrupted part goes on."""
+    """What a part has finished, so that it goes on from there when it was interrupted."""
     place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
     place.mkdir(parents=True, exist_ok=True)
     return Journal(place / f"{name}.jsonl")

@@ -83,7 +83,7 @@ class Adaptation:
 
     def pareto(self) -> list[Outcome]:
         """Those that no other beats in both predicted time and mean drop, the cheapest first."""
-        return [self.outcomes[i] for i in front([(each.cost, each.mean_drop) for each in self.outcomes])]
+        return _front(self.outcomes)
 
     def save_policy(self, path: str | os.PathLike[str]) -> None:
         """Write the policy.
@@ -171,9 +171,8 @@ def _runs(recipe: Recipe, encoder: SentenceEncoder) -> bool:
 
 def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: CostModel) -> Adaptation:
     """Time the cheapest policies within the limits, and what they compete with; take the best of them."""
-    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
-    finalists = eligible[:FINALISTS]
-    nearest = min(outcomes, key=lambda each: (max(_excess(each, limits)), each.cost))
+    finalists = _cheapest(outcomes, limits)[:FINALISTS]
+    nearest = min(outcomes, key=lambda each: (each.excess(limits), each.cost))
     best = finalists[0] if finalists else nearest
     papers = [each for each in outcomes if (each.recipe.score, each.recipe.reduce) == ("attention", "drop")]
     papers = [each for each in papers if each not in finalists]
@@ -271,13 +270,13 @@ def _competitors(
     """Fewer layers, and the other precision, without and with the policy."""
     found: dict[str, tuple[SentenceEncoder, PruningPolicy | None]] = {}
     layers = encoder.config.num_hidden_layers
-    choices: list[tuple[PruningPolicy | None, str]] = [(None, ""), (policy, " + policy")]
     parameters = with_precision(load_parameters(encoder.folder), encoder.precision)
+    choices: list[tuple[PruningPolicy | None, str]] = [(None, ""), (policy, " + policy")]
     for fewer in sorted({layers - 1, layers - 2, layers // 2} & {*range(1, layers)}, reverse=True):
         shallow = copy.copy(encoder)
         shallow.config = replace(encoder.config, num_hidden_layers=fewer)
-        first = replace(parameters, config=shallow.config, layers=parameters.layers[:fewer])
-        shallow.blocks = load_blocks(encoder.backend, first)
+        less = replace(parameters, config=shallow.config, layers=parameters.layers[:fewer])
+        shallow.blocks = load_blocks(encoder.backend, less)
         for each, suffix in choices:
             if each is None or max(each.plan) < fewer:
                 found[f"{fewer} layers{suffix}"] = shallow, each
@@ -304,22 +303,24 @@ def _priced(search: Search, outcomes: Sequence[Outcome], model: CostModel) -> li
     return [replace(each, cost=model.seconds(each.work) / unpruned) for each in outcomes]
 
 
-def _preference(each: Outcome) -> tuple[float, Any, str]:
-    """Cheapest first; costs that are about equal count as equal, and the simpler comes first."""
-    return round(each.cost / TIE) * TIE, each.recipe.simplicity, str(each.recipe)
+def _cheapest(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
+    """Those within the limits, the cheapest first; costs that are about equal count as equal, and the simpler wins."""
+
+    def preference(each: Outcome) -> tuple[float, Any, str]:
+        return round(each.cost / TIE) * TIE, each.recipe.simplicity, str(each.recipe)
+
+    return sorted((each for each in outcomes if each.meets(limits)), key=preference)
 
 
-def _excess(each: Outcome, limits: Limits) -> tuple[float, float]:
-    mean, worst = each.bounds(limits.confidence)
-    return mean - limits.mean_drop, worst - limits.task_drop
+def _front(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that no other beats in both predicted time and mean drop, the cheapest first."""
+    return [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
 
 
 def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
     """Whose neighbours to try: the cheapest within the limits, then those of the front that come nearest to them."""
-    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
-    near = [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
-    near.sort(key=lambda each: max(_excess(each, limits)))
-    chosen = {str(each.recipe): each for each in [*eligible[: PARENTS // 2], *near]}
+    near = sorted(_front(outcomes), key=lambda each: each.excess(limits))
+    chosen = {str(each.recipe): each for each in [*_cheapest(outcomes, limits)[: PARENTS // 2], *near]}
     return list(chosen.values())[:PARENTS]
 
 

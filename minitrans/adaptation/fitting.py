@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from typing import TypeAlias, TypeVar
 
@@ -131,13 +131,7 @@ class Moments:
     final: Float64  # [F, H] times the final hidden state
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.centred + other.centred,
-            self.centred_shift + other.centred_shift,
-            self.gram + other.gram,
-            self.shift + other.shift,
-            self.final + other.final,
-        )
+        return Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     @property
     def tokens(self) -> int:

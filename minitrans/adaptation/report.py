@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,33 @@ def check_report_file(path: str | os.PathLike[str]) -> Path:
 def save_picture(found: Adaptation, path: Path) -> bool:
     """Draw accuracy against time as SVG, one point per policy; False where matplotlib is not installed."""
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        with svg_figure(path, (8, 5), font_size=9) as figure:
+            _draw(found, figure.subplots())
     except ImportError:
         return False
-    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        _draw(found, axes)
+    return True
+
+
+@contextmanager
+def svg_figure(path: Path, size: tuple[float, float], font_size: float) -> Iterator[Any]:
+    """A figure of matplotlib, which is written as SVG when the block ends: the same bytes for the same drawing.
+
+    Args:
+        path: the file.
+        size: width and height in inches.
+        font_size: in points.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": font_size, "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
-    return True
 
 
 def _draw(found: Adaptation, axes: Any) -> None:

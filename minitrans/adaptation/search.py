@@ -132,10 +132,14 @@ class Outcome:
         mean_error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
         return float(np.mean(means) + t * mean_error), float(np.max(np.array(means) + t * np.array(errors)))
 
+    def excess(self, limits: Limits) -> float:
+        """By how many points a bound is beyond its limit, the worse of both; within the limits at most 0."""
+        mean, worst = self.bounds(limits.confidence)
+        return max(mean - limits.mean_drop, worst - limits.task_drop)
+
     def meets(self, limits: Limits) -> bool:
         """Whether the policy stays within the limits."""
-        mean, worst = self.bounds(limits.confidence)
-        return mean <= limits.mean_drop and worst <= limits.task_drop
+        return self.excess(limits) <= 0
 
 
 class Search:

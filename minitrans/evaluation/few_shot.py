@@ -1,8 +1,7 @@
-"""Few-shot evaluation: tasks x pruning policies x shots x draws, with a journal to go on from after an interruption."""
+"""Few-shot evaluation of pruning policies: classifiers for every task, policy, number of shots and draw."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -127,10 +126,6 @@ class Evaluation:
             "from_journal": self.from_journal,
             "computed": self.computed,
         }
-
-    def to_json(self) -> str:
-        """`to_dict` as text, ending in a line end."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
@@ -329,7 +324,7 @@ class Plan:
 
 
 def _costs(plan: Plan, task: Task) -> dict[str, Cost]:
-    """Of embedding the test split, by policy. What the journal lacks is measured in turn with no pruning."""
+    """What it costs to embed the test split, by policy. What the journal lacks is measured in turn with no pruning."""
     keys = {
         name: plan.key("cost", task, policy) | {"threads": plan.encoder.threads}
         for name, policy in plan.policies.items()

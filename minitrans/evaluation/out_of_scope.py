@@ -296,9 +296,8 @@ def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation
 
 def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:
     """All that was found as text, ending in a line end."""
-    if scope is None:
-        return found.to_json()
-    return json.dumps(found.to_dict() | {"out_of_scope": scope.to_dict()}, indent=2) + "\n"
+    more = {} if scope is None else {"out_of_scope": scope.to_dict()}
+    return json.dumps(found.to_dict() | more, indent=2) + "\n"
 
 
 def _outside(task: Task) -> Sequence[str]:

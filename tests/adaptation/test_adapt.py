@@ -394,7 +394,7 @@ def test_every_policy_that_is_tried_runs_on_the_model(tmp_path, alone, monkeypat
         ("max", Recipe(((1, 0.5),), "learned", "restore")),
     ],
 )
-def test_recipes_that_cannot_run_are_refused_before_the_work(tmp_path, monkeypatch, pooling, recipe):
+def test_recipes_that_cannot_run_are_refused_at_once(tmp_path, monkeypatch, pooling, recipe):
     spec = random_models.ModelSpec("pooled", pooling=pooling, pooling_style="string", seed=31)
     encoder = SentenceEncoder(random_models.write_model(tmp_path, spec), threads=1)
     monkeypatch.setattr(adaptation, "Search", lambda *_: pytest.fail("began"))
@@ -525,7 +525,7 @@ def test_the_picture_without_a_choice(found, tmp_path):
     assert f"nearest to the limits: {found.chosen.recipe}" in words
 
 
-def test_without_matplotlib_the_report_says_how_to_get_the_picture(found, tmp_path, monkeypatch):
+def test_the_report_without_matplotlib(found, tmp_path, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     assert not adaptation_report.save_picture(found, tmp_path / "policy.svg")

@@ -200,7 +200,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, task, arguments, no_network,
 
 
 @pytest.mark.filterwarnings("default")
-def test_truncation_is_one_line_however_often_a_text_is_embedded(run, task):
+def test_truncation_is_one_line(run, task):
     (task / "test.csv").write_text(f"text,label\n{'word ' * 300},greeting\nis my parcel sent,tracking\n")
     code, _, err = run("--task", task, "--shots", "1,2", "--seeds", "2", "--pruning", "default")
     assert code == 0

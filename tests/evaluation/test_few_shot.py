@@ -190,7 +190,7 @@ def test_costs_say_what_pruning_saves(encoder):
     assert unpruned.microseconds_per_text > 0
 
 
-def test_the_share_of_tokens_counts_special_tokens_and_every_stage(encoder):
+def test_the_share_of_tokens_counts_specials_and_stages(encoder):
     texts = WORDS["card"]
     pruned = [text.kept for text in encoder.pruned_tokens(texts, pruning=PRUNED)]
     wanted = sum(map(sum, pruned)) / sum(map(len, pruned))
@@ -324,7 +324,7 @@ def test_progress_is_shown_when_asked_for(encoder, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_notes_name_leaks_classes_left_out_and_classes_not_learnt(tmp_path):
+def test_notes_name_leaks_and_classes_left_out(tmp_path):
     assert notes([word_task()], [1], [0]) == []
     (tmp_path / "leaky").mkdir()
     (tmp_path / "leaky" / "train.csv").write_text("text,label\nHello  There,a\nbye,b\n")

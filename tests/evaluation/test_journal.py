@@ -59,7 +59,7 @@ def test_a_new_reader_finds_all(tmp_path_factory, pairs):
         assert again.get(key) is not None
 
 
-def test_a_cut_at_any_byte_of_the_last_line_costs_that_line_only(tmp_path):
+def test_a_cut_in_the_last_line_costs_that_line_only(tmp_path):
     path = tmp_path / "j"
     Journal(path).put({"n": 1}, {"text": "erste Zeile, äöü"})
     whole = path.stat().st_size
@@ -116,7 +116,7 @@ GOOD = '{"key":{},"value":{}}\n'
         ("[]\n", "is not a journal"),
     ],
 )
-def test_what_a_crash_does_not_explain_is_refused_and_left_alone(tmp_path, content, message):
+def test_what_no_crash_explains_is_refused_and_left_alone(tmp_path, content, message):
     path = tmp_path / "j"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
