@@ -23,9 +23,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is not a list of whole numbers, wanted for example 1,5,10.") from None
 
 
-_TASK = click.option(
-    "--task", "sources", metavar="FOLDER", multiple=True, required=True, help="Repeat for several tasks."
-)
+_TASK = click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="May be repeated.")
 _SEEDS = click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots."
 )

@@ -153,7 +153,7 @@ def test_the_papers_method_is_timed_too(encoder, alone):
 
 
 def test_no_policy_within_the_limits(encoder, clock, hopeless, tmp_path):
-    found = run(encoder, NONE, recipes=RECIPES[::5])
+    found = run(encoder, NONE, recipes=RECIPES[::9])
     assert found.policy is None
     excess = [max(each.bounds(0.5)) for each in found.outcomes]
     assert max(found.chosen.bounds(0.5)) == min(excess) > 0
@@ -246,7 +246,7 @@ def test_a_journal_saves_all_trying_and_timing(encoder, monkeypatch, first, tmp_
 
 @pytest.mark.parametrize("name", ["_cost_model", "_finals"])
 def test_an_interruption_while_timing(encoder, alone, monkeypatch, tmp_path, name):
-    few = RECIPES[::4]
+    few = RECIPES[::9]
     wanted = summary(run(encoder, recipes=few))
 
     def interrupted(*_):
@@ -376,8 +376,8 @@ def test_every_policy_that_is_tried_runs_on_the_model(tmp_path, alone, monkeypat
     monkeypatch.setattr(adaptation, "PARENTS", 1)
     spec = random_models.ModelSpec("pooled", pooling=pooling, pooling_style="string", seed=31)
     encoder = SentenceEncoder(random_models.write_model(tmp_path, spec), threads=1)
-    found = run(encoder, recipes=None, shots=(1,), seeds=(0,))
-    search = Search(encoder, TASKS, SearchSettings((1,), (0,), fit_texts=40))
+    found = run(encoder, tasks=TASKS[:1], recipes=None, shots=(1,), seeds=(0,))
+    search = Search(encoder, TASKS[:1], SearchSettings((1,), (0,), fit_texts=40))
     for each in found.outcomes:
         search.policy(each.recipe).check_fits(encoder.config, encoder.pooling.modes, encoder.identity.weights)
     assert encoder.encode("where is my new card please", pruning=found.policy).shape == (32,)

@@ -15,6 +15,7 @@ from tiny_tasks import tiny_rows
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.adaptation import adapt as adaptation
 from minitrans.adaptation.fitting import token_moments
+from minitrans.adaptation.recipes import grid
 from minitrans.adaptation.search import Search
 from minitrans.encoder.policy_files import arrays_of
 from minitrans.evaluation import measurement
@@ -264,11 +265,15 @@ def test_a_real_task(run, data_folder):
 # minitrans adapt
 
 
+def few_recipes(num_layers):
+    methods = (("attention", "drop"), ("learned", "restore"))
+    return [each for each in grid(num_layers) if (each.score, each.reduce) in methods and each.stages[0][1] == 0.4]
+
+
 @pytest.fixture
 def few(monkeypatch):
     """Few policies to try."""
-    monkeypatch.setattr("minitrans.adaptation.recipes.METHODS", (("attention", "drop"), ("learned", "restore")))
-    monkeypatch.setattr("minitrans.adaptation.recipes.QUANTILES", (0.4,))
+    monkeypatch.setattr(adaptation, "grid", few_recipes)
     monkeypatch.setattr(adaptation, "PARENTS", 1)
     monkeypatch.setattr("minitrans.cli.main._quit", sys.exit)  # closes standard output
 
