@@ -71,7 +71,7 @@ NEGATIONS = frozenset(
 
 
 def machine() -> None:
-    """What ran the study."""
+    """The machine that runs the study."""
     save("machine", describe_machine())
 
 
@@ -108,7 +108,7 @@ def adaptation() -> None:
 
 
 def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int], test_texts: int, name: str) -> Search:
-    """One at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
+    """A search at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
     settings = SearchSettings((10,), seeds, test_texts=test_texts)
     return Search(model, tasks, settings, journal(name), PROGRESS, fit_on=[task(each) for each in ADAPTATION])
 
@@ -319,7 +319,7 @@ def speed() -> None:
 
 
 def _moved(policy: PruningPolicy | None, model: SentenceEncoder) -> PruningPolicy | None:
-    """For another model of the same width: the arrays are not fitted to it, which times do not tell."""
+    """The policy for another model of the same width: its arrays do not fit that model, but take as much time."""
     if policy is None or policy.fitted is None:
         return policy
     return replace(policy, fitted=Fitted(model.identity.weights, policy.fitted.scorers, policy.fitted.restore))

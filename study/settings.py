@@ -44,12 +44,12 @@ def data_folder() -> Path:
 
 
 def task(name: str) -> Task:
-    """A data set of the folder."""
+    """The data set of that name."""
     return load_task(data_folder() / name)
 
 
 def without_test(name: str) -> Task:
-    """A data set with its validation split in place of the test split, which it does not see."""
+    """A data set with its validation split in the place of its test split, which is left out."""
     whole = task(name)
     return Task(f"{name} (valid)", {"train": whole.splits["train"], "test": whole.splits["valid"]}, {}, whole.source)
 

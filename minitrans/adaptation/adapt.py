@@ -267,7 +267,7 @@ def _finals(
 def _competitors(
     encoder: SentenceEncoder, policy: PruningPolicy
 ) -> dict[str, tuple[SentenceEncoder, PruningPolicy | None]]:
-    """Fewer layers, and the other precision, without and with the policy."""
+    """What pruning competes with: fewer layers, and the other precision, each without and with the policy."""
     found: dict[str, tuple[SentenceEncoder, PruningPolicy | None]] = {}
     layers = encoder.config.num_hidden_layers
     parameters = with_precision(load_parameters(encoder.folder), encoder.precision)
@@ -325,7 +325,7 @@ def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
 
 
 def _spread(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """A few that differ in every kind of work: of each method the mildest and the strongest."""
+    """The mildest and the strongest policy of each method: they differ in every kind of work."""
     found: dict[tuple[str, str], list[Recipe]] = {}
     for recipe in recipes:
         found.setdefault((recipe.score, recipe.reduce), []).append(recipe)

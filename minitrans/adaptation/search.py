@@ -143,7 +143,7 @@ class Outcome:
 
 
 class Search:
-    """What the steps of a search share: the tasks' texts and draws, the fits, the journal."""
+    """Tries policies on tasks. Keeps what the tries share: the tasks' texts and draws, the fits, the journal."""
 
     def __init__(
         self,

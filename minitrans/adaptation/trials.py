@@ -79,7 +79,7 @@ def prompted(encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
 
 
 def unlabelled_texts(tasks: Sequence[Task], texts: Sequence[str], most: int) -> dict[str, list[str]]:
-    """Training texts of every task, as many of each as there are or as its share, and the user's own."""
+    """Training texts by task, at most an equal share of ``most`` from each, and the user's own ``texts``."""
     found = {task.name: sorted({*(task.splits.get("train") or task.splits["all"]).texts}) for task in tasks}
     share = max(1, most // len(found))
     for name, pool in found.items():

@@ -210,7 +210,7 @@ def _tasks(
 
 
 def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:
-    """Named after their files."""
+    """The policies by name: a file's name without its ending."""
     policies: dict[str, PruningPolicy | None] = {}
     for file in dict.fromkeys(pruning):
         name = Path(file).stem

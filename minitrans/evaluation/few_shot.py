@@ -51,7 +51,7 @@ NARROW = tuple(column for column in COLUMNS if column.key not in ("precision", "
 
 @dataclass(frozen=True)
 class Cell:
-    """One classifier: fitted on one draw of one task under one policy, and tested."""
+    """How one classifier did: fitted on one draw of one task, embedded under one policy, and tested."""
 
     task: str
     pruning: str
@@ -67,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of a task, a number of shots and a policy, over the draws; or the mean of such rows over tasks."""
+    """Means over the draws of a task, a number of shots and a policy; or, over several tasks, the mean of such rows."""
 
     task: str
     shots: int
@@ -264,7 +264,7 @@ class Plan:
         return cls(encoder, tasks, {NO_PRUNING: None, **policies}, draws, journal, float(C), bool(label_names))
 
     def key(self, kind: str, task: Task, policy: PruningPolicy | None) -> dict[str, Any]:
-        """Under which the journal keeps a result: all that it depends on, but for what the caller adds."""
+        """The key of a result in the journal: all that it depends on, but for what the caller adds."""
         return {
             "minitrans": __version__,
             "encoder": self.encoder.identity.sha256,
@@ -360,7 +360,7 @@ def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[
 
     def row(task: str, members: Sequence[str], count: int, name: str) -> Row:
         def by_draw(metric: str, policy: str = name) -> list[float]:
-            """Draw by draw; of several tasks, draw i is the mean of their draws i."""
+            """The metric of every draw; with several tasks, draw i is the mean of their draws i."""
             draws = zip(*(groups[member, count, policy] for member in members), strict=True)
             return [math.fsum(getattr(cell, metric) for cell in each) / len(members) for each in draws]
 
@@ -390,7 +390,7 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
 
 
 def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str, Any]) -> T:
-    """A record of what a journal holds: anybody may have written that."""
+    """The record that a journal holds. InputError if it is none: anybody may have written the file."""
     wanted = {field.name for field in fields(kind)} - set(named)  # type: ignore[arg-type]
     numbers = all(
         (isinstance(x, int | float) and (x > 0 or (x == 0 and name != "time_ratio")))
@@ -403,7 +403,7 @@ def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str
 
 
 def foreign_result(value: Mapping[str, Any], wanted: str) -> InputError:
-    """For a journal that holds another result than this module's."""
+    """The error for a journal that holds something else than the result that belongs under its key."""
     return InputError(f"the journal holds {dict(value)!r:.200}, wanted {wanted}; start a new one")
 
 

@@ -77,7 +77,7 @@ def tokens_kept(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningP
 
 
 def reset_peak_memory() -> bool:
-    """Let the process's peak start anew from what it takes now, where the system can (Linux); whether it did."""
+    """Start the measurement of `peak_memory` anew, where the system can do that (Linux); returns whether it could."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:
@@ -86,7 +86,7 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory that the process took at its most since `reset_peak_memory`; else since its start; else None."""
+    """Most bytes that the process held since `reset_peak_memory`, or since its start; None where nothing tells."""
     try:
         lines = (_PROCESS / "status").read_text().splitlines()
     except OSError:
@@ -117,7 +117,7 @@ def interleaved(
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
-    """Median over the rounds of each run's time to that of the baseline in the same round."""
+    """The time of each run divided by the baseline's time in the same round: medians over the rounds."""
     base = seconds[baseline]
     return {
         name: statistics.median(mine / other for mine, other in zip(own, base, strict=True))

@@ -86,7 +86,7 @@ NARROW = tuple(column for column in COLUMNS if column.key not in ("draws", "chos
 
 @dataclass(frozen=True)
 class ScopeCell:
-    """One classifier, fitted on one draw of one task under one policy and calibrated in one way: all scores."""
+    """How one classifier rejects by each score: fitted on one draw of one task, calibrated in one way."""
 
     task: str
     pruning: str
@@ -96,7 +96,7 @@ class ScopeCell:
     scores: list[RejectionRow]
 
     def of(self, score: str) -> RejectionRow:
-        """The row of a score; of "auto", that of the score which it takes."""
+        """The row of a score; for "auto", of the score that it takes."""
         return next(row for row in self.scores if (row["chosen"] if score == AUTO else row["score"] == score))
 
 
@@ -317,7 +317,7 @@ def _measured(
 
 
 def _stored(value: Mapping[str, Any], calibrations: Iterable[str]) -> dict[str, list[RejectionRow]]:
-    """What a journal holds: anybody may have written that."""
+    """The rows that a journal holds. InputError if it holds something else: anybody may have written the file."""
     for name in calibrations:
         rows = value[name] if isinstance(value.get(name), list) else []
         good = [row["score"] for row in rows if _is_row(row)] == [*SCORES] and sum(row["chosen"] for row in rows) == 1
@@ -352,7 +352,7 @@ def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
 
 
 def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:
-    """Draw by draw; of several tasks, draw i is the mean of their draws i."""
+    """The row of some cells, which stand in the order of their draws; with several tasks, draw i is their mean."""
     draws = [[cell.of(score) for cell in cells] for cells in zip(*members, strict=True)]
     seen = [row for rows in draws for row in rows]
     taken = [name for name in SCORES if any(row["score"] == name for row in seen)]
