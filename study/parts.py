@@ -21,12 +21,13 @@ from minitrans.adaptation.adapt import Adaptation, adapt
 from minitrans.adaptation.costs import KINDS
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.report import save_picture, timing_table
-from minitrans.adaptation.search import Search
+from minitrans.adaptation.search import Search, SearchSettings
 from minitrans.data.tasks import Task, draw
 from minitrans.encoder.fitted import Fitted
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import evaluate
 from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.evaluation.out_of_scope import measure_rejection
 from minitrans.sentences.call import measuring
 from study.settings import (
     ADAPTATION,
@@ -70,7 +71,7 @@ NEGATIONS = frozenset(
 
 
 def machine() -> None:
-    """What ran the study."""
+    """The machine that runs the study."""
     save("machine", describe_machine())
 
 
@@ -93,9 +94,8 @@ def adaptation() -> None:
                 encoder("int8"),
                 tasks,
                 limits,
-                seeds=range(draws),
+                SearchSettings(seeds=range(draws)),
                 recipes=recipes,
-                test_texts=1000,
                 journal=journal(f"adaptation-{variant}"),
                 progress=PROGRESS,
             )
@@ -108,9 +108,9 @@ def adaptation() -> None:
 
 
 def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int], test_texts: int, name: str) -> Search:
-    """One at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
-    fit_on = [task(each) for each in ADAPTATION]
-    return Search(model, tasks, (10,), seeds, (), 2000, test_texts, journal(name), PROGRESS, fit_on=fit_on)
+    """A search at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
+    settings = SearchSettings((10,), seeds, test_texts=test_texts)
+    return Search(model, tasks, settings, journal(name), PROGRESS, fit_on=[task(each) for each in ADAPTATION])
 
 
 def long_inputs() -> None:
@@ -319,7 +319,7 @@ def speed() -> None:
 
 
 def _moved(policy: PruningPolicy | None, model: SentenceEncoder) -> PruningPolicy | None:
-    """For another model of the same width: the arrays are not fitted to it, which times do not tell."""
+    """The policy for another model of the same width: its arrays do not fit that model, but take as much time."""
     if policy is None or policy.fitted is None:
         return policy
     return replace(policy, fitted=Fitted(model.identity.weights, policy.fitted.scorers, policy.fitted.restore))
@@ -333,32 +333,19 @@ def _sample(model: SentenceEncoder, name: str) -> int:
 
 def out_of_scope() -> None:
     """Rejection on CLINC150 and HINT3, every score."""
-    from minitrans.evaluation.detection import evaluate_rejection
-
     model, rows = encoder("int8"), []
-    sets: list[tuple[str, int | None, bool]] = [
-        ("clinc150", 5, False),
-        ("clinc150", 5, True),
-        ("clinc150", 10, False),
-        ("clinc150", 10, True),
-    ]
-    sets += [(name, None, False) for name in ADAPTATION if name.startswith("hint3")]
-    for name, shots, with_oos in sets:
+    sets: list[tuple[str, int | None]] = [("clinc150", 5), ("clinc150", 10)]
+    sets += [(name, None) for name in ADAPTATION if name.startswith("hint3")]
+    for name, shots in sets:
         data = task(name)
         train = data.splits["train"] if shots is None else draw(data, shots, 0).train
-        test = data.splits["test"]
-        calibration = data.out_of_scope["train"] if with_oos else None
-        found = evaluate_rejection(
-            model,
-            train.texts,
-            train.labels,
-            test.texts,
-            test.labels,
-            data.out_of_scope["test"],
-            calibration=calibration,
-        )
-        about = {"task": name, "shots": shots or "all", "calibrated": "with oos" if with_oos else "without"}
-        rows += [{**about, **row} for row in found]
+        test, beyond = data.splits["test"], data.out_of_scope
+        classifier = FewShotClassifier(model).fit(train.texts, train.labels)
+        calibrations = {"without": None} | ({} if shots is None else {"with oos": model.encode(beyond["train"])})
+        inside, outside = model.encode(test.texts), model.encode(beyond["test"])
+        for calibrated, found in measure_rejection(classifier, inside, test.labels, outside, calibrations).items():
+            about = {"task": name, "shots": shots or "all", "calibrated": calibrated}
+            rows += [{**about, **row} for row in found]
     save("out-of-scope", rows)
 
 

@@ -17,7 +17,7 @@ from benchmarks.picture import write_picture
 from benchmarks.run import caption
 from benchmarks.workloads import Result
 from minitrans.evaluation.tables import save_text
-from study.settings import PICTURES, PRECISIONS, ROOT, load
+from study.settings import PICTURES, PRECISIONS, ROOT, load, time_ratios
 
 SPEED = ROOT / "benchmarks" / "results" / "speed.json"  # of `python -m benchmarks --quick --json <that file>`
 OURS, SHOTS = "minitrans", 10
@@ -129,12 +129,7 @@ def lead(result: Result, group: Sequence[Bar]) -> float:
 
 def points(precision: str) -> list[Point]:
     """Every policy of the study's main table."""
-    times = {
-        row["policy"]: row["time_ratio"]
-        for row in load("speed")
-        if (row["model"], row["backend"], row["precision"], row["texts"])
-        == ("all-MiniLM-L6-v2", "compiled", precision, "banking77")
-    }
+    times = time_ratios(precision, "banking77")
     return [
         Point(
             row["pruning"],

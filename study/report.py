@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
+from minitrans.adaptation.report import svg_figure
 from minitrans.evaluation.tables import Column, render, save_text
-from minitrans.files import atomic_file
-from study.settings import ADAPTATION, DOCUMENT, FEWER_SHOTS, LIMITS, LONG, PICTURES, PRECISIONS, ROOT, SHOTS, load
+from study.settings import (
+    ADAPTATION,
+    DOCUMENT,
+    FEWER_SHOTS,
+    LIMITS,
+    LONG,
+    LONG_POLICY,
+    PICTURES,
+    PRECISIONS,
+    ROOT,
+    SHOTS,
+    load,
+    time_ratios,
+)
 
 BARS = {  # mode: least share of time saved, most points lost; the same as goals
     "balanced": ((0.18, 0.5), (0.25, 0.3)),
@@ -80,18 +93,8 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return (load(name) or {"rows": []})["rows"]
 
 
-def _time(policy: str, precision: str, texts: str) -> float | None:
-    """Share of the time without pruning on the compiled backend, from the part `speed`."""
-    wanted = ("all-MiniLM-L6-v2", "compiled", precision, texts, policy)
-    for row in load("speed") or []:
-        if tuple(row[key] for key in ("model", "backend", "precision", "texts", "policy")) == wanted:
-            return float(row["time_ratio"])
-    return None
-
-
 def _saved(policy: str, precision: str, texts: str) -> float:
-    time = _time(policy, precision, texts)
-    return math.nan if time is None else 1 - time
+    return 1 - time_ratios(precision, texts).get(policy, math.nan)
 
 
 def _main_table(precision: str, shots: tuple[int, ...]) -> str:
@@ -112,7 +115,7 @@ def _main_table(precision: str, shots: tuple[int, ...]) -> str:
                 spread = row["accuracy_change_ci95"]
                 line[f"ci_{row['shots']}"] = None if spread is None else 100 * spread
         if row["task"] == "banking77":
-            line["time"], line["kept"] = _time(row["pruning"], precision, "banking77"), row["tokens_kept"]
+            line["time"], line["kept"] = time_ratios(precision, "banking77").get(row["pruning"]), row["tokens_kept"]
     return render(columns, list(table.values()), "markdown")
 
 
@@ -121,7 +124,7 @@ def _long_table(precision: str) -> str:
     lines = [
         {
             **row,
-            "time": _time(row["pruning"], precision, LONG),
+            "time": time_ratios(precision, LONG).get(row["pruning"]),
             "points": None if row["accuracy_change"] is None else 100 * row["accuracy_change"],
             "ci": None if row["accuracy_change_ci95"] is None else 100 * row["accuracy_change_ci95"],
         }
@@ -168,13 +171,7 @@ def _bars() -> str:
                 if name in found:
                     lines.append(_judged(f"{name}, {precision}", found[name], bar, goal))
         for row in _rows(f"main-long-{precision}"):
-            if row["shots"] == 10 and row["pruning"] in (
-                "balanced",
-                "fast",
-                "balanced-intents",
-                "fast-intents",
-                "long",
-            ):
+            if row["shots"] == 10 and row["pruning"].removesuffix("-intents") in (*BARS, LONG_POLICY):
                 values = {"saved": _saved(row["pruning"], precision, LONG), "points": -100 * row["accuracy_change"]}
                 lines.append(_judged(f"{row['pruning']} on {LONG}, {precision}", values, LONG_BAR, LONG_GOAL))
     columns = (
@@ -248,7 +245,7 @@ def _tokens() -> Iterator[str]:
     groups = [group for group in found["accuracy"] if group != "size"]
     policies = list(found["accuracy"][groups[0]])
     lines = [
-        {"policy": policy, **{group: _mean(found["accuracy"][group][policy]) for group in groups}}
+        {"policy": policy, **{group: statistics.fmean(found["accuracy"][group][policy]) for group in groups}}
         for policy in policies
     ]
     yield render([Column("policy", "policy"), *(Column(group, group, ".1%") for group in groups)], lines, "markdown")
@@ -261,10 +258,6 @@ def _tokens() -> Iterator[str]:
         )
         + "."
     )
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _speed() -> Iterator[str]:
@@ -315,11 +308,7 @@ def _pictures() -> None:
     found = load("ablation")
     if found is None:
         return
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": 8, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+    with svg_figure(PICTURES / "study-ablation.svg", (9, 3.2), font_size=8) as figure:
         methods = (("attention", "drop"), ("attention", "restore"), ("learned", "restore"))
         for axes, (score, reduce) in zip(figure.subplots(1, 3, sharey=True), methods, strict=True):
             rows = [
@@ -334,5 +323,3 @@ def _pictures() -> None:
             axes.grid(alpha=0.25)
         figure.axes[0].set_ylabel("change of accuracy, points")
         figure.axes[-1].legend(fontsize=7)
-        with atomic_file(Path(PICTURES) / "study-ablation.svg") as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})

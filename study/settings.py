@@ -44,18 +44,18 @@ def data_folder() -> Path:
 
 
 def task(name: str) -> Task:
-    """A data set of the folder."""
+    """The data set of that name."""
     return load_task(data_folder() / name)
 
 
 def without_test(name: str) -> Task:
-    """A data set with its validation split in place of the test split, which it does not see."""
+    """A data set with its validation split in the place of its test split, which is left out."""
     whole = task(name)
     return Task(f"{name} (valid)", {"train": whole.splits["train"], "test": whole.splits["valid"]}, {}, whole.source)
 
 
 def encoder(precision: str, backend: str = "auto") -> SentenceEncoder:
-    """The bundled int8 model, or the float32 one."""
+    """The bundled int8 all-MiniLM-L6-v2, or the float32 one."""
     folder = None if precision == "int8" else float32_folder()
     return SentenceEncoder(folder, backend=backend, on_truncation="ignore")
 
@@ -67,7 +67,7 @@ def policies(with_long: bool = True) -> dict[str, PruningPolicy]:
 
 
 def journal(name: str) -> Journal:
-    """Cells that are finished, so that an interrupted part goes on."""
+    """What a part has finished, so that it goes on from there when it was interrupted."""
     place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
     place.mkdir(parents=True, exist_ok=True)
     return Journal(place / f"{name}.jsonl")
@@ -83,3 +83,13 @@ def load(name: str) -> Any:
     """What a part found; None if it was not run."""
     file = RESULTS / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def time_ratios(precision: str, texts: str) -> dict[str, float]:
+    """By policy, the share of the time without pruning on the compiled backend, from the part `speed`."""
+    wanted = ("all-MiniLM-L6-v2", "compiled", precision, texts)
+    return {
+        row["policy"]: row["time_ratio"]
+        for row in load("speed") or []
+        if (row["model"], row["backend"], row["precision"], row["texts"]) == wanted
+    }

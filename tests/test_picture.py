@@ -237,7 +237,7 @@ def test_a_policy_that_takes_longer_is_drawn_too(drawn, monkeypatch):
                 row["time_ratio"] = 1.234
         return values
 
-    monkeypatch.setattr(picture, "load", slower)
+    monkeypatch.setattr(settings, "load", slower)
     root = ElementTree.fromstring(picture.overview())
     assert [text.text for text in words(root, "middle")][-1] == "130%"
     assert max(number(node, "cx") for node in root.iter(f"{SVG}circle")) < picture.PLOT_RIGHT

@@ -10,7 +10,7 @@ import copy
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,8 @@ import numpy as np
 from minitrans import __version__
 from minitrans.adaptation.costs import CostModel, fit_cost_model
 from minitrans.adaptation.recipes import Recipe, front, grid, neighbours, new_ones
-from minitrans.adaptation.search import Limits, Outcome, Search
+from minitrans.adaptation.search import Limits, Outcome, Search, SearchSettings
 from minitrans.backends import load_blocks
-from minitrans.columns import str_items
 from minitrans.data.tasks import Task
 from minitrans.encoder.policy import RESTORABLE, PruningPolicy
 from minitrans.errors import InputError, PolicyError
@@ -43,8 +42,8 @@ Kind = Literal["none", "policy", "paper", "layers", "precision"]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A finalist, or what pruning competes with, on the clock.
+class TimedRun:
+    """How fast a finalist is, or what pruning competes with, and what it loses.
 
     Attributes:
         name: the policy's fields, or the competitor's description.
@@ -76,7 +75,7 @@ class Adaptation:
     policy: PruningPolicy | None
     chosen: Outcome
     outcomes: list[Outcome]
-    timings: list[Timing]
+    timings: list[TimedRun]
     baseline: Mapping[str, float]
     limits: Limits
     cost_model: CostModel
@@ -84,7 +83,7 @@ class Adaptation:
 
     def pareto(self) -> list[Outcome]:
         """Those that no other beats in both predicted time and mean drop, the cheapest first."""
-        return [self.outcomes[i] for i in front([(each.cost, each.mean_drop) for each in self.outcomes])]
+        return _front(self.outcomes)
 
     def save_policy(self, path: str | os.PathLike[str]) -> None:
         """Write the policy.
@@ -106,12 +105,8 @@ def adapt(
     encoder: SentenceEncoder,
     tasks: Sequence[Task],
     limits: Limits | None = None,
+    settings: SearchSettings | None = None,
     *,
-    shots: Sequence[int] = (5, 10),
-    seeds: Sequence[int] = range(5),
-    texts: Sequence[str] = (),
-    fit_texts: int = 2000,
-    test_texts: int = 1000,
     recipes: Sequence[Recipe] | None = None,
     journal: Journal | None = None,
     progress: bool = False,
@@ -124,11 +119,7 @@ def adapt(
         encoder: its own pruning is not used.
         tasks: with different names. Labels serve the accuracies only; fitted arrays see unlabelled training texts.
         limits: what a policy may cost; None takes the defaults.
-        shots: examples per class.
-        seeds: of the draws.
-        texts: more unlabelled texts to fit on, such as one's own logs.
-        fit_texts: the most texts that the fit takes from all tasks together.
-        test_texts: the most test texts per task.
+        settings: what policies are tried on; None takes the defaults.
         recipes: what to try in place of the grid and its neighbours.
         journal: None keeps nothing; else an interrupted search goes on where it was.
         progress: show bars on standard error.
@@ -136,10 +127,9 @@ def adapt(
     Raises:
         InputError: no tasks, names that come twice, recipes that the model cannot run, or as
             `minitrans.data.tasks.draw` does.
-        InputTypeError: texts that are no column of str.
     """
     tries = _grid(encoder) if recipes is None else _checked(recipes, encoder)
-    search = Search(encoder, tasks, shots, seeds, str_items(texts, "texts"), fit_texts, test_texts, journal, progress)
+    search = Search(encoder, tasks, settings, journal, progress)
     limits = limits or Limits()
     tried = search.run(tries, limits.mean_drop)
     model = _cost_model(search, tried)
@@ -170,7 +160,7 @@ def _checked(recipes: Sequence[Recipe], encoder: SentenceEncoder) -> list[Recipe
 
 
 def _runs(recipe: Recipe, encoder: SentenceEncoder) -> bool:
-    """As PruningPolicy.check_fits, which needs the arrays."""
+    """Whether the model can run such a policy: as `PruningPolicy.check_fits`, which needs the fitted arrays."""
     modes = {*encoder.pooling.modes}
     return (
         max(layer for layer, _ in recipe.stages) < encoder.blocks.num_layers
@@ -181,24 +171,23 @@ def _runs(recipe: Recipe, encoder: SentenceEncoder) -> bool:
 
 def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: CostModel) -> Adaptation:
     """Time the cheapest policies within the limits, and what they compete with; take the best of them."""
-    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
-    finalists = eligible[:FINALISTS]
-    nearest = min(outcomes, key=lambda each: (max(_excess(each, limits)), each.cost))
+    finalists = _cheapest(outcomes, limits)[:FINALISTS]
+    nearest = min(outcomes, key=lambda each: (each.excess(limits), each.cost))
     best = finalists[0] if finalists else nearest
     papers = [each for each in outcomes if (each.recipe.score, each.recipe.reduce) == ("attention", "drop")]
     papers = [each for each in papers if each not in finalists]
     paper = min(papers, key=lambda each: (abs(each.cost - best.cost), str(each.recipe)), default=None)
     timed = {str(each.recipe): each for each in [*finalists, *([paper] if paper else [])]}
-    seconds, rivals = _finals(search, timed, best.recipe)
+    seconds, drops = _finals(search, timed, best.recipe)
     ratio = ratios(seconds, "none")
-    timings = [Timing("none", "none", 1.0, 0.0)]
+    timings = [TimedRun("none", "none", 1.0, 0.0)]
     timings += [
-        Timing(name, "paper" if each is paper else "policy", ratio[name], each.mean_drop)
+        TimedRun(name, "paper" if each is paper else "policy", ratio[name], each.mean_drop)
         for name, each in timed.items()
     ]
     timings += [
-        Timing(name, "precision" if "precision" in name else "layers", ratio[name], drop)
-        for name, drop in sorted(rivals.items())  # a journal keeps no order
+        TimedRun(name, "precision" if "precision" in name else "layers", ratio[name], drop)
+        for name, drop in sorted(drops.items())  # a journal keeps no order
     ]
     found = partial(
         Adaptation,
@@ -265,11 +254,11 @@ def _finals(
     value = search.journal.get(key)
     if value is None:
         encoder, texts = search.encoder, _sample(search)
-        rivals = _competitors(search.encoder, search.policy(best))
+        competitors = _competitors(encoder, search.policy(best))
         runs = {"none": _encoding(encoder, texts, None)}
         runs |= {name: _encoding(encoder, texts, search.policy(each.recipe)) for name, each in timed.items()}
-        runs |= {name: _encoding(other, texts, policy) for name, (other, policy) in rivals.items()}
-        drops = {name: search.drop(other, policy) for name, (other, policy) in rivals.items()}
+        runs |= {name: _encoding(other, texts, policy) for name, (other, policy) in competitors.items()}
+        drops = {name: search.drop(other, policy) for name, (other, policy) in competitors.items()}
         value = {"seconds": interleaved(runs), "drops": drops}
         search.journal.put(key, value)
     return value["seconds"], value["drops"]
@@ -278,7 +267,7 @@ def _finals(
 def _competitors(
     encoder: SentenceEncoder, policy: PruningPolicy
 ) -> dict[str, tuple[SentenceEncoder, PruningPolicy | None]]:
-    """Fewer layers, and the other precision, without and with the policy."""
+    """What pruning competes with: fewer layers, and the other precision, each without and with the policy."""
     found: dict[str, tuple[SentenceEncoder, PruningPolicy | None]] = {}
     layers = encoder.config.num_hidden_layers
     parameters = with_precision(load_parameters(encoder.folder), encoder.precision)
@@ -292,7 +281,7 @@ def _competitors(
             if each is None or max(each.plan) < fewer:
                 found[f"{fewer} layers{suffix}"] = shallow, each
     other = "float32" if encoder.precision == "int8" else "int8"
-    rival = SentenceEncoder(
+    requantized = SentenceEncoder(
         encoder.folder,
         precision=other,
         backend=encoder.backend,
@@ -302,8 +291,8 @@ def _competitors(
         default_prompt_name=encoder.default_prompt_name,
         on_truncation="ignore",
     )
-    rival.max_seq_length = encoder.max_seq_length
-    return found | {f"precision {other}{suffix}": (rival, each) for each, suffix in choices}
+    requantized.max_seq_length = encoder.max_seq_length
+    return found | {f"precision {other}{suffix}": (requantized, each) for each, suffix in choices}
 
 
 # Choice
@@ -314,27 +303,29 @@ def _priced(search: Search, outcomes: Sequence[Outcome], model: CostModel) -> li
     return [replace(each, cost=model.seconds(each.work) / unpruned) for each in outcomes]
 
 
-def _preference(each: Outcome) -> tuple[float, Any, str]:
-    """Cheapest first; costs that are about equal count as equal, and the simpler comes first."""
-    return round(each.cost / TIE) * TIE, each.recipe.simplicity, str(each.recipe)
+def _cheapest(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
+    """Those within the limits, the cheapest first; costs that are about equal count as equal, and the simpler wins."""
+
+    def preference(each: Outcome) -> tuple[float, Any, str]:
+        return round(each.cost / TIE) * TIE, each.recipe.simplicity, str(each.recipe)
+
+    return sorted((each for each in outcomes if each.meets(limits)), key=preference)
 
 
-def _excess(each: Outcome, limits: Limits) -> tuple[float, float]:
-    mean, worst = each.bounds(limits.confidence)
-    return mean - limits.mean_drop, worst - limits.task_drop
+def _front(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Those that no other beats in both predicted time and mean drop, the cheapest first."""
+    return [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
 
 
 def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
-    """The cheapest within the limits, then those of the front that nearly are."""
-    eligible = sorted((each for each in outcomes if each.meets(limits)), key=_preference)
-    near = [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
-    near.sort(key=lambda each: max(_excess(each, limits)))
-    chosen = {str(each.recipe): each for each in [*eligible[: PARENTS // 2], *near]}
+    """Whose neighbours to try: the cheapest within the limits, then those of the front that come nearest to them."""
+    near = sorted(_front(outcomes), key=lambda each: each.excess(limits))
+    chosen = {str(each.recipe): each for each in [*_cheapest(outcomes, limits)[: PARENTS // 2], *near]}
     return list(chosen.values())[:PARENTS]
 
 
 def _spread(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """A few that differ in every kind of work: of each method the mildest and the strongest."""
+    """The mildest and the strongest policy of each method: they differ in every kind of work."""
     found: dict[tuple[str, str], list[Recipe]] = {}
     for recipe in recipes:
         found.setdefault((recipe.score, recipe.reduce), []).append(recipe)
@@ -348,10 +339,8 @@ def _provenance(search: Search, chosen: Outcome, limits: Limits, ratio: float) -
         "made_by": f"minitrans {__version__} adapt",
         "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
-        "tasks": {task.name: task.digest for task in search.tasks},
-        "shots": search.shots,
-        "seeds": search.seeds,
-        "limits": {"mean_drop": limits.mean_drop, "task_drop": limits.task_drop, "confidence": limits.confidence},
+        **{name: search.key[name] for name in ("tasks", "shots", "seeds")},
+        "limits": asdict(limits),
         "mean_drop": round(chosen.mean_drop, 3),
         "mean_drop_bound": round(mean, 3),
         "worst_task_drop_bound": round(worst, 3),

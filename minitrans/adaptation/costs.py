@@ -1,4 +1,4 @@
-"""What embedding under a policy costs on this machine: a linear model of the work, fitted to timings.
+"""How long embedding under a policy would take on this machine: a linear model of the work, fitted to timings.
 
 The work of a policy is counted (rows through layers, pairs of tokens in attention, rows scored, ...); a handful of
 timed runs give each kind of work its price. Hundreds of policies can then be compared without timing each of them;
@@ -25,7 +25,7 @@ class WorkCounter:
     """An observer of the layer loop that counts the work of a batch, as `KINDS` names it.
 
     Args:
-        policy: that of the run.
+        policy: under which the layers run.
         start: the layer at which the run starts, after unpruned ones.
     """
 
@@ -66,7 +66,7 @@ class CostModel:
     error: float
 
     def seconds(self, work: Sequence[float] | NDArray[np.float64]) -> float:
-        """Of so much work."""
+        """What it takes to do the ``work`` [kinds]."""
         return float(np.dot(self.prices, work))
 
 

@@ -12,7 +12,7 @@ Dimension letters: see models/parameters.py; F = H + 1, the hidden state and a c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from typing import TypeAlias, TypeVar
 
@@ -50,26 +50,20 @@ class Moments:
     final: Float64  # [F, H] times the final hidden state
 
     def __add__(self, other: Moments) -> Moments:
-        return Moments(
-            self.centred + other.centred,
-            self.centred_shift + other.centred_shift,
-            self.gram + other.gram,
-            self.shift + other.shift,
-            self.final + other.final,
-        )
+        return Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
 
     @property
     def tokens(self) -> int:
-        """How many were measured."""
+        """How many there are."""
         return int(self.gram[-1, -1])
 
 
 def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:
-    """Whether any text has a length that `measure` takes."""
+    """Whether any text has a length that `token_moments` takes."""
     return any(SHORTEST <= len(ids) <= LONGEST for ids in encoder.tokenizer.encode(list(texts)).ids)
 
 
-def measure(
+def token_moments(
     encoder: SentenceEncoder, texts: Sequence[str], layers: Sequence[int], progress: bool = False
 ) -> dict[int, Moments]:
     """Take out each token of each text once per layer, and sum up what a fit needs.

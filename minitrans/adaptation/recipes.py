@@ -24,7 +24,7 @@ CAP = 0.9  # the most that a text loses under a threshold
 
 @dataclass(frozen=True)
 class Recipe:
-    """A policy without its fitted arrays; fields as those of PruningPolicy."""
+    """A policy without its fitted arrays; its fields mean what they mean in `PruningPolicy`."""
 
     stages: tuple[tuple[int, float], ...]
     score: Score
@@ -35,7 +35,7 @@ class Recipe:
 
     @property
     def layer(self) -> int:
-        """The first at which it prunes."""
+        """The first layer at which it prunes."""
         return self.stages[0][0]
 
     @property
@@ -50,7 +50,7 @@ class Recipe:
         return fitted, len(self.stages), (self.threshold is not None) + self.protect_special, self.reduce == "merge"
 
     def policy(self, fitted: Fitted | None, provenance: dict[str, Any] | None = None) -> PruningPolicy:
-        """The policy with these arrays, of which it takes what it needs."""
+        """The policy, with those of the arrays that it needs."""
         (layer, quantile), *more = self.stages
         policy = PruningPolicy(
             min_tokens=self.min_tokens,
@@ -116,7 +116,7 @@ def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
 
 
 def new_ones(recipes: Iterable[Recipe], known: Iterable[Recipe]) -> list[Recipe]:
-    """Those that are not known yet, each once, in order."""
+    """The recipes that are not among the known ones, each once, in order."""
     seen = set(known)
     return [recipe for recipe in dict.fromkeys(recipes) if recipe not in seen]
 

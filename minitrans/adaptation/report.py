@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minitrans.adaptation.adapt import Adaptation, Timing
+from minitrans.adaptation.adapt import Adaptation, TimedRun
+from minitrans.adaptation.recipes import METHODS
 from minitrans.adaptation.search import Outcome
 from minitrans.errors import InputError
 from minitrans.evaluation.tables import Column, render, save_text
 from minitrans.files import atomic_file
 
-COLORS = {
-    ("attention", "drop"): "#888888",
-    ("attention", "merge"): "#b58900",
-    ("attention", "restore"): "#cb6d51",
-    ("learned", "drop"): "#4c9bd6",
-    ("learned", "restore"): "#1b5e9e",
-}
+COLORS = dict(zip(METHODS, ("#888888", "#b58900", "#cb6d51", "#4c9bd6", "#1b5e9e"), strict=True))
 LOWEST_SHOWN = 6.0  # points: what loses more is not in the picture
 
 _FRONT = (
@@ -47,7 +43,7 @@ def timing_table(found: Adaptation, style: Any = "text") -> str:
 
 
 def markdown(found: Adaptation, picture: str | None = None) -> str:
-    """The report.
+    """The report, as Markdown.
 
     Args:
         found: the search.
@@ -79,17 +75,33 @@ def check_report_file(path: str | os.PathLike[str]) -> Path:
 def save_picture(found: Adaptation, path: Path) -> bool:
     """Draw accuracy against time as SVG, one point per policy; False where matplotlib is not installed."""
     try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
+        with svg_figure(path, (8, 5), font_size=9) as figure:
+            _draw(found, figure.subplots())
     except ImportError:
         return False
-    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": 9, "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 5), layout="constrained")
-        axes = figure.subplots()
-        _draw(found, axes)
+    return True
+
+
+@contextmanager
+def svg_figure(path: Path, size: tuple[float, float], font_size: float) -> Iterator[Any]:
+    """A figure of matplotlib, which is written as SVG when the block ends: the same bytes for the same drawing.
+
+    Args:
+        path: the file.
+        size: width and height in inches.
+        font_size: in points.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "minitrans", "font.size": font_size, "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
         with atomic_file(path) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
-    return True
 
 
 def _draw(found: Adaptation, axes: Any) -> None:
@@ -183,7 +195,7 @@ def _front_row(found: Adaptation, each: Outcome) -> dict[str, Any]:
     }
 
 
-def _described(found: Adaptation, each: Timing) -> str:
+def _described(found: Adaptation, each: TimedRun) -> str:
     if each.kind == "paper":
         return f"{each.name} (the paper's method, at about that time)"
     if found.policy is not None and each.name == str(found.chosen.recipe):

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, add_moments, can_measure, fit, measure
+from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, add_moments, can_measure, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
+from minitrans.columns import str_items
 from minitrans.data.tasks import Task
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.fitted import Fitted
@@ -67,8 +68,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class SearchSettings:
+    """What policies are tried on.
+
+    Args:
+        shots: examples per class.
+        seeds: of the draws.
+        texts: more unlabelled texts to fit on, such as one's own logs; InputTypeError if they are no column of str.
+        fit_texts: the most texts that the fit takes from all tasks together.
+        test_texts: the most test texts per task.
+    """
+
+    shots: Sequence[int] = (5, 10)
+    seeds: Sequence[int] = range(5)
+    texts: Sequence[str] = ()
+    fit_texts: int = 2000
+    test_texts: int = 1000
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "texts", str_items(self.texts, "texts"))
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How one policy did.
+    """What one policy does to the accuracies, and the work that it leaves.
 
     Attributes:
         recipe: the policy without its arrays.
@@ -101,37 +124,37 @@ class Outcome:
         mean_error = math.sqrt(sum(error**2 for error in errors)) / len(errors)
         return float(np.mean(means) + t * mean_error), float(np.max(np.array(means) + t * np.array(errors)))
 
+    def excess(self, limits: Limits) -> float:
+        """By how many points a bound is beyond its limit, the worse of both; within the limits at most 0."""
+        mean, worst = self.bounds(limits.confidence)
+        return max(mean - limits.mean_drop, worst - limits.task_drop)
+
     def meets(self, limits: Limits) -> bool:
         """Whether the policy stays within the limits."""
-        mean, worst = self.bounds(limits.confidence)
-        return mean <= limits.mean_drop and worst <= limits.task_drop
+        return self.excess(limits) <= 0
 
 
 class Search:
-    """What the steps of a search share: the tasks' texts and draws, the fits, the journal."""
+    """Tries policies on tasks. Keeps what the tries share: the tasks' texts and draws, the fits, the journal."""
 
     def __init__(
         self,
         encoder: SentenceEncoder,
         tasks: Sequence[Task],
-        shots: Sequence[int],
-        seeds: Sequence[int],
-        texts: Sequence[str],
-        fit_texts: int,
-        test_texts: int,
-        journal: Journal | None,
-        progress: bool,
+        settings: SearchSettings | None = None,
+        journal: Journal | None = None,
+        progress: bool = False,
         fit_on: Sequence[Task] | None = None,
     ) -> None:
+        settings = settings or SearchSettings()
         names = [task.name for task in tasks]
         if not names or len({*names}) < len(names):
             raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
-        self.encoder, self.tasks, self.progress = encoder, tasks, progress
+        self.encoder, self.progress = encoder, progress
         self.journal = Journal(None) if journal is None else journal  # an empty one is false
-        self.shots, self.seeds = list(shots), list(seeds)
         self.num_layers = encoder.blocks.num_layers
-        self.trials = [Trial(task, self.shots, self.seeds, test_texts) for task in tasks]
-        found = unlabelled_texts(tasks if fit_on is None else fit_on, texts, fit_texts)
+        self.trials = [Trial(task, settings.shots, settings.seeds, settings.test_texts) for task in tasks]
+        found = unlabelled_texts(tasks if fit_on is None else fit_on, settings.texts, settings.fit_texts)
         # A task without any text of a fitting length is tried all the same, with arrays from the others.
         self.unlabelled = {name: few for name, few in found.items() if can_measure(encoder, prompted(encoder, few))}
         if not self.unlabelled:
@@ -147,14 +170,14 @@ class Search:
             "encoder": encoder.identity.sha256,
             "backend": encoder.backend,
             "tasks": {task.name: task.digest for task in tasks},
-            "shots": self.shots,
-            "seeds": self.seeds,
-            "fit_texts": fit_texts,
-            "test_texts": test_texts,
+            "shots": list(settings.shots),
+            "seeds": list(settings.seeds),
+            "fit_texts": settings.fit_texts,
+            "test_texts": settings.test_texts,
             "texts": 0,
         }
-        if texts:
-            self.key["texts"] = hashlib.sha256(json.dumps(sorted({*texts})).encode()).hexdigest()
+        if settings.texts:
+            self.key["texts"] = hashlib.sha256(json.dumps(sorted({*settings.texts})).encode()).hexdigest()
         if fit_on is not None:
             self.key["fit_on"] = sorted(task.digest for task in fit_on)
 
@@ -263,7 +286,7 @@ class Search:
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:
             self._moments[layer] = {
-                name: measure(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
+                name: token_moments(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
                 for name, texts in self.unlabelled.items()
             }
         return self._moments[layer]
@@ -280,7 +303,7 @@ class Search:
     # What they cost
 
     def unpruned_work(self) -> NDArray[np.float64]:
-        """Of one text, mean over the tasks; every text is run through the model the first time."""
+        """The work [kinds] per text without pruning, mean over the tasks; the first call runs every text."""
         if self._unpruned is None:
             parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
             self._unpruned = np.mean(parts, axis=0)

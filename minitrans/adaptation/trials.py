@@ -20,7 +20,7 @@ from minitrans.sentences.threads import available_cpus, in_order
 
 
 class Trial:
-    """The draws of a task, and every text that they need, each once."""
+    """The draws of a task, and every text that they need, once each."""
 
     def __init__(self, task: Task, shots: Sequence[int], seeds: Sequence[int], test_texts: int) -> None:
         self.name = task.name
@@ -34,18 +34,18 @@ class Trial:
         self._packed: list[tuple[NDArray[np.int64], PackedBatch]] = []
 
     def packed(self, encoder: SentenceEncoder) -> list[PackedBatch]:
-        """The texts as tokens."""
+        """The texts as batches of tokens."""
         if not self._packed:
             self._packed = by_length(encoder.tokenizer, prompted(encoder, self.texts))
         return [batch for _, batch in self._packed]
 
     @property
     def places(self) -> list[NDArray[np.int64]]:
-        """Which texts each batch holds."""
+        """The rows of ``texts`` that each batch holds."""
         return [which for which, _ in self._packed]
 
     def accuracies(self, embeddings: Float32) -> NDArray[np.float64]:
-        """Of every draw, [shots, draws], from the embeddings of ``texts``."""
+        """The accuracy of every draw, [shots, draws], from the embeddings of ``texts``."""
 
         def rows(texts: Sequence[str]) -> Float32:
             return embeddings[[self._place[text] for text in texts]]
@@ -64,7 +64,7 @@ class Trial:
 
 
 def _smaller(each: Draw, most: int) -> Draw:
-    """At most so many test examples, spread over the whole split."""
+    """The draw with at most ``most`` test examples, chosen from the whole split."""
     count = len(each.test.texts)
     if count <= most:
         return each
@@ -79,7 +79,7 @@ def prompted(encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
 
 
 def unlabelled_texts(tasks: Sequence[Task], texts: Sequence[str], most: int) -> dict[str, list[str]]:
-    """Training texts of every task, as many of each as there are or as its share, and the user's own."""
+    """Training texts by task, at most an equal share of ``most`` from each, and the user's own ``texts``."""
     found = {task.name: sorted({*(task.splits.get("train") or task.splits["all"]).texts}) for task in tasks}
     share = max(1, most // len(found))
     for name, pool in found.items():

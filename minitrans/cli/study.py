@@ -12,6 +12,7 @@ from minitrans.cli import options
 from minitrans.errors import InputError
 
 if TYPE_CHECKING:
+    from minitrans.data.tasks import Task
     from minitrans.encoder.policy import PruningPolicy
 
 
@@ -22,6 +23,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is not a list of whole numbers, wanted for example 1,5,10.") from None
 
 
+_TASK = click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="May be repeated.")
+_SEEDS = click.option(
+    "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots."
+)
+_TEXT_COLUMN = click.option("--text-column", default="text", show_default=True)
+_LABEL_COLUMN = click.option("--label-column", default="label", show_default=True)
+
+
 @click.command(
     cls=options.Command,
     epilog="""minitrans evaluate --task my-intents/ --pruning default
@@ -29,7 +38,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     minitrans evaluate --task banking77 --journal run.jsonl --json
     minitrans evaluate --task clinc150 --shots 5 --out-of-scope""",
 )
-@click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="Repeat for several tasks.")
+@_TASK
 @click.option(
     "--shots",
     metavar="NUMBERS",
@@ -38,14 +47,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     callback=_numbers,
     help="Examples per class, with commas between them.",
 )
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
+@_SEEDS
 @click.option("--pruning", metavar="FILE", multiple=True, help=f"{options.PRUNING_HELP} May be repeated.")
 @click.option("-o", "--output", metavar="FILE", help="Write the table to .csv, .md or .txt, or everything to .json.")
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
 @click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
-@click.option("--text-column", default="text", show_default=True)
-@click.option("--label-column", default="label", show_default=True)
+@_TEXT_COLUMN
+@_LABEL_COLUMN
 @options.DELIMITER
 @click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
@@ -74,9 +83,8 @@ def evaluate(
     the hub. No pruning is always measured too, as the row "none". Texts of no class, for --out-of-scope, are labelled
     oos or lie in files oos_test.csv (or out_of_scope.csv) and oos_train.csv.
     """
-    from minitrans.data.tasks import load_task
-    from minitrans.evaluation import few_shot as evaluation
-    from minitrans.evaluation import out_of_scope as scope_evaluation
+    from minitrans.evaluation import few_shot
+    from minitrans.evaluation import out_of_scope as rejection
     from minitrans.evaluation.journal import Journal
     from minitrans.evaluation.tables import check_table_file, render
 
@@ -86,39 +94,31 @@ def evaluate(
     if output is not None:
         check_table_file(output)
     policies = _policies(pruning)
-    tasks = [
-        load_task(source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"])
-        for source in sources
-    ]
-    notes = evaluation.notes(tasks, shots, range(seeds))
+    tasks = _tasks(sources, text_column, label_column, delimiter, model["local_files_only"])
+    notes = few_shot.notes(tasks, shots, range(seeds))
     if out_of_scope:
-        notes += scope_evaluation.with_out_of_scope(tasks)[1]
+        notes += rejection.with_out_of_scope(tasks)[1]
     for note in notes:
         options.tell(f"Note: {note}")
     encoder, journaled = options.encoder(**model), Journal(journal)
-    settings: dict[str, Any] = {
-        "progress": options.on_terminal(sys.stderr),
-        "C": regularization,
-        "label_names": label_names,
-    }
-    result = evaluation.evaluate(encoder, tasks, shots, range(seeds), policies, journaled, **settings)
+    what = encoder, tasks, shots, range(seeds), policies, journaled, options.on_terminal(sys.stderr)
+    result = few_shot.evaluate(*what, C=regularization, label_names=label_names)
     scope = None
     if out_of_scope:
-        settings["all_scores"] = all_scores
-        scope = scope_evaluation.evaluate_scope(encoder, tasks, shots, range(seeds), policies, journaled, **settings)
+        scope = rejection.evaluate_scope(*what, C=regularization, label_names=label_names, all_scores=all_scores)
     if journal is not None:
         found = [each for each in (result, scope) if each is not None]
         there, new = sum(each.from_journal for each in found), sum(each.computed for each in found)
         options.tell(f"{journal}: {there} cells were there, {new} are new")
     if output is not None:
-        for line in scope_evaluation.save(output, result, scope):
+        for line in rejection.save(output, result, scope):
             options.tell(line)
     if as_json:
-        options.say(scope_evaluation.to_json(result, scope), end="")
+        options.say(rejection.to_json(result, scope), end="")
         return
-    options.say(render(evaluation.NARROW, result.table()), end="")
+    options.say(render(few_shot.NARROW, result.table()), end="")
     if scope is not None:
-        options.say("\n" + render(scope_evaluation.NARROW, scope.table()), end="")
+        options.say("\n" + render(rejection.NARROW, scope.table()), end="")
 
 
 @click.command(
@@ -126,7 +126,7 @@ def evaluate(
     epilog="""minitrans adapt --task a.csv --task b.csv --task c.csv -o policy.json
     minitrans adapt --task a/ --task b/ --max-drop 0.5 --max-task-drop 1 --texts log.txt -o mild.json""",
 )
-@click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="Repeat for several tasks.")
+@_TASK
 @click.option("--max-drop", default=1.0, show_default=True, help="Points of accuracy, mean over the tasks.")
 @click.option("--max-task-drop", type=float, help="Points on the worst task. Default: twice --max-drop.")
 @click.option("--confidence", default=0.9, show_default=True, help="How sure both must be, over the draws.")
@@ -134,12 +134,12 @@ def evaluate(
 @click.option("--report", metavar="FILE", help="Default: beside the policy, as .md with a picture.")
 @click.option("--journal", metavar="FILE", help="What is finished. Default: beside the policy.")
 @click.option("--shots", callback=_numbers, default="5,10", show_default=True, help="Examples per class.")
-@click.option("--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots.")
+@_SEEDS
 @click.option("--texts", metavar="FILE", help="More unlabelled texts to learn from: a text a line, or a table.")
 @click.option("--fit-texts", default=2000, show_default=True, type=click.IntRange(min=1), help="Texts to learn from.")
 @click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
-@click.option("--text-column", default="text", show_default=True)
-@click.option("--label-column", default="label", show_default=True)
+@_TEXT_COLUMN
+@_LABEL_COLUMN
 @options.DELIMITER
 @options.encoder_options
 def adapt(
@@ -167,9 +167,8 @@ def adapt(
     """
     from minitrans.adaptation import adapt as adaptation
     from minitrans.adaptation import report as adaptation_report
-    from minitrans.adaptation.search import Limits
+    from minitrans.adaptation.search import Limits, SearchSettings
     from minitrans.data.files import read_texts
-    from minitrans.data.tasks import load_task
     from minitrans.evaluation.journal import Journal
 
     policy_file = options.json_file(output)
@@ -180,18 +179,15 @@ def adapt(
     limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
     found = adaptation.adapt(
         options.encoder(**model),
-        [
-            load_task(
-                source, text_column, label_column, delimiter=delimiter, local_files_only=model["local_files_only"]
-            )
-            for source in sources
-        ],
+        _tasks(sources, text_column, label_column, delimiter, model["local_files_only"]),
         limits,
-        shots=shots,
-        seeds=range(seeds),
-        texts=() if texts is None else read_texts(texts, text_column, delimiter),
-        fit_texts=fit_texts,
-        test_texts=test_texts,
+        SearchSettings(
+            shots,
+            range(seeds),
+            () if texts is None else read_texts(texts, text_column, delimiter),
+            fit_texts,
+            test_texts,
+        ),
         journal=Journal(journal_file),
         progress=options.on_terminal(sys.stderr),
     )
@@ -202,8 +198,19 @@ def adapt(
     options.tell(f"{policy_file}: written; use it with SentenceEncoder(pruning=PruningPolicy.load({output!r}))")
 
 
+def _tasks(
+    sources: tuple[str, ...], text_column: str, label_column: str, delimiter: str | None, local_files_only: bool
+) -> list[Task]:
+    from minitrans.data.tasks import load_task
+
+    return [
+        load_task(each, text_column, label_column, delimiter=delimiter, local_files_only=local_files_only)
+        for each in sources
+    ]
+
+
 def _policies(pruning: tuple[str, ...]) -> dict[str, PruningPolicy | None]:
-    """Named after their files."""
+    """The policies by name: a file's name without its ending."""
     policies: dict[str, PruningPolicy | None] = {}
     for file in dict.fromkeys(pruning):
         name = Path(file).stem

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from minitrans.data.files import Examples, read_examples
 from minitrans.encoder.policy import PruningPolicy, describe
+from minitrans.evaluation.measurement import embedding_costs
 from minitrans.evaluation.metrics import accuracy, macro_f1
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.files import bundled
@@ -19,7 +18,6 @@ from minitrans.sentences.call import PrunedText
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 DATA = "examples/data"
-ROUNDS = 3  # of timing, interleaved; the median counts
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class DemoRow:
     accuracy: float
     macro_f1: float
     texts_per_second: float
-    tokens_kept: float  # share
+    tokens_kept: float  # share of all tokens
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,13 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
     classifier = FewShotClassifier(encoder).fit(train.texts, train.labels)
 
     policies: dict[str, PruningPolicy | None] = {"none": None, describe(policy): policy}
-    seconds: dict[str, list[float]] = {name: [] for name in policies}
-    vectors = {}
-    for _ in range(ROUNDS):
-        for name, each in policies.items():
-            start = time.perf_counter()
-            vectors[name] = encoder.encode(test.texts, pruning=each)
-            seconds[name].append(time.perf_counter() - start)
-
+    costs = embedding_costs(encoder, test.texts, policies)
+    vectors = {name: encoder.encode(test.texts, pruning=each) for name, each in policies.items()}  # [B, H] each
     rows = []
-    for name, each in policies.items():
+    for name, cost in costs.items():
         predicted = [str(label) for label in classifier.predict_embeddings(vectors[name])]
-        pruned = [] if each is None else encoder.pruned_tokens(test.texts, pruning=each)
-        kept = [kept for text in pruned for kept in text.kept] or [True]
-        rate = len(test.texts) / statistics.median(seconds[name])
-        scores = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
-        rows.append(DemoRow(name, *scores, rate, float(np.mean(kept))))
+        metrics = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
+        rows.append(DemoRow(name, *metrics, 1e6 / cost.microseconds_per_text, cost.tokens_kept))
 
     return DemoReport(
         encoder=encoder.info(),

@@ -1,11 +1,9 @@
-"""Few-shot evaluation: tasks x pruning policies x shots x draws, with a journal to go on from after an interruption."""
+"""Few-shot evaluation of pruning policies: classifiers for every task, policy, number of shots and draw."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
@@ -17,11 +15,11 @@ from minitrans.data.tasks import Draw, Task, draw, leakage
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.evaluation.journal import Journal
-from minitrans.evaluation.measurement import Cost, measure
-from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_scores
+from minitrans.evaluation.measurement import Cost, embedding_costs
+from minitrans.evaluation.metrics import Interval, MacroMetrics, accuracy, confidence_interval, flat, macro_metrics
 from minitrans.evaluation.tables import Column
 from minitrans.fewshot.classifier import FewShotClassifier
-from minitrans.sentences.call import measuring
+from minitrans.sentences.call import Progress, measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 Float32 = NDArray[np.float32]
@@ -31,7 +29,7 @@ T = TypeVar("T")
 
 NO_PRUNING = "none"
 MEAN = "(mean)"
-SCORES = ("accuracy", "precision", "recall", "f1")
+METRICS = ("accuracy", *(field.name for field in fields(MacroMetrics)))
 
 COLUMNS = (
     Column("task", "task"),
@@ -53,7 +51,7 @@ NARROW = tuple(column for column in COLUMNS if column.key not in ("precision", "
 
 @dataclass(frozen=True)
 class Cell:
-    """One classifier: fitted on one draw of one task under one policy, and tested."""
+    """How one classifier did: fitted on one draw of one task, embedded under one policy, and tested."""
 
     task: str
     pruning: str
@@ -69,7 +67,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells of a task, a number of shots and a policy, over the draws; or the mean of such rows over tasks."""
+    """Means over the draws of a task, a number of shots and a policy; or, over several tasks, the mean of such rows."""
 
     task: str
     shots: int
@@ -84,13 +82,13 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, with the keys of `COLUMNS`; "..._ci95" is half the width of the 95% confidence interval, or None."""
-        values: dict[str, Any] = {"task": self.task, "shots": self.shots, "pruning": self.pruning, "draws": self.draws}
-        for name in (*SCORES, "accuracy_change"):
-            interval: Interval | None = getattr(self, name)
-            values[name] = None if interval is None else interval.mean
-            values[f"{name}_ci95"] = None if interval is None else interval.half_width
         peak = self.cost.peak_memory
-        return values | {
+        return {
+            "task": self.task,
+            "shots": self.shots,
+            "pruning": self.pruning,
+            "draws": self.draws,
+            **flat({name: getattr(self, name) for name in (*METRICS, "accuracy_change")}),
             "microseconds_per_text": self.cost.microseconds_per_text,
             "time_ratio": self.cost.time_ratio,
             "tokens_kept": self.cost.tokens_kept,
@@ -129,10 +127,6 @@ class Evaluation:
             "computed": self.computed,
         }
 
-    def to_json(self) -> str:
-        """`to_dict` as text, ending in a line end."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
-
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
         return [row.to_dict() for row in self.rows]
@@ -170,23 +164,18 @@ def evaluate(
             cannot be read, or as `draw` does.
         PolicyError: a policy does not fit the model.
     """
-    tasks, policies, draws = prepare(tasks, shots, seeds, policies or {})
-    journal = Journal(None) if journal is None else journal
-    cells_per_policy = len(draws[tasks[0].name])
-
+    plan = Plan.of(encoder, tasks, shots, seeds, policies or {}, journal, C, label_names)
     cells: list[Cell] = []
     costs: dict[tuple[str, str], Cost] = {}
     from_journal = 0
-    with bar(len(tasks) * len(policies) * (cells_per_policy + 1), progress) as update:
-        for task in tasks:
-            key = {**_identity(encoder), "task": task.digest}
-            for name, cost in _costs(encoder, task, policies, key, journal).items():
+    bar = Progress(sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies), progress, unit=" cells")
+    with bar:
+        for task in plan.tasks:
+            for name, cost in _costs(plan, task).items():
                 costs[task.name, name] = cost
-                update(1)
-            for name, policy in policies.items():
-                values, found = finish(
-                    "evaluation", encoder, task, policy, draws[task.name], journal, _scores, C, label_names, update
-                )
+                bar.update(1)
+            for name, policy in plan.policies.items():
+                values, found = plan.results("evaluation", task, policy, _metrics, bar)
                 from_journal += found
                 for (shot, seed), value in values.items():
                     named = {"task": task.name, "pruning": name, "shots": shot, "seed": seed}
@@ -194,8 +183,8 @@ def evaluate(
     settings = {
         "C": float(C),
         "label_names": bool(label_names),
-        "policies": {name: None if policy is None else policy.to_dict() for name, policy in policies.items()},
-        "tasks": {task.name: {"source": task.source, "sha256": task.digest} for task in tasks},
+        "policies": {name: None if policy is None else policy.to_dict() for name, policy in plan.policies.items()},
+        "tasks": {task.name: {"source": task.source, "sha256": task.digest} for task in plan.tasks},
     }
     return Evaluation(encoder.info(), settings, _rows(cells, costs), cells, from_journal, len(cells) - from_journal)
 
@@ -206,7 +195,7 @@ def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> 
     Raises as `minitrans.data.tasks.draw` does.
     """
     lines = []
-    plan = _plan(shots, seeds)
+    pairs = _pairs(shots, seeds)
     for task in tasks:
         if leaks := leakage(task):
             lines.append(
@@ -214,7 +203,7 @@ def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> 
                 f"{sum(not leak.agrees for leak in leaks)} of them under another label; for example "
                 f"{leaks[0].text!r:.80} ({_some([leaks[0].test_label])})"
             )
-        draws = [draw(task, *pair) for pair in plan]
+        draws = [draw(task, *pair) for pair in pairs]
         if left_out := sorted({label for each in draws for label in each.left_out}):
             lines.append(f"{task.name}: left out, with too few texts to learn from and to test on: {_some(left_out)}")
         if unknown := sorted({label for each in draws for label in set(each.test.labels) - set(each.train.labels)}):
@@ -222,7 +211,7 @@ def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> 
     return lines
 
 
-def _plan(shots: Iterable[int], seeds: Iterable[int]) -> list[Pair]:
+def _pairs(shots: Iterable[int], seeds: Iterable[int]) -> list[Pair]:
     """(shots, seed) pairs, each once."""
     counts, numbers = list(dict.fromkeys(shots)), list(dict.fromkeys(seeds))
     if not counts or not numbers:
@@ -230,128 +219,131 @@ def _plan(shots: Iterable[int], seeds: Iterable[int]) -> list[Pair]:
     return [(count, number) for count in counts for number in numbers]
 
 
-def prepare(
-    tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int], policies: Mapping[str, PruningPolicy | None]
-) -> tuple[list[Task], dict[str, PruningPolicy | None], dict[str, dict[Pair, Draw]]]:
-    """The tasks, the policies with no pruning before them, and the draws by task and (shots, seed).
+@dataclass(frozen=True)
+class Plan:
+    """What is to be evaluated, and how: what `evaluate` and `evaluate_scope` share.
 
-    Raises InputError as `evaluate`.
-    """
-    tasks, policies = list(tasks), _with_no_pruning(policies)
-    names = [task.name for task in tasks]
-    if not tasks or len(set(names)) < len(names):
-        raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
-    plan = _plan(shots, seeds)
-    return tasks, policies, {task.name: {pair: draw(task, *pair) for pair in plan} for task in tasks}
-
-
-def finish(
-    kind: str,
-    encoder: SentenceEncoder,
-    task: Task,
-    policy: PruningPolicy | None,
-    draws: Mapping[Pair, Draw],
-    journal: Journal,
-    compute: Callable[[FewShotClassifier, Draw, Lookup], dict[str, Any]],
-    C: float,
-    label_names: bool,
-    update: Callable[[int], object],
-    others: Iterable[str] = (),
-) -> tuple[dict[Pair, dict[str, Any]], int]:
-    """The results of a task under a policy for each draw, and how many of them the journal had.
-
-    Args:
-        kind: of results, for the journal.
-        encoder, task, policy, draws: what is evaluated on what; None for no pruning.
+    Attributes:
+        encoder: its own pruning is not used.
+        tasks: one or more, with different names.
+        policies: by name; no pruning before all others.
+        draws: by the name of the task, then by (shots, seed).
         journal: what it lacks is computed, and put there at once.
-        compute: the result for a fitted classifier, its draw, and what gives the embeddings of texts.
         C, label_names: of the classifier.
-        update: told of each result.
-        others: texts that `compute` needs beside those of the draw.
     """
-    key = {**_identity(encoder), "task": task.digest, "kind": kind, "C": float(C), "label_names": bool(label_names)}
-    keys = {pair: key | _policy_key(policy) | {"shots": pair[0], "seed": pair[1]} for pair in draws}
-    values = {pair: value for pair in draws if (value := journal.get(keys[pair])) is not None}
-    pending = [pair for pair in draws if pair not in values]
-    rows_of = _embedded(encoder, policy, [draws[pair] for pair in pending], label_names, others) if pending else None
-    finished = {}
-    for pair, few in draws.items():
-        if rows_of is not None and pair not in values:
-            names = rows_of(few.class_names) if label_names else None
-            classifier = FewShotClassifier(C=C, label_names=label_names)
-            classifier.fit_embeddings(rows_of(few.train.texts), few.train.labels, names)
-            values[pair] = compute(classifier, few, rows_of)
-            journal.put(keys[pair], values[pair])
-        finished[pair] = values[pair]
-        update(1)
-    return finished, len(draws) - len(pending)
+
+    encoder: SentenceEncoder
+    tasks: Sequence[Task]
+    policies: Mapping[str, PruningPolicy | None]
+    draws: Mapping[str, Mapping[Pair, Draw]]
+    journal: Journal
+    C: float
+    label_names: bool
+
+    @classmethod
+    def of(
+        cls,
+        encoder: SentenceEncoder,
+        tasks: Iterable[Task],
+        shots: Iterable[int],
+        seeds: Iterable[int],
+        policies: Mapping[str, PruningPolicy | None],
+        journal: Journal | None,
+        C: float,
+        label_names: bool,
+    ) -> Plan:
+        """The arguments of `evaluate`, checked. Raises InputError as it does."""
+        tasks, pairs = list(tasks), _pairs(shots, seeds)
+        if policies.get(NO_PRUNING) is not None:
+            raise InputError(f"the policy {NO_PRUNING!r} prunes, wanted another name: this one is for no pruning")
+        names = [task.name for task in tasks]
+        if not tasks or len(set(names)) < len(names):
+            raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
+        draws = {task.name: {pair: draw(task, *pair) for pair in pairs} for task in tasks}
+        journal = Journal(None) if journal is None else journal
+        return cls(encoder, tasks, {NO_PRUNING: None, **policies}, draws, journal, float(C), bool(label_names))
+
+    def key(self, kind: str, task: Task, policy: PruningPolicy | None) -> dict[str, Any]:
+        """The key of a result in the journal: all that it depends on, but for what the caller adds."""
+        return {
+            "minitrans": __version__,
+            "encoder": self.encoder.identity.sha256,
+            "backend": self.encoder.backend,
+            "task": task.digest,
+            "kind": kind,
+            "policy": None if policy is None else {**policy.to_dict(), "provenance": None},
+        }
+
+    def results(
+        self,
+        kind: str,
+        task: Task,
+        policy: PruningPolicy | None,
+        compute: Callable[[FewShotClassifier, Draw, Lookup], dict[str, Any]],
+        bar: Progress,
+        others: Iterable[str] = (),
+    ) -> tuple[dict[Pair, dict[str, Any]], int]:
+        """The results of a task under a policy for each draw, and how many of them the journal had.
+
+        Args:
+            kind: of results, for the journal.
+            task, policy: what is evaluated on what; None for no pruning.
+            compute: the result for a fitted classifier, its draw, and what gives the embeddings of texts.
+            bar: is told of each result.
+            others: texts that `compute` needs besides those of the draw.
+        """
+        draws = self.draws[task.name]
+        key = self.key(kind, task, policy) | {"C": self.C, "label_names": self.label_names}
+        keys = {(shots, seed): key | {"shots": shots, "seed": seed} for shots, seed in draws}
+        stored = {pair: value for pair in draws if (value := self.journal.get(keys[pair])) is not None}
+        pending = [few for pair, few in draws.items() if pair not in stored]
+        rows_of = self._embedded(policy, pending, others) if pending else None
+        found = {}
+        for pair, few in draws.items():
+            if rows_of is None or pair in stored:
+                found[pair] = stored[pair]
+            else:
+                names = rows_of(few.class_names) if self.label_names else None
+                classifier = FewShotClassifier(C=self.C, label_names=self.label_names)
+                classifier.fit_embeddings(rows_of(few.train.texts), few.train.labels, names)
+                found[pair] = compute(classifier, few, rows_of)
+                self.journal.put(keys[pair], found[pair])
+            bar.update(1)
+        return found, len(stored)
+
+    @measuring()
+    def _embedded(self, policy: PruningPolicy | None, draws: Sequence[Draw], others: Iterable[str]) -> Lookup:
+        """Embed every text of the draws, and the others, once; the function gives `[B, H]` for any of them."""
+        texts: dict[str, None] = {}  # in order, each once
+        for few in draws:
+            texts |= dict.fromkeys((*few.train.texts, *few.test.texts, *(few.class_names if self.label_names else ())))
+        texts |= dict.fromkeys(others)
+        vectors = self.encoder.encode(list(texts), pruning=policy, show_progress_bar=False)  # [B', H]
+        place = {text: row for row, text in enumerate(texts)}
+        return lambda wanted: vectors[[place[text] for text in wanted]]
 
 
-def _with_no_pruning(policies: Mapping[str, PruningPolicy | None]) -> dict[str, PruningPolicy | None]:
-    if policies.get(NO_PRUNING) is not None:
-        raise InputError(f"the policy {NO_PRUNING!r} prunes, wanted another name: this one is for no pruning")
-    return {NO_PRUNING: None} | dict(policies)
-
-
-def _identity(encoder: SentenceEncoder) -> dict[str, Any]:
-    """All of an encoder that an embedding depends on."""
-    return {
-        "minitrans": __version__,
-        "encoder": encoder.identity.sha256,
-        "backend": encoder.backend,
+def _costs(plan: Plan, task: Task) -> dict[str, Cost]:
+    """What it costs to embed the test split, by policy. What the journal lacks is measured in turn with no pruning."""
+    keys = {
+        name: plan.key("cost", task, policy) | {"threads": plan.encoder.threads}
+        for name, policy in plan.policies.items()
     }
-
-
-def _policy_key(policy: PruningPolicy | None) -> dict[str, Any]:
-    """All of a policy but where it came from."""
-    values = None if policy is None else {**policy.to_dict(), "provenance": None}
-    return {"policy": values}
-
-
-def _costs(
-    encoder: SentenceEncoder,
-    task: Task,
-    policies: Mapping[str, PruningPolicy | None],
-    key: Mapping[str, Any],
-    journal: Journal,
-) -> dict[str, Cost]:
-    """Of embedding the test split. What the journal lacks is measured in turn with no pruning."""
-    key = {**key, "kind": "cost", "threads": encoder.threads}
-    keys = {name: key | _policy_key(policy) for name, policy in policies.items()}
-    pending = {name: policy for name, policy in policies.items() if journal.get(keys[name]) is None}
+    pending = {name: policy for name, policy in plan.policies.items() if plan.journal.get(keys[name]) is None}
     if pending:
         texts = next(task.splits[split].texts for split in ("test", "train", "all") if split in task.splits)
-        for name, cost in measure(encoder, texts, {NO_PRUNING: None} | pending).items():
+        for name, cost in embedding_costs(plan.encoder, texts, {NO_PRUNING: None} | pending).items():
             if name in pending:
-                journal.put(keys[name], asdict(cost))
-    return {name: _stored(Cost, {}, journal.get(keys[name]) or {}) for name in policies}
+                plan.journal.put(keys[name], asdict(cost))
+    return {name: _stored(Cost, {}, plan.journal.get(key) or {}) for name, key in keys.items()}
 
 
-@measuring()
-def _embedded(
-    encoder: SentenceEncoder,
-    policy: PruningPolicy | None,
-    draws: Sequence[Draw],
-    label_names: bool,
-    others: Iterable[str] = (),
-) -> Lookup:
-    """Embed every text of the draws, and others, once; the function gives the embeddings `[B, H]` of any of them."""
-    place: dict[str, int] = {}
-    for each in draws:
-        for text in (*each.train.texts, *each.test.texts, *(each.class_names if label_names else [])):
-            place.setdefault(text, len(place))
-    for text in others:
-        place.setdefault(text, len(place))
-    vectors = encoder.encode(list(place), pruning=policy, show_progress_bar=False)  # [B', H]
-    return lambda texts: vectors[[place[text] for text in texts]]
-
-
-def _scores(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> dict[str, Any]:
+def _metrics(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> dict[str, Any]:
     test = examples.test
     predicted = [str(label) for label in classifier.predict_embeddings(rows_of(test.texts))]
     return {
         "accuracy": accuracy(test.labels, predicted),
-        **asdict(macro_scores(test.labels, predicted)),
+        **asdict(macro_metrics(test.labels, predicted)),
         "train_examples": len(examples.train.texts),
         "test_examples": len(test.texts),
     }
@@ -367,16 +359,16 @@ def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[
     policies = list(dict.fromkeys(cell.pruning for cell in cells))
 
     def row(task: str, members: Sequence[str], count: int, name: str) -> Row:
-        def scores(score: str, policy: str = name) -> list[float]:
-            """Draw by draw; of several tasks, draw i is the mean of their draws i."""
+        def by_draw(metric: str, policy: str = name) -> list[float]:
+            """The metric of every draw; with several tasks, draw i is the mean of their draws i."""
             draws = zip(*(groups[member, count, policy] for member in members), strict=True)
-            return [math.fsum(getattr(cell, score) for cell in each) / len(members) for each in draws]
+            return [math.fsum(getattr(cell, metric) for cell in each) / len(members) for each in draws]
 
         change = None
         if name != NO_PRUNING:
-            pairs = zip(scores("accuracy"), scores("accuracy", NO_PRUNING), strict=True)
+            pairs = zip(by_draw("accuracy"), by_draw("accuracy", NO_PRUNING), strict=True)
             change = confidence_interval([pruned - unpruned for pruned, unpruned in pairs])
-        intervals = {score: confidence_interval(scores(score)) for score in SCORES}
+        intervals = {metric: confidence_interval(by_draw(metric)) for metric in METRICS}
         cost = _mean_cost([costs[member, name] for member in members])
         draws = len(groups[members[0], count, name])
         return Row(task, count, name, draws, accuracy_change=change, cost=cost, **intervals)
@@ -398,7 +390,7 @@ def _mean_cost(costs: Sequence[Cost]) -> Cost:
 
 
 def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str, Any]) -> T:
-    """A record of what a journal holds: anybody may have written that."""
+    """The record that a journal holds. InputError if it is none: anybody may have written the file."""
     wanted = {field.name for field in fields(kind)} - set(named)  # type: ignore[arg-type]
     numbers = all(
         (isinstance(x, int | float) and (x > 0 or (x == 0 and name != "time_ratio")))
@@ -411,7 +403,7 @@ def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str
 
 
 def foreign_result(value: Mapping[str, Any], wanted: str) -> InputError:
-    """For a journal that holds another result than this module's."""
+    """The error for a journal that holds something else than the result that belongs under its key."""
     return InputError(f"the journal holds {dict(value)!r:.200}, wanted {wanted}; start a new one")
 
 
@@ -419,15 +411,3 @@ def _some(labels: Sequence[str]) -> str:
     # Labels come from a file: no control characters to a terminal.
     shown = [label if label.isprintable() else repr(label) for label in labels[:5]]
     return ", ".join(shown) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")
-
-
-@contextmanager
-def bar(total: int, wanted: bool) -> Iterator[Callable[[int], object]]:
-    """A progress bar of cells on standard error, if wanted: the function moves it on."""
-    if not wanted:
-        yield lambda _: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit=" cells") as bar:
-        yield bar.update

@@ -2,6 +2,9 @@
 
 A journal is a text file of lines: a header that names the format, then one ``{"key": ..., "value": ...}`` per result.
 Lines are only ever appended, in one write each, so that a crash can damage no more than the end of the last one.
+
+Why no SQLite: a kill in the middle of a write mostly leaves a second file behind, which the first needs to be whole
+again; a file that lost its end is lost whole; and a file of one foreign byte is taken for an empty database.
 """
 
 from __future__ import annotations
@@ -9,16 +12,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from minitrans.errors import InputError
-from minitrans.files import reporting, sync_folder, target_of
+from minitrans.files import locked, make_folder, reporting, sync_folder, target_of
 
 FORMAT, VERSION = "minitrans-journal", 1
+HEADER = f'{{"format":"{FORMAT}","version":{VERSION}}}\n'.encode()
 
 
 class Journal:
@@ -79,15 +83,11 @@ def _canonical(values: Mapping[str, Any], what: str) -> str:
     return text
 
 
-def _header() -> bytes:
-    return (json.dumps({"format": FORMAT, "version": VERSION}, separators=(",", ":")) + "\n").encode()
-
-
 def _load(path: Path) -> dict[str, str]:
     try:
         if path.exists() and not path.is_file():  # opening a pipe waits for a writer
             raise InputError(f"cannot read the journal {path}: it is no regular file; give another path")
-        with path.open("rb") as file, _locked(file.fileno(), shared=True):
+        with path.open("rb") as file, locked(path, shared=True):
             data = file.read()
     except FileNotFoundError:
         return {}
@@ -111,7 +111,7 @@ def _load(path: Path) -> dict[str, str]:
 def _check_begin(path: Path, data: bytes) -> None:
     """InputError unless this is how a journal begins, whole or cut in its first line."""
     line, end, _ = data.partition(b"\n")
-    if not end and _header().startswith(line):
+    if not end and HEADER.startswith(line):
         return
     try:
         header = json.loads(line) if end else None
@@ -124,57 +124,30 @@ def _check_begin(path: Path, data: bytes) -> None:
 
 
 def _append(path: Path, line: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # O_APPEND: the end is found and written to in one step, whoever else appends.
-    binary = getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | binary, 0o666)
-    try:
-        with _locked(descriptor):
-            _check_begin(path, os.read(descriptor, 4096))  # it may have come since the journal was opened
-            size = _repaired(descriptor)
-            data = line if size else _header() + line
-            try:
-                if os.write(descriptor, data) < len(data):
-                    raise OSError(errno.ENOSPC, "the disk took only a part of a line")
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(descriptor, size)
-                raise
-            os.fsync(descriptor)
-            if not size:
-                sync_folder(path.parent)
-    finally:
-        os.close(descriptor)
-
-
-def _repaired(descriptor: int) -> int:
-    """Cut off what a crash left behind the last whole line; the size in bytes."""
-    size = end = os.lseek(descriptor, 0, os.SEEK_END)
-    while end:
-        begin = max(0, end - 4096)
-        os.lseek(descriptor, begin, os.SEEK_SET)
-        found = os.read(descriptor, end - begin).rfind(b"\n")
-        if found >= 0:
-            end = begin + found + 1
-            break
-        end = begin
-    if end < size:
-        os.ftruncate(descriptor, end)
-    return end
-
-
-@contextmanager
-def _locked(descriptor: int, shared: bool = False) -> Iterator[None]:
-    """Keep other processes out, where the system can; without it, appending in one write is what there is."""
-    if sys.platform != "win32":
-        import fcntl
-
-        with suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    make_folder(path.parent)
+    with path.open("ab+", buffering=0) as file, locked(path):  # to append is to find the end and write in one step
+        file.seek(0)
+        _check_begin(path, file.read(4096))  # the file may have come since the journal was opened
+        size = _cut_broken_line(file)
+        data = line if size else HEADER + line
         try:
-            yield
-        finally:
+            if os.write(file.fileno(), data) < len(data):
+                raise OSError(errno.ENOSPC, "the disk took only a part of a line")
+        except OSError:
             with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-    else:
-        yield
+                file.truncate(size)
+            raise
+        os.fsync(file.fileno())
+    if not size:
+        sync_folder(path.parent)
+
+
+def _cut_broken_line(file: FileIO) -> int:
+    """Cut off what a crash left behind the last whole line; the size in bytes."""
+    size = file.seek(0, os.SEEK_END)
+    if size:
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            file.seek(0)
+            size = file.truncate(file.readall().rfind(b"\n") + 1)
+    return size

@@ -1,4 +1,4 @@
-"""How fast an encoder embeds under each policy, how many tokens it keeps, and how much memory the process takes."""
+"""What embedding takes under each policy: time, memory of the process, and the share of the tokens that is kept."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from minitrans.encoder.policy import PruningPolicy
@@ -36,7 +37,7 @@ class Cost:
     peak_memory: int | None
 
 
-def measure(
+def embedding_costs(
     encoder: SentenceEncoder, texts: Sequence[str], policies: Mapping[str, PruningPolicy | None]
 ) -> dict[str, Cost]:
     """Embed the texts under each policy, in turn, several times.
@@ -46,35 +47,24 @@ def measure(
         texts: at least one.
         policies: by name; one of them must be None, no pruning: the time ratios refer to it.
     """
+    runs = {
+        name: partial(encoder.encode, texts, pruning=policy, show_progress_bar=False)
+        for name, policy in policies.items()
+    }
+    unpruned = next(name for name, policy in policies.items() if policy is None)
+    peaks = {}
     with warnings.catch_warnings():
         for each in (TruncationWarning, PruningWarning):
-            warnings.simplefilter("ignore", each)  # whoever measures, embeds the same texts for a purpose too
-        return _measure(encoder, texts, policies)
-
-
-def _measure(
-    encoder: SentenceEncoder, texts: Sequence[str], policies: Mapping[str, PruningPolicy | None]
-) -> dict[str, Cost]:
-    peaks = {}
-    for name, policy in policies.items():  # the memory first: this warms up, and is not timed
-        reset_peak_memory()
-        encoder.encode(texts, pruning=policy, show_progress_bar=False)
-        peaks[name] = peak_memory()
-    seconds: dict[str, list[float]] = {name: [] for name in policies}
-    for _ in range(ROUNDS):
-        for name, policy in policies.items():
-            start = time.perf_counter()
-            encoder.encode(texts, pruning=policy, show_progress_bar=False)
-            seconds[name].append(time.perf_counter() - start)
-    unpruned = next(seconds[name] for name, policy in policies.items() if policy is None)
+            warnings.simplefilter("ignore", each)  # whoever asks for costs embeds the same texts for a purpose too
+        for name, run in runs.items():  # the memory first: this warms up, and is not timed
+            reset_peak_memory()
+            run()
+            peaks[name] = peak_memory()
+        seconds = interleaved(runs, ROUNDS, warm_up=False)
+        kept = {name: tokens_kept(encoder, texts, policy) for name, policy in policies.items()}
     return {
-        name: Cost(
-            statistics.median(seconds[name]) / len(texts) * 1e6,
-            statistics.median(mine / other for mine, other in zip(seconds[name], unpruned, strict=True)),
-            tokens_kept(encoder, texts, policy),
-            peaks[name],
-        )
-        for name, policy in policies.items()
+        name: Cost(statistics.median(seconds[name]) / len(texts) * 1e6, ratio, kept[name], peaks[name])
+        for name, ratio in ratios(seconds, unpruned).items()
     }
 
 
@@ -87,7 +77,7 @@ def tokens_kept(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningP
 
 
 def reset_peak_memory() -> bool:
-    """Let the process's peak start anew from what it takes now, where the system can (Linux); whether it did."""
+    """Start the measurement of `peak_memory` anew, where the system can do that (Linux); returns whether it could."""
     try:
         (_PROCESS / "clear_refs").write_text("5")
     except OSError:
@@ -96,7 +86,7 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """Bytes of memory that the process took at its most since `reset_peak_memory`; else since its start; else None."""
+    """Most bytes that the process held since `reset_peak_memory`, or since its start; None where nothing tells."""
     try:
         lines = (_PROCESS / "status").read_text().splitlines()
     except OSError:
@@ -113,20 +103,21 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, kB elsewhere
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of every run, in turn, so many rounds after one that only warms up."""
+def interleaved(
+    runs: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of every run, in turn, for a number of rounds; before them one round to warm up, which does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
+    for _ in range(rounds + warm_up):
         for name, run in runs.items():
             begin = time.perf_counter()
             run()
-            if turn:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: each[warm_up:] for name, each in seconds.items()}
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, float]:
-    """Median over the rounds of each run's time to that of the baseline in the same round."""
+    """The time of each run divided by the baseline's time in the same round: medians over the rounds."""
     base = seconds[baseline]
     return {
         name: statistics.median(mine / other for mine, other in zip(own, base, strict=True))

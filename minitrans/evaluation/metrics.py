@@ -1,9 +1,9 @@
-"""Classification metrics, and how sure a mean over draws is."""
+"""How good predictions are: classification metrics, and how sure a mean over draws is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from minitrans.errors import InputError
 
 
 @dataclass(frozen=True)
-class MacroScores:
+class MacroMetrics:
     """Unweighted means over the classes, each in [0, 1]."""
 
     precision: float
@@ -28,13 +28,22 @@ class Interval:
     half_width: float | None
 
 
+def flat(intervals: Mapping[str, Interval | None]) -> dict[str, float | None]:
+    """Entries of a table's row, two for each interval: under its name the mean, under "<name>_ci95" the half width."""
+    values: dict[str, float | None] = {}
+    for name, interval in intervals.items():
+        values[name] = None if interval is None else interval.mean
+        values[f"{name}_ci95"] = None if interval is None else interval.half_width
+    return values
+
+
 def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Share of labels that are right."""
     _same_length(truth, predicted)
     return float(np.mean(np.asarray(truth) == np.asarray(predicted)))
 
 
-def macro_scores(truth: Sequence[str], predicted: Sequence[str]) -> MacroScores:
+def macro_metrics(truth: Sequence[str], predicted: Sequence[str]) -> MacroMetrics:
     """Precision, recall and F1 of each class in either list, averaged; a class without a denominator counts 0.
 
     Precision is tp / (tp + fp), recall tp / (tp + fn), F1 2 tp / (2 tp + fp + fn), as in scikit-learn with
@@ -48,7 +57,7 @@ def macro_scores(truth: Sequence[str], predicted: Sequence[str]) -> MacroScores:
     true, guess = codes[: len(truth)], codes[len(truth) :]
     hits = np.bincount(true[true == guess], minlength=len(classes))  # [K]
     is_true, is_guess = np.bincount(true, minlength=len(classes)), np.bincount(guess, minlength=len(classes))  # [K]
-    return MacroScores(
+    return MacroMetrics(
         float(np.mean(hits / np.maximum(is_guess, 1))),
         float(np.mean(hits / np.maximum(is_true, 1))),
         float(np.mean(2 * hits / (is_true + is_guess))),
@@ -57,7 +66,7 @@ def macro_scores(truth: Sequence[str], predicted: Sequence[str]) -> MacroScores:
 
 def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
     """Unweighted mean over the classes in either list of F1 = 2 tp / (2 tp + fp + fn)."""
-    return macro_scores(truth, predicted).f1
+    return macro_metrics(truth, predicted).f1
 
 
 def confidence_interval(values: Sequence[float], level: float = 0.95) -> Interval:

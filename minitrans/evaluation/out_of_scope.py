@@ -1,4 +1,7 @@
-"""How well texts out of scope are told apart: tasks x pruning policies x shots x draws, as in `evaluation`."""
+"""How well texts out of scope are told from those in scope: each rejection score, at its calibrated threshold.
+
+`evaluate_scope` measures that on tasks x pruning policies x shots x draws, as `evaluate` does accuracies.
+"""
 
 from __future__ import annotations
 
@@ -9,32 +12,58 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from minitrans.data.tasks import Draw, Task
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
-from minitrans.evaluation.detection import RejectionRow, measure_rejection
 from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
-from minitrans.evaluation.few_shot import MEAN, Evaluation, Lookup, bar, finish, foreign_result, prepare
+from minitrans.evaluation.few_shot import MEAN, Evaluation, Lookup, Plan, foreign_result
 from minitrans.evaluation.journal import Journal
-from minitrans.evaluation.metrics import Interval, confidence_interval
+from minitrans.evaluation.metrics import Interval, confidence_interval, flat
 from minitrans.evaluation.tables import Column, check_table_file, render, save_text
 from minitrans.fewshot.classifier import FewShotClassifier
-from minitrans.fewshot.rejection import SCORES
+from minitrans.fewshot.examples import Label, label_array
+from minitrans.fewshot.rejection import SCORES, auroc, calibrate, cross_fit, fpr_at
+from minitrans.sentences.call import Progress
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+
+
+class RejectionRow(TypedDict):
+    """One score on one test set. All but `score`, `chosen` and `threshold` are shares of one.
+
+    Attributes:
+        score: its name.
+        chosen: whether `score="auto"` takes it.
+        auroc: the area under the ROC curve of in scope against out of scope.
+        fpr_at_95: the share out of scope that passes where 95 % in scope do. It is about the test set: no threshold
+            that is set beforehand can promise it.
+        threshold: as calibrated, without the test set.
+        in_scope_recall: the share in scope that the threshold keeps.
+        out_of_scope_recall: the share out of scope that it rejects.
+        out_of_scope_precision: the share of what it rejects that is out of scope; None where it rejects nothing.
+        in_scope_accuracy: the share in scope that gets its label, a rejected text being wrong.
+        accuracy_without_rejection: the same where nothing is rejected.
+    """
+
+    score: str
+    chosen: bool
+    auroc: float
+    fpr_at_95: float
+    threshold: float
+    in_scope_recall: float
+    out_of_scope_recall: float
+    out_of_scope_precision: float | None
+    in_scope_accuracy: float
+    accuracy_without_rejection: float
+
 
 WITHOUT, WITH = "without oos", "with oos"  # texts out of scope to calibrate with
 AUTO = "auto"
-MEASURES = (
-    "auroc",
-    "fpr_at_95",
-    "in_scope_recall",
-    "out_of_scope_recall",
-    "out_of_scope_precision",
-    "in_scope_accuracy",
-    "accuracy_without_rejection",
-)
+MEASURES = tuple(name for name in RejectionRow.__annotations__ if name not in ("score", "chosen", "threshold"))
 
 COLUMNS = (
     Column("task", "task"),
@@ -57,7 +86,7 @@ NARROW = tuple(column for column in COLUMNS if column.key not in ("draws", "chos
 
 @dataclass(frozen=True)
 class ScopeCell:
-    """One classifier, fitted on one draw of one task under one policy and calibrated in one way: all scores."""
+    """How one classifier rejects by each score: fitted on one draw of one task, calibrated in one way."""
 
     task: str
     pruning: str
@@ -67,7 +96,7 @@ class ScopeCell:
     scores: list[RejectionRow]
 
     def of(self, score: str) -> RejectionRow:
-        """The row of a score; of "auto", that of the score which it takes."""
+        """The row of a score; for "auto", of the score that it takes."""
         return next(row for row in self.scores if (row["chosen"] if score == AUTO else row["score"] == score))
 
 
@@ -78,8 +107,8 @@ class ScopeRow:
     Attributes:
         score: of "auto", what it took, with "/" between them where that is not the same in all draws.
         chosen: the share of the draws in which "auto" takes the score.
-        measures: by the names of `MEASURES`, see `minitrans.evaluation.detection.RejectionRow`; over the draws in
-            which they are defined, None where there are none.
+        measures: by the names of `MEASURES`, see `RejectionRow`; over the draws in which they are defined, None where
+            there are none.
     """
 
     task: str
@@ -93,11 +122,7 @@ class ScopeRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, with the keys of `COLUMNS`; "..._ci95" is half the width of the 95% confidence interval, or None."""
-        values = {name: value for name, value in vars(self).items() if name != "measures"}
-        for name, interval in self.measures.items():
-            values[name] = None if interval is None else interval.mean
-            values[f"{name}_ci95"] = None if interval is None else interval.half_width
-        return values
+        return {name: value for name, value in vars(self).items() if name != "measures"} | flat(self.measures)
 
 
 @dataclass(frozen=True)
@@ -172,26 +197,81 @@ def evaluate_scope(
     Raises as `evaluate`, and InputError where no task has texts out of scope to test with.
     """
     able, _ = with_out_of_scope(tasks)
-    able, policies, draws = prepare(able, shots, seeds, policies or {})
-    journal = Journal(None) if journal is None else journal
+    plan = Plan.of(encoder, able, shots, seeds, policies or {}, journal, C, label_names)
     cells: list[ScopeCell] = []
     from_journal = total = 0
-    with bar(sum(map(len, draws.values())) * len(policies), progress) as update:
-        for task in able:
+    bar = Progress(sum(map(len, plan.draws.values())) * len(plan.policies), progress, unit=" cells")
+    with bar:
+        for task in plan.tasks:
             outside, beyond = _outside(task), task.out_of_scope.get("train", [])
-            calibrations = (WITHOUT, WITH) if beyond else (WITHOUT,)
-            compute = partial(_measured, outside=outside, beyond={WITHOUT: None, WITH: beyond}, names=calibrations)
+            calibrations = {WITHOUT: None} | ({WITH: beyond} if beyond else {})
+            compute = partial(_measured, outside=outside, calibrations=calibrations)
             others = [*outside, *beyond]
-            for name, policy in policies.items():
-                values, found = finish(
-                    "scope", encoder, task, policy, draws[task.name], journal, compute, C, label_names, update, others
-                )
+            for name, policy in plan.policies.items():
+                values, found = plan.results("scope", task, policy, compute, bar, others)
                 from_journal, total = from_journal + found, total + len(values)
                 for (count, seed), value in values.items():
                     for calibration, scores in _stored(value, calibrations).items():
                         cells.append(ScopeCell(task.name, name, count, seed, calibration, scores))
     rows = _rows(cells, tuple(SCORES) if all_scores else (AUTO,))
     return ScopeEvaluation(rows, cells, from_journal, total - from_journal)
+
+
+def measure_rejection(
+    classifier: FewShotClassifier,
+    inside: ArrayLike,
+    test_labels: Sequence[Label],
+    outside: ArrayLike,
+    calibrations: Mapping[str, ArrayLike | None],
+    keep: float | None = None,
+) -> dict[str, list[RejectionRow]]:
+    """Calibrate each score as is asked for, and measure it on a test set.
+
+    Args:
+        classifier: fitted; its own calibration is neither used nor changed.
+        inside, test_labels: test texts in scope, as embeddings `[B, H]`, and their labels.
+        outside: test texts of no class, as embeddings.
+        calibrations: ways to calibrate, by name: with the embeddings of other texts of no class, or None for none.
+        keep: see `FewShotClassifier.calibrate_rejection`.
+
+    Returns:
+        By the name of the calibration, one row for each of `SCORES`, in their order.
+
+    Raises as `calibrate_rejection` does.
+    """
+    names = classifier.name_embeddings_
+    held_out = cross_fit(classifier.embeddings_, classifier.codes_, names, C=classifier.C)
+    scores_in, scores_out = (_in_scope(classifier, rows) for rows in (inside, outside))
+    p = classifier.predict_proba_embeddings(inside)  # [B, K]
+    right = classifier.classes_[p.argmax(axis=1)] == label_array(test_labels, len(p))  # [B]
+    measured: dict[str, list[RejectionRow]] = {}
+    for calibration, rows in calibrations.items():
+        measured[calibration] = []
+        beyond = None if rows is None else _in_scope(classifier, rows)
+        chosen = calibrate(held_out, beyond, abstention="", keep=keep).score
+        for name in SCORES:
+            threshold = calibrate(held_out, beyond, abstention="", score=name, keep=keep).threshold
+            rejected_in, rejected_out = scores_in[name] < threshold, scores_out[name] < threshold
+            rejected = int(rejected_in.sum() + rejected_out.sum())
+            measured[calibration].append(
+                RejectionRow(
+                    score=name,
+                    chosen=name == chosen,
+                    auroc=auroc(scores_in[name], scores_out[name]),
+                    fpr_at_95=fpr_at(scores_in[name], scores_out[name]),
+                    threshold=threshold,
+                    in_scope_recall=float(np.mean(~rejected_in)),
+                    out_of_scope_recall=float(np.mean(rejected_out)),
+                    out_of_scope_precision=int(rejected_out.sum()) / rejected if rejected else None,
+                    in_scope_accuracy=float(np.mean(right & ~rejected_in)),
+                    accuracy_without_rejection=float(np.mean(right)),
+                )
+            )
+    return measured
+
+
+def _in_scope(classifier: FewShotClassifier, rows: ArrayLike) -> dict[str, NDArray[np.float64]]:
+    return {name: classifier.score_in_scope_embeddings(rows, name) for name in SCORES}
 
 
 def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation | None) -> list[str]:
@@ -216,9 +296,8 @@ def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation
 
 def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:
     """All that was found as text, ending in a line end."""
-    if scope is None:
-        return found.to_json()
-    return json.dumps(found.to_dict() | {"out_of_scope": scope.to_dict()}, indent=2) + "\n"
+    more = {} if scope is None else {"out_of_scope": scope.to_dict()}
+    return json.dumps(found.to_dict() | more, indent=2) + "\n"
 
 
 def _outside(task: Task) -> Sequence[str]:
@@ -231,27 +310,18 @@ def _measured(
     few: Draw,
     rows_of: Lookup,
     outside: Sequence[str],
-    beyond: Mapping[str, Sequence[str] | None],
-    names: Sequence[str],
+    calibrations: Mapping[str, Sequence[str] | None],
 ) -> dict[str, Any]:
-    """The rows of all scores by the name of the calibration."""
-    texts = [beyond[name] for name in names]
-    measured = measure_rejection(
-        classifier,
-        rows_of(few.test.texts),
-        few.test.labels,
-        rows_of(outside),
-        calibrations=[None if each is None else rows_of(each) for each in texts],
-    )
-    return dict(zip(names, measured, strict=True))
+    rows = {name: None if texts is None else rows_of(texts) for name, texts in calibrations.items()}
+    return {**measure_rejection(classifier, rows_of(few.test.texts), few.test.labels, rows_of(outside), rows)}
 
 
-def _stored(value: Mapping[str, Any], calibrations: Sequence[str]) -> dict[str, list[RejectionRow]]:
-    """What a journal holds: anybody may have written that."""
+def _stored(value: Mapping[str, Any], calibrations: Iterable[str]) -> dict[str, list[RejectionRow]]:
+    """The rows that a journal holds. InputError if it holds something else: anybody may have written the file."""
     for name in calibrations:
         rows = value[name] if isinstance(value.get(name), list) else []
         good = [row["score"] for row in rows if _is_row(row)] == [*SCORES] and sum(row["chosen"] for row in rows) == 1
-        if len(value) != len(calibrations) or not good:
+        if set(value) != set(calibrations) or not good:
             raise foreign_result(value, f"for {' and '.join(calibrations)} what {', '.join(SCORES)} achieve")
     return {name: value[name] for name in calibrations}
 
@@ -282,7 +352,7 @@ def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
 
 
 def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:
-    """Draw by draw; of several tasks, draw i is the mean of their draws i."""
+    """The row of some cells, which stand in the order of their draws; with several tasks, draw i is their mean."""
     draws = [[cell.of(score) for cell in cells] for cells in zip(*members, strict=True)]
     seen = [row for rows in draws for row in rows]
     taken = [name for name in SCORES if any(row["score"] == name for row in seen)]

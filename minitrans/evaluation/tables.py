@@ -81,11 +81,6 @@ def save_text(path: str | os.PathLike[str], text: str) -> None:
     write_file(path, text.encode())
 
 
-def save_table(path: str | os.PathLike[str], columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a table in the style that the end of the file's name stands for, whole or not at all."""
-    save_text(path, render(columns, rows, check_table_file(path)))
-
-
 def _shown(column: Column, row: Mapping[str, Any]) -> str:
     value = row.get(column.key)
     if value is None:

@@ -8,7 +8,7 @@ import random_models
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitrans import SentenceEncoder
+from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.adaptation.fitting import (
     CENTRED_RIDGE,
     FLOOR,
@@ -18,7 +18,7 @@ from minitrans.adaptation.fitting import (
     Moments,
     add_moments,
     fit,
-    measure,
+    token_moments,
 )
 from minitrans.adaptation.fitting import _moments as moments_of
 from minitrans.encoder.forward import Encoded, Start
@@ -41,7 +41,7 @@ def encoder(request, plain):
 
 @pytest.fixture(scope="module")
 def measured(encoder):
-    return measure(encoder, TEXTS, LAYERS)
+    return token_moments(encoder, TEXTS, LAYERS)
 
 
 def run_on(blocks, hidden, layer):
@@ -114,7 +114,7 @@ def test_sums_against_a_loop_that_leaves_each_token_out(encoder, measured):
 def test_every_shift_is_measured_without_its_own_token(encoder):
     """Not only their sums: one text at a time, the centred regression sees which token a shift belongs to."""
     text = TEXTS[3]
-    found = measure(encoder, [text], [1])[1]
+    found = token_moments(encoder, [text], [1])[1]
     hidden, _, shifts = naive_tokens(encoder, text, 1)
     log_shift = np.log(np.maximum(shifts, FLOOR))
     wanted = (hidden - hidden.mean(axis=0)).T @ (log_shift - log_shift.mean())
@@ -124,7 +124,7 @@ def test_every_shift_is_measured_without_its_own_token(encoder):
 
 
 def test_halves_add_up_to_the_whole(encoder, measured):
-    halves = add_moments([measure(encoder, TEXTS[:5], LAYERS), measure(encoder, TEXTS[5:], LAYERS)])
+    halves = add_moments([token_moments(encoder, TEXTS[:5], LAYERS), token_moments(encoder, TEXTS[5:], LAYERS)])
     for layer in LAYERS:
         assert halves[layer].tokens == measured[layer].tokens
         assert_close(halves[layer], measured[layer], 1e-6)
@@ -133,37 +133,35 @@ def test_halves_add_up_to_the_whole(encoder, measured):
 def test_the_same_texts_give_the_same_bits(encoder, measured, plain):
     alone = SentenceEncoder(plain, backend=encoder.backend, threads=1)
     for texts, other in ((TEXTS[::-1] + TEXTS, encoder), (TEXTS, alone)):
-        again = measure(other, texts, LAYERS)
+        again = token_moments(other, texts, LAYERS)
         for layer in LAYERS:
             for name in FIELDS:
                 assert np.array_equal(getattr(again[layer], name), getattr(measured[layer], name))
 
 
 def test_the_pruning_of_the_encoder_plays_no_part(encoder, measured, plain):
-    from minitrans import PruningPolicy
-
     policy = PruningPolicy(min_tokens=2, quantile=0.6, layer=0)
-    pruned = measure(SentenceEncoder(plain, backend=encoder.backend, pruning=policy), TEXTS, LAYERS)
+    pruned = token_moments(SentenceEncoder(plain, backend=encoder.backend, pruning=policy), TEXTS, LAYERS)
     assert all(np.array_equal(pruned[layer].gram, measured[layer].gram) for layer in LAYERS)
 
 
 def test_texts_that_are_too_short_or_too_long_are_left_out(encoder):
     length = {n: "the " * (n - 2) for n in (SHORTEST - 1, SHORTEST, LONGEST, LONGEST + 1)}
     assert [len(ids) for ids in encoder.tokenizer.encode(list(length.values())).ids] == list(length)
-    found = measure(encoder, list(length.values()), [1])[1]
+    found = token_moments(encoder, list(length.values()), [1])[1]
     assert found.tokens == SHORTEST + LONGEST
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["the", "the " * LONGEST]])
 def test_nothing_to_learn_from(encoder, texts):
     with pytest.raises(InputError, match=rf"none of {len(texts)} texts has {SHORTEST} to {LONGEST} tokens"):
-        measure(encoder, texts, LAYERS)
+        token_moments(encoder, texts, LAYERS)
 
 
 def test_progress_is_shown_on_request(encoder, capsys):
-    measure(encoder, TEXTS[3:5], [0])
+    token_moments(encoder, TEXTS[3:5], [0])
     assert capsys.readouterr().err == ""
-    measure(encoder, TEXTS[3:5], [0], progress=True)
+    token_moments(encoder, TEXTS[3:5], [0], progress=True)
     assert capsys.readouterr().err != ""
 
 
@@ -174,7 +172,7 @@ def test_progress_is_shown_on_request(encoder, capsys):
 
 
 def made_moments(hidden, log_shift, final, lengths):
-    """As `measure` sums up texts of these lengths, of which so much is known."""
+    """As `token_moments` sums up texts of these lengths, of which so much is known."""
     batch = pack([[0] * n for n in lengths])
     full = Encoded(batch, final.astype(np.float32), batch.offsets, None, np.arange(len(hidden)))
     return moments_of(Start(0, hidden.astype(np.float32)), full, np.exp(log_shift).astype(np.float32))
@@ -282,9 +280,7 @@ def test_fitted_arrays_are_ready_for_the_kernels(encoder, measured):
 @pytest.mark.parametrize("by_threshold", [False, True])
 def test_fitted_policies_run_and_rank_better_than_chance(encoder, by_threshold):
     """On the texts that they were fitted to, tokens with a larger shift get a larger score."""
-    from minitrans import PruningPolicy
-
-    fitted = fit(encoder.identity.weights, measure(encoder, TEXTS, [1]), by_threshold)
+    fitted = fit(encoder.identity.weights, token_moments(encoder, TEXTS, [1]), by_threshold)
     policy = PruningPolicy(min_tokens=3, quantile=0.4, layer=1, score="learned", reduce="restore", fitted=fitted)
     assert np.isfinite(encoder.encode(TEXTS, pruning=policy)).all()
     correlations = []

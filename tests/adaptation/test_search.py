@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from tiny_tasks import tiny_task
 from minitrans import FewShotClassifier, SentenceEncoder
 from minitrans.adaptation import search as search_module
 from minitrans.adaptation import trials
-from minitrans.adaptation.fitting import add_moments, fit, measure
+from minitrans.adaptation.fitting import add_moments, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
-from minitrans.adaptation.search import HOPELESS, Limits, Outcome, Search
+from minitrans.adaptation.search import HOPELESS, Limits, Outcome, Search, SearchSettings
 from minitrans.adaptation.trials import Trial, unlabelled_texts
 from minitrans.data.files import Examples
 from minitrans.data.tasks import Draw, Task, draw
@@ -49,9 +50,9 @@ def quick(plain):
     return SentenceEncoder(plain, threads=1)
 
 
-def make_search(encoder, tasks=TASKS, journal=None, **changes):
-    values = {"shots": SHOTS, "seeds": SEEDS, "texts": (), "fit_texts": 30, "test_texts": 100} | changes
-    return Search(encoder, tasks, journal=journal, progress=False, **values)
+def make_search(encoder, tasks=TASKS, journal=None, fit_on=None, **changes):
+    settings = SearchSettings(**{"shots": SHOTS, "seeds": SEEDS, "fit_texts": 30, "test_texts": 100} | changes)
+    return Search(encoder, tasks, settings, journal, fit_on=fit_on)
 
 
 class Pruned:
@@ -75,6 +76,11 @@ def by_hand(encoder, task, policy):
             ]
         )
     return np.array(rows)
+
+
+@cache
+def unpruned(encoder, place):
+    return by_hand(encoder, TASKS[place], None)
 
 
 # Limits
@@ -138,11 +144,11 @@ def test_both_limits_have_to_hold(limits, meets):
 
 
 def test_accuracies_are_those_of_the_classifier(encoder):
-    for task in TASKS:
+    for place, task in enumerate(TASKS):
         trial = Trial(task, SHOTS, SEEDS, 100)
         assert len(set(trial.texts)) == len(trial.texts)
         found = trial.accuracies(encoder.encode(trial.texts))
-        np.testing.assert_array_equal(found, by_hand(encoder, task, None))
+        np.testing.assert_array_equal(found, unpruned(encoder, place))
         assert 0 < found.mean() < 1  # else the comparison says little
 
 
@@ -184,14 +190,19 @@ def test_a_task_of_one_file_gives_what_it_has():
 # What a policy does
 
 
+@pytest.fixture(scope="module")
+def search(encoder):
+    """One for all the recipes: it keeps what no pruning reaches, and the fits."""
+    return make_search(encoder)
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_an_outcome_is_what_encoding_under_the_policy_gives(encoder, recipe):
-    search = make_search(encoder)
+def test_an_outcome_is_what_encoding_under_the_policy_gives(encoder, search, recipe):
     (found,) = search.run([recipe], 1000)
     kept, work = [], []
-    for task, trial in zip(TASKS, search.trials, strict=True):
+    for place, (task, trial) in enumerate(zip(TASKS, search.trials, strict=True)):
         policy = recipe.policy(search.fitted(recipe, without=task.name) if recipe.is_fitted else None)
-        drops = 100 * (by_hand(encoder, task, None) - by_hand(encoder, task, policy))
+        drops = 100 * (unpruned(encoder, place) - by_hand(encoder, task, policy))
         np.testing.assert_allclose(found.drops[task.name], drops, atol=1e-9)
         flags = [flag for text in encoder.pruned_tokens(trial.texts, pruning=policy) for flag in text.kept]
         kept.append(np.mean(flags))
@@ -200,12 +211,7 @@ def test_an_outcome_is_what_encoding_under_the_policy_gives(encoder, recipe):
     assert 0 < found.tokens_kept < 1
     np.testing.assert_allclose(found.work, np.mean(work, axis=0))
     assert found.mean_drop == pytest.approx(np.mean([each.mean() for each in found.drops.values()]))
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_embeddings_from_shared_states_are_those_of_encode(encoder, recipe):
-    search = make_search(encoder)
-    trial, policy = search.trials[2], search.policy(recipe)
+    # Accuracies are coarse: the embeddings from the shared states, too.
     want = recipe.score if recipe.score.startswith("attention") else "attention"
     embeddings, _, _ = search._embed(trial, policy, search._states(trial, recipe.layer, want))
     np.testing.assert_allclose(embeddings, encoder.encode(trial.texts, pruning=policy), atol=2e-5)
@@ -238,7 +244,7 @@ def test_prompts_and_fewer_dimensions_count(plain):
     assert kept == pytest.approx(np.mean(flags))
     alone = make_search(other, TASKS[:1])
     texts = ["tell me: " + text for text in alone.unlabelled["shop"]]
-    assert alone.fitted(recipe) == fit(other.identity.weights, measure(other, texts, (1,)))
+    assert alone.fitted(recipe) == fit(other.identity.weights, token_moments(other, texts, (1,)))
     settings = [make_search(each).key for each in (other, SentenceEncoder(plain, threads=1))]
     assert settings[0] != settings[1]
 
@@ -264,7 +270,7 @@ def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
     recipe = RECIPES[name]
     layers = [layer for layer, _ in recipe.stages]
     search = make_search(quick, texts=["where is my new card please", "play some music for me"])
-    moments = {name: measure(quick, texts, layers) for name, texts in search.unlabelled.items()}
+    moments = {name: token_moments(quick, texts, layers) for name, texts in search.unlabelled.items()}
     assert list(moments) == ["shop", "bank", "road", "(texts)"]
     used = policies_used(search, recipe, monkeypatch)
     for task in TASKS:
@@ -323,7 +329,7 @@ def test_one_task_alone_is_fitted_on_itself(quick, monkeypatch):
     assert used["shop"].fitted == search.policy(recipe).fitted
     search = make_search(quick, TASKS[:1], texts=["where is my new card please"])
     used = policies_used(search, recipe, monkeypatch)
-    alone = fit(quick.identity.weights, measure(quick, ["where is my new card please"], (1,)))
+    alone = fit(quick.identity.weights, token_moments(quick, ["where is my new card please"], (1,)))
     assert used["shop"].fitted == used["shop"].needed(alone)
 
 
@@ -408,7 +414,7 @@ def test_what_is_in_the_journal_is_not_computed_again(quick, tmp_path, monkeypat
 
     monkeypatch.setattr(search_module, "forward", forbidden)
     monkeypatch.setattr(SentenceEncoder, "encode", forbidden)
-    monkeypatch.setattr(search_module, "measure", forbidden)
+    monkeypatch.setattr(search_module, "token_moments", forbidden)
     monkeypatch.setattr(Trial, "accuracies", forbidden)
     for again in (journal, Journal(tmp_path / "run.jsonl")):
         assert_same(make_search(quick, journal=again).run(FEW, 1000), first)
@@ -463,10 +469,11 @@ def test_tasks_need_names_of_their_own(quick):
 def test_the_drop_of_another_encoder(quick, plain):
     search = make_search(quick)
     other = SentenceEncoder(plain, precision="int8", threads=1)
-    wanted = [100 * (by_hand(quick, task, None) - by_hand(other, task, None)).mean() for task in TASKS]
+    base = [unpruned(quick, place) for place in range(len(TASKS))]
+    wanted = [100 * (each - by_hand(other, task, None)).mean() for each, task in zip(base, TASKS, strict=True)]
     assert search.drop(other, None) == pytest.approx(np.mean(wanted))
     policy = RECIPES["attention"].policy(None)
-    wanted = [100 * (by_hand(quick, task, None) - by_hand(quick, task, policy)).mean() for task in TASKS]
+    wanted = [100 * (each - by_hand(quick, task, policy)).mean() for each, task in zip(base, TASKS, strict=True)]
     assert search.drop(quick, policy) == pytest.approx(np.mean(wanted))
     assert search.drop(quick, None) == 0
 

@@ -14,7 +14,8 @@ from tiny_tasks import tiny_rows
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.adaptation import adapt as adaptation
-from minitrans.adaptation.fitting import measure
+from minitrans.adaptation.fitting import token_moments
+from minitrans.adaptation.recipes import grid
 from minitrans.adaptation.search import Search
 from minitrans.encoder.policy_files import arrays_of
 from minitrans.evaluation import measurement
@@ -200,7 +201,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, task, arguments, no_network,
 
 
 @pytest.mark.filterwarnings("default")
-def test_truncation_is_one_line_however_often_a_text_is_embedded(run, task):
+def test_truncation_is_one_line(run, task):
     (task / "test.csv").write_text(f"text,label\n{'word ' * 300},greeting\nis my parcel sent,tracking\n")
     code, _, err = run("--task", task, "--shots", "1,2", "--seeds", "2", "--pruning", "default")
     assert code == 0
@@ -219,7 +220,7 @@ def test_two_policies_of_one_name_are_refused(run, task, tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_ctrl_c_ends_quietly_and_the_next_run_goes_on(run, task, tmp_path, plain):
-    journal, seeds = tmp_path / "run.jsonl", 3000
+    journal, seeds = tmp_path / "run.jsonl", 1000
     arguments = ("--task", str(task), "--shots", "1,2", "--seeds", str(seeds), "--journal", str(journal))
     with subprocess.Popen(
         [sys.executable, "-m", "minitrans", "evaluate", *arguments, "--model", str(plain)],
@@ -264,13 +265,22 @@ def test_a_real_task(run, data_folder):
 # minitrans adapt
 
 
+def few_recipes(num_layers):
+    methods = (("attention", "drop"), ("learned", "restore"))
+    return [each for each in grid(num_layers) if (each.score, each.reduce) in methods and each.stages[0][1] == 0.4]
+
+
 @pytest.fixture
-def adapt(run, tmp_path, monkeypatch):
-    """adapt("--max-drop", 50) -> exit code, standard output, standard error; two small tasks and few policies."""
-    monkeypatch.setattr("minitrans.adaptation.recipes.METHODS", (("attention", "drop"), ("learned", "restore")))
-    monkeypatch.setattr("minitrans.adaptation.recipes.QUANTILES", (0.4,))
+def few(monkeypatch):
+    """Few policies to try."""
+    monkeypatch.setattr(adaptation, "grid", few_recipes)
     monkeypatch.setattr(adaptation, "PARENTS", 1)
     monkeypatch.setattr("minitrans.cli.main._quit", sys.exit)  # closes standard output
+
+
+@pytest.fixture
+def adapt(few, run, tmp_path):
+    """adapt("--max-drop", 50) -> exit code, standard output, standard error; two small tasks and few policies."""
     sources = []
     for seed, name in enumerate(("a", "b")):
         with (tmp_path / f"{name}.csv").open("w", newline="") as file:
@@ -278,10 +288,27 @@ def adapt(run, tmp_path, monkeypatch):
         sources += ["--task", tmp_path / f"{name}.csv"]
 
     def call(*arguments, output=tmp_path / "out" / "policy.json"):
-        few = ("--shots", "1,2", "--seeds", "2", "--threads", "1")
+        few = ("--shots", "1", "--seeds", "2", "--threads", "1")
         return run(*sources, *few, "-o", output, *arguments, command="adapt")
 
     return call
+
+
+@pytest.fixture(scope="module")
+def journals():
+    """Contents of a journal, once a test has made one: what later tests need not compute again."""
+    return []
+
+
+@pytest.fixture
+def adapt_again(adapt, journals, tmp_path):
+    """The same with a journal that holds all that the search needs."""
+    if not journals:
+        assert adapt(*LAX, output=tmp_path / "first" / "policy.json")[0] == 0
+        journals.append((tmp_path / "first" / "policy.journal.jsonl").read_bytes())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "policy.journal.jsonl").write_bytes(journals[0])
+    return adapt
 
 
 @pytest.fixture
@@ -299,7 +326,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, tmp_path, plain):
+def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, journals, tmp_path, plain, monkeypatch):
     pytest.importorskip("matplotlib")
     code, out, err = adapt(*LAX)
     folder = tmp_path / "out"
@@ -315,28 +342,26 @@ def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, tmp_path, plain):
     assert {path.name for path in folder.iterdir()} == wanted
     assert policy.provenance["tasks"].keys() == {"a", "b"}
     assert policy.provenance["limits"] == {"mean_drop": 100, "task_drop": 200, "confidence": 0.5}
-    assert (policy.provenance["shots"], policy.provenance["seeds"]) == ([1, 2], [0, 1])
+    assert (policy.provenance["shots"], policy.provenance["seeds"]) == ([1], [0, 1])
     assert SentenceEncoder(plain, pruning=policy).encode("where is my new card please").shape == (32,)
     assert [line for line in out.splitlines() if "(chosen)" in line]
     assert out.splitlines()[0].split()[0] == "what"
-
-
-def test_adapting_again_gives_the_same_files_and_computes_nothing(adapt, tmp_path, monkeypatch):
-    _, out, err = adapt(*LAX)
-    before = contents(tmp_path / "out")
+    # Again: the same files, and nothing is computed.
+    before = contents(folder)
     monkeypatch.setattr(Search, "_embed", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(adaptation, "interleaved", lambda *_: pytest.fail("timed again"))
     assert adapt(*LAX) == (0, out, err)
-    assert contents(tmp_path / "out") == before
+    assert contents(folder) == before
+    journals.append(before["policy.journal.jsonl"])
 
 
-def test_adapt_puts_files_where_it_is_told(adapt, tmp_path):
-    code, _, err = adapt(
+def test_adapt_puts_files_where_it_is_told(adapt_again, tmp_path):
+    (tmp_path / "out" / "policy.journal.jsonl").rename(tmp_path / "j.jsonl")
+    code, _, err = adapt_again(
         *LAX, "--max-task-drop", "150", "--report", tmp_path / "r" / "found.md", "--journal", tmp_path / "j.jsonl"
     )
     assert code == 0
     assert f"{tmp_path / 'r' / 'found.md'}: written" in err
-    assert len(Journal(tmp_path / "j.jsonl")) > 0
     assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors"}
     assert PruningPolicy.load(tmp_path / "out" / "policy.json").provenance["limits"]["task_drop"] == 150
 
@@ -346,18 +371,18 @@ def test_adapt_learns_from_more_texts(adapt, tmp_path, monkeypatch):
 
     def spying(encoder, texts, layers):
         learned.extend(texts)
-        return measure(encoder, texts, layers)
+        return token_moments(encoder, texts, layers)
 
-    monkeypatch.setattr("minitrans.adaptation.search.measure", spying)
+    monkeypatch.setattr("minitrans.adaptation.search.token_moments", spying)
     (tmp_path / "log.txt").write_text("where is my new card please\nplay some music for me today\n")
-    assert adapt(*LAX, "--texts", tmp_path / "log.txt", "--fit-texts", "10")[0] == 0
+    assert adapt(*LAX, "--texts", tmp_path / "log.txt", "--fit-texts", "10", "--seeds", "1")[0] == 0
     assert {"where is my new card please", "play some music for me today"} <= set(learned)
     assert len(set(learned)) == 12
 
 
-def test_no_policy_within_the_limits_is_one_line(adapt, tmp_path, hopeless):
+def test_no_policy_within_the_limits_is_one_line(adapt_again, tmp_path, hopeless):
     pytest.importorskip("matplotlib")
-    code, out, err = adapt("--max-drop", "0")
+    code, out, err = adapt_again("--max-drop", "0")
     folder = tmp_path / "out"
     assert code == 2
     assert "no pruning" in out
@@ -422,15 +447,15 @@ def test_ctrl_c_leaves_a_journal_to_go_on_from(adapt, tmp_path, monkeypatch):
     monkeypatch.setattr(adaptation, "interleaved", clock)
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_embed", interrupted)
-        code, out, err = adapt(*LAX)
+        code, out, err = adapt(*LAX, "--seeds", "1")
     assert (code, out) == (130, "")
     assert "Traceback" not in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["policy.journal.jsonl"]
     assert len(Journal(tmp_path / "out" / "policy.journal.jsonl")) == 4  # these two, and both tasks without pruning
     tried.clear()
     monkeypatch.setattr(Search, "_embed", counting)
-    assert adapt(*LAX)[0] == 0
+    assert adapt(*LAX, "--seeds", "1")[0] == 0
     rest = len(tried)
     tried.clear()
-    assert adapt(*LAX, "--journal", tmp_path / "other.jsonl")[0] == 0
+    assert adapt(*LAX, "--seeds", "1", "--journal", tmp_path / "other.jsonl")[0] == 0
     assert rest == len(tried) - 4

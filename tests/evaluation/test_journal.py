@@ -5,7 +5,7 @@ import multiprocessing
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrans.errors import InputError, InputTypeError
@@ -45,7 +45,8 @@ def test_what_comes_back_can_be_changed_without_harm(journal):
     assert journal.get({}) == {"list": [1]}
 
 
-@given(st.lists(st.tuples(objects, objects), max_size=5))
+@settings(max_examples=30)
+@given(st.lists(st.tuples(objects, objects), max_size=4))
 def test_a_new_reader_finds_all(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("journal") / "j"
     journal = Journal(path)
@@ -58,7 +59,7 @@ def test_a_new_reader_finds_all(tmp_path_factory, pairs):
         assert again.get(key) is not None
 
 
-def test_a_cut_at_any_byte_of_the_last_line_costs_that_line_only(tmp_path):
+def test_a_cut_in_the_last_line_costs_that_line_only(tmp_path):
     path = tmp_path / "j"
     Journal(path).put({"n": 1}, {"text": "erste Zeile, äöü"})
     whole = path.stat().st_size
@@ -115,7 +116,7 @@ GOOD = '{"key":{},"value":{}}\n'
         ("[]\n", "is not a journal"),
     ],
 )
-def test_what_a_crash_does_not_explain_is_refused_and_left_alone(tmp_path, content, message):
+def test_what_no_crash_explains_is_refused_and_left_alone(tmp_path, content, message):
     path = tmp_path / "j"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
@@ -186,8 +187,8 @@ def test_what_the_system_padded_with_zeros_is_cut_off(tmp_path):
 
 def append_many(path, writer):
     journal = Journal(path)
-    for i in range(100):
-        journal.put({"writer": writer, "i": i}, {"text": "x" * (i * 37 % 5000)})
+    for i in range(40):
+        journal.put({"writer": writer, "i": i}, {"text": "x" * (i * 370 % 5000)})
 
 
 def test_two_processes_may_append_at_once(tmp_path, monkeypatch):
@@ -199,6 +200,6 @@ def test_two_processes_may_append_at_once(tmp_path, monkeypatch):
         writer.join(60)
         assert writer.exitcode == 0
     journal = Journal(tmp_path / "j")
-    assert len(journal) == 200
-    assert journal.get({"writer": 1, "i": 99}) == {"text": "x" * (99 * 37 % 5000)}
+    assert len(journal) == 80
+    assert journal.get({"writer": 1, "i": 39}) == {"text": "x" * (39 * 370 % 5000)}
     assert sum(json.loads(line).get("format") is not None for line in (tmp_path / "j").read_text().splitlines()) == 1

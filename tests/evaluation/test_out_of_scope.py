@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hash_encoder import LABELS, TEXTS, HashEncoder
 from tiny_tasks import PRUNED, WORDS, word_task
 
 from minitrans import FewShotClassifier, SentenceEncoder
-from minitrans.data.files import Examples
+from minitrans.data.files import Examples, read_examples
 from minitrans.data.tasks import Task, draw
 from minitrans.errors import InputError
-from minitrans.evaluation.detection import evaluate_rejection
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import confidence_interval
 from minitrans.evaluation.out_of_scope import (
@@ -20,12 +20,14 @@ from minitrans.evaluation.out_of_scope import (
     MEASURES,
     WITH,
     WITHOUT,
+    RejectionRow,
     ScopeCell,
     _rows,
     evaluate_scope,
+    measure_rejection,
     with_out_of_scope,
 )
-from minitrans.fewshot.rejection import SCORES
+from minitrans.fewshot.rejection import DEFAULT_SCORE, SCORES, auroc
 
 OUTSIDE = ["play music", "book flight", "number of words", "play an alarm"]
 BEYOND = ["tell a story", "music today", "who is it"]
@@ -65,13 +67,36 @@ def test_one_row_per_shots_policy_calibration_and_score(found):
 
 @pytest.mark.parametrize("label_names", [True, False])
 @pytest.mark.parametrize("policy", [None, PRUNED])
-def test_a_cell_is_what_the_evaluation_of_a_single_classifier_finds(plain, encoder, task, policy, label_names):
+def test_a_cell_is_what_a_single_classifier_does(plain, encoder, task, policy, label_names):
     cells = evaluate_scope(encoder, [task], [2], [1], {"it": policy}, C=3.0, label_names=label_names).cells
     few, own = draw(task, 2, 1), SentenceEncoder(plain, pruning=policy, threads=1)
     for calibration, beyond in ((WITHOUT, None), (WITH, BEYOND)):
         (cell,) = [each for each in cells if (each.pruning, each.calibration) == ("it", calibration)]
-        data = few.train.texts, few.train.labels, few.test.texts, few.test.labels, OUTSIDE
-        assert cell.scores == evaluate_rejection(own, *data, calibration=beyond, C=3.0, label_names=label_names)
+        assert [row["score"] for row in cell.scores] == list(SCORES)
+        for row in cell.scores:
+            classifier = FewShotClassifier(own, C=3.0, label_names=label_names).fit(few.train.texts, few.train.labels)
+            assert row.keys() == RejectionRow.__annotations__.keys()
+            assert row["accuracy_without_rejection"] == classifier.score(few.test.texts, few.test.labels)
+            classifier.calibrate_rejection(out_of_scope=beyond, score=row["score"])
+            assert row["threshold"] == classifier.rejection_.threshold
+            assert row["in_scope_accuracy"] == classifier.score(few.test.texts, few.test.labels)
+            assert row["out_of_scope_recall"] == classifier.score(OUTSIDE, ["oos"] * len(OUTSIDE))
+            inside, outside = (classifier.score_in_scope(texts) for texts in (few.test.texts, OUTSIDE))
+            assert row["auroc"] == auroc(inside, outside)
+        chosen = classifier.calibrate_rejection(out_of_scope=beyond).rejection_.score
+        assert [row["score"] for row in cell.scores if row["chosen"]] == [chosen]
+
+
+def test_the_precision_of_rejection():
+    encoder = HashEncoder()
+    classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
+    inside, beyond = encoder.encode(TEXTS), encoder.encode(["quantum field theory", "roasted chestnuts", "volcano"])
+    # All that is in scope comes out of scope too, so that half of what is rejected is wrongly so.
+    rows = measure_rejection(classifier, beyond, [LABELS[0]] * len(beyond), beyond, {"same": None})["same"]
+    assert {row["out_of_scope_precision"] for row in rows} - {None} == {0.5}
+    assert {row["auroc"] for row in rows} == {0.5}
+    rows = measure_rejection(classifier, inside, LABELS, inside, {"same": None}, keep=1.0)["same"]
+    assert {row["out_of_scope_precision"] for row in rows} == {None}
 
 
 def test_rows_are_means_over_the_draws(found):
@@ -105,7 +130,7 @@ def scores(chosen, precision=0.5):
     ]
 
 
-def test_draws_in_which_auto_takes_different_scores_or_nothing_is_rejected():
+def test_draws_that_differ_in_the_score_or_reject_nothing():
     cells = [
         ScopeCell("a", "none", 1, 0, WITHOUT, scores("energy", None)),
         ScopeCell("a", "none", 1, 1, WITHOUT, scores("mahalanobis", 0.75)),
@@ -118,7 +143,7 @@ def test_draws_in_which_auto_takes_different_scores_or_nothing_is_rejected():
     assert row.to_dict()["out_of_scope_precision"] is None
 
 
-def test_several_tasks_end_in_the_means_of_what_all_of_them_have(encoder, task):
+def test_several_tasks_end_in_means_of_what_all_have(encoder, task):
     other = word_task("other", OUTSIDE, dict(list(WORDS.items())[:2]))
     rows = evaluate_scope(encoder, [task, other, word_task("without")], [2], range(2)).rows
     assert [(row.task, row.calibration) for row in rows] == [
@@ -140,7 +165,7 @@ def test_a_single_file_tests_on_its_own_texts_out_of_scope(encoder):
     assert row.calibration == WITHOUT
 
 
-def test_tasks_without_texts_out_of_scope_are_named_and_none_is_an_error(encoder, task):
+def test_tasks_without_texts_out_of_scope_are_named(encoder, task):
     bare = word_task("bare")
     assert with_out_of_scope([bare, task]) == (
         [task],
@@ -157,7 +182,7 @@ def test_each_text_is_embedded_once_per_policy(encoder, task, monkeypatch):
     monkeypatch.setattr(
         SentenceEncoder, "encode", lambda self, texts, **o: calls.append(texts) or encode(self, texts, **o)
     )
-    evaluate_scope(encoder, [task], [1, 2, 4], range(5), {"half": PRUNED})
+    evaluate_scope(encoder, [task], [1, 4], range(2), {"half": PRUNED})
     assert len(calls) == 2
     assert all(len(texts) == len(set(texts)) for texts in calls)
     assert set(calls[0]) == {text for texts in WORDS.values() for text in texts} | {*WORDS, *OUTSIDE, *BEYOND}
@@ -224,6 +249,22 @@ def test_a_journal_with_other_results_is_refused(encoder, value):
 def test_progress_is_shown_when_asked_for(encoder, task, capsys):
     evaluate_scope(encoder, [task], [1], [0], progress=True)
     assert "cells" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_rejection_on_clinc150(data_folder):
+    data, model = data_folder / "clinc150", SentenceEncoder()
+    train, test, beyond = (read_examples(data / f"{name}.csv") for name in ("train_10shot", "test", "oos_test"))
+    classifier = FewShotClassifier(model).fit(train.texts, train.labels)
+    inside, outside = model.encode(test.texts), model.encode(beyond.texts)
+    rows = measure_rejection(classifier, inside, test.labels, outside, {WITHOUT: None})[WITHOUT]
+    best = next(row for row in rows if row["chosen"])
+    assert best["score"] == DEFAULT_SCORE
+    assert best["auroc"] >= max(row["auroc"] for row in rows)
+    assert best["auroc"] >= 0.957
+    assert best["in_scope_recall"] >= 0.95
+    assert best["out_of_scope_recall"] >= 0.78
+    assert best["accuracy_without_rejection"] - best["in_scope_accuracy"] <= 0.04
 
 
 @pytest.mark.data

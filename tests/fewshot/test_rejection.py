@@ -11,7 +11,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError
-from minitrans.evaluation.detection import RejectionRow, evaluate_rejection
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.fewshot.logistic import fit_logistic
 from minitrans.fewshot.rejection import (
@@ -662,52 +661,3 @@ def test_a_rejection_in_the_version_without_one(folder):
     values = json.loads((folder / "classifier.json").read_text())
     (folder / "classifier.json").write_text(json.dumps(values | {"version": 1}))
     refused(folder, "rejection is there in version 1; wanted version 3")
-
-
-# ---------------------------------------------------------------- evaluation
-
-
-@pytest.mark.parametrize("calibration", [BEYOND, None])
-def test_evaluation(encoder, calibration):
-    rows = evaluate_rejection(encoder, TEXTS, LABELS, ASKED[:3], EXPECTED[:3], ASKED[3:], calibration=calibration)
-    assert [row["score"] for row in rows] == list(SCORES)
-    assert all(row.keys() == RejectionRow.__annotations__.keys() for row in rows)
-    json.dumps(rows)  # plain values
-    for row in rows:
-        classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
-        assert classifier.score(ASKED[:3], EXPECTED[:3]) == row["accuracy_without_rejection"]
-        classifier.calibrate_rejection(out_of_scope=calibration, score=row["score"])
-        assert classifier.rejection_.threshold == row["threshold"]
-        assert classifier.score(ASKED[:3], EXPECTED[:3]) == row["in_scope_accuracy"]
-        assert classifier.score(ASKED[3:], ["oos", "oos"]) == row["out_of_scope_recall"]
-        scores = classifier.score_in_scope(ASKED)
-        assert auroc(scores[:3], scores[3:]) == row["auroc"]
-    chosen = classifier.calibrate_rejection(out_of_scope=calibration).rejection_.score
-    assert [row["score"] for row in rows if row["chosen"]] == [chosen]
-
-
-def test_the_precision_of_rejection(encoder):
-    # All that is in scope comes out of scope too, so that half of what is rejected is wrongly so.
-    rows = evaluate_rejection(encoder, TEXTS, LABELS, BEYOND, ["set_alarm"] * len(BEYOND), BEYOND)
-    assert {row["out_of_scope_precision"] for row in rows} == {0.5}
-    assert {row["auroc"] for row in rows} == {0.5}
-    rows = evaluate_rejection(encoder, TEXTS, LABELS, TEXTS, LABELS, TEXTS, keep=1.0)
-    assert {row["out_of_scope_precision"] for row in rows} == {None}
-
-
-@pytest.mark.data
-def test_rejection_on_clinc150(data_folder):
-    from minitrans import SentenceEncoder
-    from minitrans.data.files import read_examples
-
-    train, test, beyond = (
-        read_examples(data_folder / "clinc150" / f"{name}.csv") for name in ("train_10shot", "test", "oos_test")
-    )
-    rows = evaluate_rejection(SentenceEncoder(), train.texts, train.labels, test.texts, test.labels, beyond.texts)
-    best = next(row for row in rows if row["chosen"])
-    assert best["score"] == DEFAULT_SCORE
-    assert best["auroc"] >= max(row["auroc"] for row in rows)
-    assert best["auroc"] >= 0.957
-    assert best["in_scope_recall"] >= 0.95
-    assert best["out_of_scope_recall"] >= 0.78
-    assert best["accuracy_without_rejection"] - best["in_scope_accuracy"] <= 0.04
