@@ -192,7 +192,7 @@ def draw(task: Task, shots: int, seed: int) -> Draw:
     taken, classes = {normalized_text(text) for text in train.texts}, set(train.labels)
     rest = [i for i, key in enumerate(keys) if key not in taken and pool.labels[i] in classes]
     if not rest:
-        raise InputError(f"{task.name} leaves no example for the test; wanted at least two texts in some class")
+        raise InputError(f"{task.name} leaves no example for the test, wanted at least two texts in some class")
     return Draw(train, _subset(pool, rest), sorted(set(pool.labels) - classes))
 
 

@@ -389,7 +389,7 @@ class FewShotClassifier(LearnedAttributes):
     def set_params(self: Self, **params: Any) -> Self:
         """Change arguments of `__init__`; they count from the next fit on. InputError for an unknown name."""
         if unknown := params.keys() - set(_PARAMETERS):
-            raise InputError(f"{min(unknown)!r} is no parameter; wanted some of {', '.join(_PARAMETERS)}")
+            raise InputError(f"{min(unknown)!r} is no parameter, wanted some of {', '.join(_PARAMETERS)}")
         for name, value in params.items():
             setattr(self, name, value)
         return self
@@ -463,7 +463,7 @@ def _made(encoder: object) -> Encoder:
         return SentenceEncoder(encoder)
     if isinstance(encoder, type) or not callable(getattr(encoder, "encode", None)):
         seen = f"encoder is {reprlib.repr(encoder)} of type {type(encoder).__name__}"
-        raise InputTypeError(f"{seen}; wanted an object with encode(list of str), or the folder or name of a model")
+        raise InputTypeError(f"{seen}, wanted an object with encode(list of str), or the folder or name of a model")
     return cast(Encoder, encoder)
 
 

@@ -52,7 +52,7 @@ def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
     """The encoder's embeddings of the texts, `[B, H]`. InputError where it answers with anything else."""
     rows = float_rows(encoder.encode(texts), "the encoder's answer")  # [B, H]
     if len(rows) != len(texts):
-        raise InputError(f"the encoder returned {len(rows)} embeddings; wanted {len(texts)}, one for each text")
+        raise InputError(f"the encoder returned {len(rows)} embeddings, wanted {len(texts)}, one for each text")
     return rows
 
 
@@ -85,11 +85,11 @@ def label_array(
     for i, label in enumerate(items):
         seen = _checked_label(label, f"label {i}")
         if isinstance(label, str) != isinstance(items[0], str):
-            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
+            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}, wanted all str or all int; convert them")
         if isinstance(label, str) and is_blank(label):
-            raise InputError(f"{seen}, which shows nothing; wanted a name; drop the example or name its class")
+            raise InputError(f"{seen}, which shows nothing, wanted a name; drop the example or name its class")
     if not count or count != len(items):
-        raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
+        raise InputError(f"{count} texts and {len(items)} labels, wanted as many of each, and at least one")
     if isinstance(items[0], str):
         items = [plain(label) for label in items]
     names = [str(label) for label in items]
@@ -181,7 +181,7 @@ def _check_spellings(labels: Iterable[str]) -> None:
         if (first := seen.setdefault(normalized_label(label), label)) != label:
             raise InputError(
                 f"the labels {first!a} and {label!a} are one in two spellings (spaces, invisible characters or Unicode "
-                "forms); wanted one; pass [minitrans.fewshot.examples.normalized_label(label) for label in labels]"
+                "forms), wanted one; pass [minitrans.fewshot.examples.normalized_label(label) for label in labels]"
             )
 
 
@@ -200,13 +200,13 @@ def abstention_label(label: Label | None, classes: Labels) -> Label:
     label = label if label is not None else "oos" if of_str else -1
     seen = _checked_label(label, "abstention")
     if isinstance(label, str) != of_str:
-        raise InputTypeError(f"{seen}; wanted the kind of the classes, as {classes[0]!r}; name another")
+        raise InputTypeError(f"{seen}, wanted the kind of the classes, as {classes[0]!r}; name another")
     if isinstance(label, str) and is_blank(label):
-        raise InputError(f"{seen}, which shows nothing; wanted a name; name one in calibrate_rejection")
+        raise InputError(f"{seen}, which shows nothing, wanted a name; name one in calibrate_rejection")
     if label in classes.tolist() or (
         of_str and normalized_label(str(label)) in map(normalized_label, classes.tolist())
     ):
-        raise InputError(f"{seen}, which is a class; wanted a label that is none; name one in calibrate_rejection")
+        raise InputError(f"{seen}, which is a class, wanted a label that is none; name one in calibrate_rejection")
     return str(label) if of_str else int(label)
 
 
@@ -214,10 +214,10 @@ def _checked_label(label: object, what: str) -> str:
     """A few words on the label for messages. InputTypeError or InputError, naming `what`, if it cannot be one."""
     seen = f"{what} is {described(label)}"
     if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
-        raise InputTypeError(f"{seen}; wanted str or int; {_label_remedy(label)}")
+        raise InputTypeError(f"{seen}, wanted str or int; {_label_remedy(label)}")
     if not storable(label):
         wanted = f"a str without NUL of at most {LABEL_LENGTH} characters, or an integer of 64 bits"
-        raise InputError(f"{seen}; wanted {wanted}; rename the class")
+        raise InputError(f"{seen}, wanted {wanted}; rename the class")
     return seen
 
 

@@ -83,7 +83,7 @@ class Head:
         rows = float_rows(embeddings, "embeddings")
         if rows.shape[1] != self.width:
             raise InputError(
-                f"the embeddings are {rows.shape[1]} wide; wanted {self.width}, as in fit; use the same encoder"
+                f"the embeddings are {rows.shape[1]} wide, wanted {self.width}, as in fit; use the same encoder"
             )
         return rows
 
@@ -109,7 +109,7 @@ class Head:
     def ranked(self, rows: Float32, top: int) -> list[list[tuple[Label, float]]]:
         """The most probable labels of embeddings `[B, H]` with their probabilities, best first."""
         if not isinstance(top, int | np.integer) or top < 1:
-            raise InputError(f"top is {top!r}; wanted an integer of at least 1")
+            raise InputError(f"top is {top!r}, wanted an integer of at least 1")
         p = self.probabilities(rows)  # [B, K]
         order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
         return [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
@@ -117,7 +117,7 @@ class Head:
     def check_kind(self, labels: Labels) -> None:
         """InputTypeError unless the labels are str where the classes are, and int where they are."""
         if labels.dtype.kind != self.classes.dtype.kind:
-            raise InputTypeError(f"label 0 is {labels[0]!r}; wanted the kind of the classes, as {self.classes[0]!r}")
+            raise InputTypeError(f"label 0 is {labels[0]!r}, wanted the kind of the classes, as {self.classes[0]!r}")
 
     def calibrated(
         self,
@@ -137,13 +137,13 @@ class Head:
         if str(score) != "auto":  # an array has no answer of its own
             check_score(score)
         if score in ("probability", "energy") and len(self.classes) == 1:
-            raise InputError(f"score is {score!r}, equal for all texts where there is one class; wanted 'mahalanobis'")
+            raise InputError(f"score is {score!r}, equal for all texts where there is one class, wanted 'mahalanobis'")
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))
         if embeddings is not None:
             rows = self.rows(embeddings)
             held_out = HeldOut(self.known.scores(rows), None if labels is None else self._right(rows, labels))
         elif labels is not None:
-            raise InputError("there are labels without texts; wanted both, or neither to hold out examples of fit")
+            raise InputError("there are labels without texts, wanted both, or neither to hold out examples of fit")
         else:
             held_out = cross_fit(self.embeddings, self.codes, self.names, C=C, folds=folds, seed=seed)
         return replace(self, rejection=calibrate(held_out, outside, abstention=abstention, score=score, keep=keep))
@@ -153,7 +153,7 @@ class Head:
         labels = label_array(labels, len(rows))
         self.check_kind(labels)
         if unknown := set(labels.tolist()) - set(self.classes.tolist()):
-            raise InputError(f"the label {min(unknown)!r} is no class; wanted texts in scope; give it as out_of_scope")
+            raise InputError(f"the label {min(unknown)!r} is no class, wanted texts in scope; give it as out_of_scope")
         right: NDArray[np.bool_] = self.classes[self.probabilities(rows).argmax(axis=1)] == labels
         return right
 
@@ -198,7 +198,7 @@ def fit_head(
     if rejection is not None:
         abstention_label(rejection.abstention, classes)
     if names is not None and names.shape != (K, H):
-        raise InputError(f"the label names' embeddings have shape {names.shape}; wanted {(K, H)}")
+        raise InputError(f"the label names' embeddings have shape {names.shape}, wanted {(K, H)}")
     X = rows if names is None else np.vstack([rows, names])  # [N + K, H]
     y = codes if names is None else np.append(codes, np.arange(K))  # [N + K]
     start = None

@@ -148,20 +148,20 @@ def check_strength(C: Any) -> float:
     except OverflowError:  # an int beyond all floats
         value = math.inf
     if not 0 < value < math.inf:
-        raise InputError(f"C is {C!r:.100}; wanted a finite number above 0")
+        raise InputError(f"C is {C!r:.100}, wanted a finite number above 0")
     return value
 
 
 def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
     """The values as an array `[N, H]` of finite numbers, H >= 1. InputError, naming `what`, for anything else."""
     if np.ma.is_masked(values):
-        raise InputError(f"{what}: there are masked values; wanted all of them; fill them, as with .filled()")
+        raise InputError(f"{what}: there are masked values, wanted all of them; fill them, as with .filled()")
     rows = np.asarray(values)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
-        raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}; wanted numbers [N, H], an example per row")
+        raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}, wanted numbers [N, H], an example per row")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise InputError(f"{what}: row {bad[0]} holds NaN or infinity; wanted finite numbers; drop or repair that row")
+        raise InputError(f"{what}: row {bad[0]} holds NaN or infinity, wanted finite numbers; drop or repair that row")
     return rows
 
 
@@ -184,17 +184,17 @@ def _checked(
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
     X, y = checked_rows(X, "X"), np.asarray(y)
     if not len(X):
-        raise InputError("X has no rows; wanted at least one example")
+        raise InputError("X has no rows, wanted at least one example")
     if y.shape != X.shape[:1] or y.dtype.kind not in "iu":
-        raise InputError(f"y has shape {y.shape} and type {y.dtype}; wanted integers [{len(X)}], one for each row of X")
+        raise InputError(f"y has shape {y.shape} and type {y.dtype}, wanted integers [{len(X)}], one for each row of X")
     if y.min() < 0 or y.max() >= len(y) or not np.bincount(y).all():
         raise InputError(
-            f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
+            f"y has the codes {np.unique(y)[:9]}..., wanted 0..K-1, each at least once; use np.unique's inverse"
         )
     check_strength(C)
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
-        raise InputError(f"sample_weight has shape {weight.shape}; wanted [{len(X)}] finite weights above 0")
+        raise InputError(f"sample_weight has shape {weight.shape}, wanted [{len(X)}] finite weights above 0")
     return X.astype(np.float64), y.astype(np.intp), weight
 
 
@@ -205,7 +205,7 @@ def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[ND
     matrix = rows.T @ rows  # [R, R]
     if not np.isfinite(matrix).all():
         raise NumericalError(
-            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them"
+            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}, wanted about one; scale them"
         )
     scatter, rotation = np.linalg.eigh(matrix)  # [R], [R, R]
     return rotation if span is None else span @ rotation, np.maximum(scatter, 0.0)
@@ -226,7 +226,7 @@ def _start(
         or not (np.isfinite(coef).all() and np.isfinite(intercept).all())
     ):
         raise InputError(
-            f"start has shapes {coef.shape} and {intercept.shape}; wanted finite arrays {(K, len(mean))} and {(K,)}"
+            f"start has shapes {coef.shape} and {intercept.shape}, wanted finite arrays {(K, len(mean))} and {(K,)}"
         )
     theta[:-1] = basis.T @ coef.T
     theta[-1] = intercept + coef @ mean

@@ -145,7 +145,7 @@ SCORES: Mapping[str, Callable[[KnownClasses, Float64], Float64]] = {
 def check_score(name: str) -> None:
     """InputError unless the name is one of SCORES."""
     if not isinstance(name, str) or name not in SCORES:
-        raise InputError(f"score is {name!r}; wanted {one_of(SCORES)}; name one of them")
+        raise InputError(f"score is {name!r}, wanted {one_of(SCORES)}; name one of them")
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,9 @@ def cross_fit(
     """
     for what, value, least in (("folds", folds, 2), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{what} is {value!r}; wanted an integer of at least {least}")
+            raise InputError(f"{what} is {value!r}, wanted an integer of at least {least}")
     if len(X) == 1 and names is None:
-        raise InputError("there is 1 example; wanted 2 to hold one out; add examples, or give held-out texts")
+        raise InputError("there is 1 example, wanted 2 to hold one out; add examples, or give held-out texts")
     alone = np.bincount(y)[y] == 1  # [N]
     vanishing = names is None and bool(alone.all())
     held_out = np.full(len(X), names is not None) | ~alone | vanishing  # [N]
@@ -318,7 +318,7 @@ def calibrate(
     auroc_of = None
     if out_of_scope is not None:
         if not all(map(len, out_of_scope.values())):
-            raise InputError("out_of_scope has 0 texts; wanted at least one; leave it out to calibrate without any")
+            raise InputError("out_of_scope has 0 texts, wanted at least one; leave it out to calibrate without any")
         auroc_of = {name: auroc(held_out.scores[name], out_of_scope[name]) for name in SCORES}
     if score == "auto":
         # The default comes first, so that it wins among equals.
@@ -352,7 +352,7 @@ def threshold_that_keeps(in_scope: ArrayLike, keep: float) -> float:
     """
     scores = _scores(in_scope, "in_scope")
     if isinstance(keep, bool) or not isinstance(keep, int | float | np.number) or not 0 < keep <= 1:
-        raise InputError(f"keep is {keep!r}; wanted a share above 0 and up to 1, such as {DEFAULT_KEEP}")
+        raise InputError(f"keep is {keep!r}, wanted a share above 0 and up to 1, such as {DEFAULT_KEEP}")
     return float(np.sort(scores)[len(scores) - math.ceil(keep * len(scores))])
 
 
@@ -399,7 +399,7 @@ def _scores(values: ArrayLike, what: str) -> Float64:
     scores = np.asarray(values)
     if scores.ndim != 1 or not len(scores) or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
         seen = f"shape {scores.shape} and type {scores.dtype}"
-        raise InputError(f"{what} has {seen}; wanted finite numbers [M], at least one; drop NaN and infinity")
+        raise InputError(f"{what} has {seen}, wanted finite numbers [M], at least one; drop NaN and infinity")
     return scores.astype(np.float64)
 
 

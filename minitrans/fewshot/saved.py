@@ -71,7 +71,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
             raise InputError(f"{target} leads nowhere ({error}); name another folder") from None
         held = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"} if target.exists() else set()
     if others := {name for name in held if not _ARRAYS.fullmatch(name) and not _BESIDE.fullmatch(name)}:
-        raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
+        raise InputError(f"{target} holds {min(others)}, wanted a new folder or a classifier's; name another")
     return target
 
 
@@ -189,7 +189,7 @@ def storable(label: object) -> bool:
 
 def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
     if not ok:
-        raise ClassifierError(f"{file}: {seen}; wanted {wanted}; save the classifier again")
+        raise ClassifierError(f"{file}: {seen}, wanted {wanted}; save the classifier again")
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -198,7 +198,7 @@ def file_of(folder: Path, name: str) -> Path:
     try:
         is_file = path.is_file()
     except OSError as error:
-        raise ClassifierError(f"cannot read {path}: {error}; wanted a folder that may be looked into") from error
+        raise ClassifierError(f"cannot read {path}: {error}, wanted a folder that may be looked into") from error
     _wanted(is_file, path, "no such file", "a folder that FewShotClassifier.save wrote")
     _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
     return path
@@ -301,7 +301,7 @@ def _read_tensors(folder: Path, values: Mapping[str, Any]) -> dict[str, NDArray[
         _wanted(plain or sha256 == values["tensors"], file, f"its sha256 is {sha256}", f"{values.get('tensors')}")
         stored = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
-        raise ClassifierError(f"{file} is not safetensors ({error}); wanted a whole file; save it again") from error
+        raise ClassifierError(f"{file} is not safetensors ({error}), wanted a whole file; save it again") from error
     seen = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in stored.items()}
     sizes = ((*seen.get(name, ("", ()))[1], 0, 0)[axis] for name, axis in (("codes", 0), ("coef", 1)))  # 0: refused
     K, (N, H) = len(values["classes"]), sizes

@@ -52,9 +52,9 @@ def check_identity(saved: Saved, encoder: object) -> None:
     name, given = described.get("name_or_path"), getattr(encoder, "name_or_path", encoder)
     if isinstance(wanted, Mapping) and isinstance(seen, Mapping):
         parts = [key for key in wanted if key != "sha256" and wanted[key] != seen.get(key)]
-        differs = f"has another {', '.join(parts)}; wanted the"
+        differs = f"has another {', '.join(parts)}, wanted the"
     else:
-        differs = f"is {_short(seen)}; wanted {_short(wanted)}, the"
+        differs = f"is {_short(seen)}, wanted {_short(wanted)}, the"
     raise ClassifierError(
         f"{saved.file}: the encoder {given} {differs} encoder {name!r} of fit; load that, or fit again"
     )
@@ -99,7 +99,7 @@ def saved_encoder(
     if name is None or (described.get("identity") is None and described.get("model_sha256") is None):
         key = "name_or_path" if name is None else "identity"
         raise ClassifierError(
-            f"{saved.file} does not identify its encoder; wanted encoder.{key}; pass load(folder, encoder)"
+            f"{saved.file} does not identify its encoder, wanted encoder.{key}; pass load(folder, encoder)"
         )
     if path is None and not Path(name).is_absolute():
         return load(name)

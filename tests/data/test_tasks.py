@@ -149,7 +149,7 @@ BAD = {
     "quote.csv": (b'text,label\nbye,b\n"hi,a\n', "line 3: a quotation mark opens a field here and nothing closes it"),
     "latin.csv": ("text,label\nnaïve,a\n".encode("latin-1"), "is not UTF-8 text: .* in line 2, at byte 13 .0xef"),
     "same.csv": (b"text,Text,LABEL\nhi,a,b\n", "'label' is missing, .*; name the column 'LABEL', as it is written"),
-    "no header.csv": (b"hi there,a\n", "found: hi there, a; wanted a header line, as text,label"),
+    "no header.csv": (b"hi there,a\n", "found: hi there, a, wanted a header line, as text,label"),
     "invisible.csv": ("text,label\nhi,\u200b\n".encode(), "line 2: text or label is empty"),
     "null.jsonl": (b'{"text": null, "label": "a"}\n', "line 1: column 'text' is missing"),
     "nan.jsonl": (

@@ -253,7 +253,7 @@ def test_a_model_that_was_changed_is_another(beside, model, change, part, given)
         (model / "sentence_bert_config.json").write_text("{}")
     change(model)
     encoder = {"nothing": None, "encoder": SentenceEncoder(model, threads=1), "path": model}[given]
-    with pytest.raises(ClassifierError, match=f"has another {part}; wanted the encoder .* of fit"):
+    with pytest.raises(ClassifierError, match=f"has another {part}, wanted the encoder .* of fit"):
         FewShotClassifier.load(beside, encoder)
 
 

@@ -131,7 +131,7 @@ def test_no_rows_have_no_scores(known, score):
 
 @pytest.mark.parametrize("name", ["msp", "", None, 3, ["energy"]])
 def test_unknown_scores(known, asked, name):
-    with pytest.raises(InputError, match=r"score is .*; wanted 'probability', 'energy', 'nearest' or 'mahalanobis'"):
+    with pytest.raises(InputError, match=r"score is .*, wanted 'probability', 'energy', 'nearest' or 'mahalanobis'"):
         known.score(name, asked)
 
 
@@ -185,15 +185,15 @@ def test_the_threshold_between_lies_in_the_middle():
 @pytest.mark.parametrize("values", [[], [[1.0]], [np.nan], [np.inf, 0.0], ["a"], 1.0])
 @pytest.mark.parametrize("use", [auroc, fpr_at, threshold_between])
 def test_scores_that_cannot_be_used(use, values):
-    with pytest.raises(InputError, match=r"in_scope has shape .*; wanted finite numbers"):
+    with pytest.raises(InputError, match=r"in_scope has shape .*, wanted finite numbers"):
         use(values, [1.0])
-    with pytest.raises(InputError, match=r"out_of_scope has shape .*; wanted finite numbers"):
+    with pytest.raises(InputError, match=r"out_of_scope has shape .*, wanted finite numbers"):
         use([1.0], values)
 
 
 @pytest.mark.parametrize("keep", [0, -0.5, 1.01, float("nan"), "all", True])
 def test_shares_that_cannot_be_kept(keep):
-    with pytest.raises(InputError, match=r"keep is .*; wanted a share above 0 and up to 1"):
+    with pytest.raises(InputError, match=r"keep is .*, wanted a share above 0 and up to 1"):
         threshold_that_keeps([1.0, 2.0], keep)
 
 
@@ -258,12 +258,12 @@ def test_folds_are_stratified(monkeypatch):
 )
 def test_refused_folds_and_seeds(what, value):
     X, y, _ = clouds()
-    with pytest.raises(InputError, match=f"{what} is {value}; wanted an integer of at least"):
+    with pytest.raises(InputError, match=f"{what} is {value}, wanted an integer of at least"):
         cross_fit(X, y, None, C=10.0, **{what: value})
 
 
 def test_a_single_example_cannot_be_held_out():
-    with pytest.raises(InputError, match="there is 1 example; wanted 2 to hold one out"):
+    with pytest.raises(InputError, match="there is 1 example, wanted 2 to hold one out"):
         cross_fit(np.ones((1, H), np.float32), np.zeros(1, np.int64), None, C=10.0)
 
 
@@ -455,7 +455,7 @@ def test_a_single_class(encoder):
     assert classifier.calibrate_rejection(out_of_scope=BEYOND).rejection_.score in ("nearest", "mahalanobis")
     assert classifier.predict(ASKED[:1] + ASKED[3:]).tolist() == ["play_music", "oos", "oos"]
     for score in ("probability", "energy"):
-        with pytest.raises(InputError, match=f"score is '{score}', .* one class; wanted 'mahalanobis'"):
+        with pytest.raises(InputError, match=f"score is '{score}', .* one class, wanted 'mahalanobis'"):
             classifier.calibrate_rejection(score=score)
 
 
@@ -497,24 +497,24 @@ def test_partial_fit_refuses_the_abstention_as_a_class(calibrated):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"score": "msp"}, InputError, "score is 'msp'; wanted 'probability'"),
+        ({"score": "msp"}, InputError, "score is 'msp', wanted 'probability'"),
         ({"keep": 0.0}, InputError, "keep is 0.0"),
-        ({"folds": 1}, InputError, "folds is 1; wanted an integer of at least 2"),
+        ({"folds": 1}, InputError, "folds is 1, wanted an integer of at least 2"),
         ({"seed": -1}, InputError, "seed is -1"),
         ({"abstention": "set_alarm"}, InputError, "abstention is 'set_alarm' of type str, which is a class"),
-        ({"abstention": "set_alarm\u200b "}, InputError, "which is a class; wanted a label that is none"),
-        ({"abstention": "\u200b"}, InputError, "which shows nothing; wanted a name"),
+        ({"abstention": "set_alarm\u200b "}, InputError, "which is a class, wanted a label that is none"),
+        ({"abstention": "\u200b"}, InputError, "which shows nothing, wanted a name"),
         ({"score": np.array(["auto", "energy"])}, InputError, "score is array"),
-        ({"abstention": -1}, InputTypeError, "abstention is -1 of type int; wanted the kind of the classes"),
+        ({"abstention": -1}, InputTypeError, "abstention is -1 of type int, wanted the kind of the classes"),
         ({"abstention": "a\0"}, InputError, "wanted a str without NUL"),
-        ({"abstention": 1.5}, InputTypeError, "abstention is 1.5 of type float; wanted str or int"),
-        ({"labels": ["set_alarm"]}, InputError, "labels without texts; wanted both, or neither"),
+        ({"abstention": 1.5}, InputTypeError, "abstention is 1.5 of type float, wanted str or int"),
+        ({"labels": ["set_alarm"]}, InputError, "labels without texts, wanted both, or neither"),
         ({"texts": ["a"], "labels": ["oos"]}, InputError, "the label 'oos' is no class; .* give it as out_of_scope"),
         ({"texts": ["a"], "labels": [1]}, InputTypeError, "wanted the kind of the classes"),
         ({"texts": ["a", "b"], "labels": ["set_alarm"]}, InputError, "2 texts and 1 labels"),
-        ({"texts": "a text"}, InputTypeError, "texts is a str; wanted a list"),
+        ({"texts": "a text"}, InputTypeError, "texts is a str, wanted a list"),
         ({"texts": []}, InputError, r"in_scope has shape \(0,\)"),
-        ({"out_of_scope": []}, InputError, "out_of_scope has 0 texts; wanted at least one"),
+        ({"out_of_scope": []}, InputError, "out_of_scope has 0 texts, wanted at least one"),
         ({"out_of_scope": [1]}, InputTypeError, "text 0 is 1"),
     ],
 )
@@ -527,7 +527,7 @@ def test_refused_calibrations_change_nothing(calibrated, arguments, error, messa
 
 def test_a_class_that_is_called_oos(encoder):
     classifier = FewShotClassifier(encoder).fit(TEXTS, ["oos" if label == "set_alarm" else label for label in LABELS])
-    with pytest.raises(InputError, match=r"'oos' .*, which is a class; wanted a label that is none; name one"):
+    with pytest.raises(InputError, match=r"'oos' .*, which is a class, wanted a label that is none; name one"):
         classifier.calibrate_rejection()
     assert classifier.calibrate_rejection(abstention="none").predict(ASKED[1]) == "oos"
 
@@ -618,31 +618,31 @@ def refused(folder, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("score", "msp", "rejection.score is 'msp'; wanted 'probability', "),
+        ("score", "msp", "rejection.score is 'msp', wanted 'probability', "),
         ("score", ["energy"], "rejection.score is"),
-        ("threshold", float("nan"), "rejection.threshold is nan; wanted a finite float"),
+        ("threshold", float("nan"), "rejection.threshold is nan, wanted a finite float"),
         ("threshold", float("-inf"), "rejection.threshold is -inf"),
         ("threshold", "0.5", "rejection.threshold is '0.5'"),
         ("threshold", None, "rejection.threshold is None"),
         ("threshold", 10**400, "rejection.threshold is 1000"),
-        ("abstention", "set_alarm", "rejection.abstention is 'set_alarm'; wanted str, and none of the classes"),
-        ("abstention", -1, "rejection.abstention is -1; wanted str"),
+        ("abstention", "set_alarm", "rejection.abstention is 'set_alarm', wanted str, and none of the classes"),
+        ("abstention", -1, "rejection.abstention is -1, wanted str"),
         ("abstention", None, "rejection.abstention is None"),
         ("abstention", ["oos"], r"rejection.abstention is \['oos'\]"),
         ("abstention", "a" * 1_000_000, "rejection.abstention is 'aaa"),
-        ("in_scope", -1, "rejection.in_scope is -1; wanted an integer"),
+        ("in_scope", -1, "rejection.in_scope is -1, wanted an integer"),
         ("in_scope", True, "rejection.in_scope is True"),
         ("out_of_scope", 1.5, "rejection.out_of_scope is 1.5"),
         ("out_of_scope", 2**63, "rejection.out_of_scope is 9223372036854775808"),
-        ("kept", None, "rejection.kept is None; wanted a float in 0..1"),
+        ("kept", None, "rejection.kept is None, wanted a float in 0..1"),
         ("kept", 1.5, "rejection.kept is 1.5"),
         ("kept", float("nan"), "rejection.kept is nan"),
-        ("rejected", -0.1, "rejection.rejected is -0.1; wanted a float in 0..1 or null"),
+        ("rejected", -0.1, "rejection.rejected is -0.1, wanted a float in 0..1 or null"),
         ("accuracy", "all", "rejection.accuracy is 'all'"),
-        ("auroc", 0.5, "rejection.auroc is 0.5; wanted null or an object"),
+        ("auroc", 0.5, "rejection.auroc is 0.5, wanted null or an object"),
         ("auroc", {"energy": 0.5}, "rejection.auroc is"),
         ("auroc", dict.fromkeys(SCORES, 2.0), "rejection.auroc is"),
-        ("extra", 1, "rejection has .*'extra'.*; wanted just"),
+        ("extra", 1, "rejection has .*'extra'.*, wanted just"),
     ],
 )
 def test_hostile_fields(folder, key, value, message):
@@ -655,13 +655,13 @@ def test_a_rejection_of_another_kind(folder, value):
     values = json.loads((folder / "classifier.json").read_text())
     values["rejection"] = value
     (folder / "classifier.json").write_text(json.dumps(values))
-    refused(folder, r"rejection (is|has) .*; wanted (an object|just)")
+    refused(folder, r"rejection (is|has) .*, wanted (an object|just)")
 
 
 def test_a_rejection_in_the_version_without_one(folder):
     values = json.loads((folder / "classifier.json").read_text())
     (folder / "classifier.json").write_text(json.dumps(values | {"version": 1}))
-    refused(folder, "rejection is there in version 1; wanted version 3")
+    refused(folder, "rejection is there in version 1, wanted version 3")
 
 
 # ---------------------------------------------------------------- evaluation
