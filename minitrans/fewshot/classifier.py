@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
@@ -23,11 +23,11 @@ from minitrans.errors import InputError, InputTypeError
 from minitrans.fewshot.examples import Encoder, Label, Labels, encoded, float_rows, label_array, text_list
 from minitrans.fewshot.examples import label_text as label_text
 from minitrans.fewshot.head import Head, fit_head, merged
-from minitrans.fewshot.learned import Learned, LearnedAttributes
 from minitrans.fewshot.logistic import check_strength
-from minitrans.fewshot.rejection import Answer, Rejection
+from minitrans.fewshot.rejection import Answer
 from minitrans.fewshot.saved import check_folder, read_folder, write_folder
 from minitrans.fewshot.saved_encoder import check_identity, describe_encoder, saved_encoder
+from minitrans.fewshot.state import State, StateAttributes
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -36,7 +36,7 @@ Self = TypeVar("Self", bound="FewShotClassifier")
 _PARAMETERS = ("encoder", "C", "label_names")
 
 
-class FewShotClassifier(LearnedAttributes):
+class FewShotClassifier(StateAttributes):
     """Classify texts by multinomial logistic regression on their sentence embeddings.
 
     Args:
@@ -99,7 +99,7 @@ class FewShotClassifier(LearnedAttributes):
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        texts, known = text_list(texts), self._learned
+        texts, known = text_list(texts), self._present
         before = None if known is None else (known.texts, known.head.labels)
         labels = label_array(labels, len(texts), texts, before)
         if known is None:
@@ -107,7 +107,7 @@ class FewShotClassifier(LearnedAttributes):
             if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
                 return self
 
-        def grown(state: Learned) -> Learned:
+        def grown(state: State) -> State:
             state.head.check_kind(labels)
             if known is None or state.head is not known.head:  # another thread was quicker
                 label_array(labels, len(texts), texts, (state.texts, state.head.labels))
@@ -116,6 +116,42 @@ class FewShotClassifier(LearnedAttributes):
             return self._learn(state.encoder, rows, labels, None, all_texts, state.head)
 
         return self._change(self._ready, grown)
+
+    def remove(self: Self, texts: Iterable[str], labels: Iterable[Label] | None = None) -> Self:
+        """Take examples away: those of the `texts`, with `labels` only where they have these; the result is as of a fit
+        on the others.
+
+        All copies of an example go, and a class goes with its last one. Nothing is encoded again. As `partial_fit` it
+        keeps the threshold of a calibrated rejection.
+
+        Raises:
+            NotFittedError: before `fit`.
+            InputTypeError: a text or label of another type.
+            InputError: an example that is not there, no other is left, or the texts are not known (see `texts_`).
+        """
+        texts = text_list(texts)
+        given = None if labels is None else label_array(labels, len(texts))
+
+        def reduced(state: State) -> State:
+            if state.texts is None:
+                raise InputError(
+                    "the texts of the examples were not kept, wanted all of them; "
+                    "fit_embeddings on embeddings_ and labels_ without what is to go"
+                )
+            if given is not None:
+                state.head.check_kind(given)
+            asked = set(_named(texts, given))
+            known = _named(state.texts, None if given is None else state.head.labels)
+            if missing := asked - set(known):
+                raise InputError(f"{min(missing)!r:.100} is no example, wanted one of fit; see texts_ and labels_")
+            gone = np.array([each in asked for each in known])  # [N]
+            if gone.all():
+                raise InputError(f"{len(known)} of {len(known)} examples would go, wanted one to stay; call fit anew")
+            left = [text for text, goes in zip(state.texts, gone, strict=True) if not goes]
+            head = state.head.without(gone)
+            return self._learn(state.encoder, head.embeddings, head.labels[:0], None, left, head)
+
+        return self._change(self._state, reduced)
 
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
@@ -211,18 +247,10 @@ class FewShotClassifier(LearnedAttributes):
             InputError: an argument that is out of range, labels without texts or of no class, an abstention that is a
                 class, or a single example, which leaves nothing to fit on.
         """
-        inside = None if texts is None else text_list(texts)
-        outside = None if out_of_scope is None else text_list(out_of_scope)
-        options: dict[str, Any] = {"score": score, "keep": keep, "abstention": abstention, "folds": folds, "seed": seed}
-        if labels is not None and inside is not None:
-            labels = label_array(labels, len(inside))
-
-        def calibrated(state: Learned) -> Learned:
-            rows = None if inside is None else _encoded(state, inside)
-            beyond = None if outside is None else _encoded(state, outside)
-            return replace(state, head=state.head.calibrated(rows, labels, beyond, C=self.C, **options))
-
-        return self._change(self._state if inside is outside is None else self._ready, calibrated)
+        inside, outside = (None if each is None else text_list(each) for each in (texts, out_of_scope))
+        return self._calibrate(
+            inside, labels, outside, score=score, keep=keep, abstention=abstention, folds=folds, seed=seed
+        )
 
     def calibrate_rejection_embeddings(
         self: Self,
@@ -240,16 +268,11 @@ class FewShotClassifier(LearnedAttributes):
 
         `labels`, `score`, `keep`, `abstention`, `folds` and `seed` are as there. Raises as it does.
         """
-        inside = None if embeddings is None else float_rows(embeddings, "embeddings")
-        outside = None if out_of_scope is None else float_rows(out_of_scope, "embeddings")
-        options: dict[str, Any] = {"score": score, "keep": keep, "abstention": abstention, "folds": folds, "seed": seed}
-        if labels is not None and inside is not None:
-            labels = label_array(labels, len(inside))
-
-        def calibrated(state: Learned) -> Learned:
-            return replace(state, head=state.head.calibrated(inside, labels, outside, C=self.C, **options))
-
-        return self._change(self._state, calibrated)
+        given = (embeddings, out_of_scope)
+        inside, outside = (None if each is None else float_rows(each, "embeddings") for each in given)
+        return self._calibrate(
+            inside, labels, outside, score=score, keep=keep, abstention=abstention, folds=folds, seed=seed
+        )
 
     @overload
     def score_in_scope(self, texts: str, score: str | None = None) -> float: ...  # type: ignore[overload-overlap]
@@ -267,33 +290,27 @@ class FewShotClassifier(LearnedAttributes):
         Raises as `predict` does; InputError for an unknown score.
         """
         head, rows = self._embed(texts)
-        scores = head.score(rows, score)  # [B]
+        scores = head.score_in_scope(rows, score)  # [B]
         return float(scores[0]) if isinstance(texts, str) else scores
 
     def score_in_scope_embeddings(self, embeddings: ArrayLike, score: str | None = None) -> Float64:
         """`score_in_scope` for `embeddings [B, H]`, by the same `score`: `[B]`."""
         head = self._state().head
-        return head.score(head.rows(embeddings), score)
-
-    def rank(self, texts: Iterable[str], top: int = 3) -> list[list[tuple[Label, float]]]:
-        """The `top` most probable labels of each of the `texts` with their probabilities, best first.
-
-        Raises as `predict` does; InputTypeError for a bare str, InputError for a top below one.
-        """
-        head, rows = self._embed(text_list(texts))
-        return head.ranked(rows, top)
+        return head.score_in_scope(head.rows(embeddings), score)
 
     def answer(self, texts: Iterable[str], top: int = 3, *, reject: bool = True) -> list[Answer]:
-        """What `predict` and `rank` say of each of the `texts`, and with which score.
+        """What `predict` says of each of the `texts`, its `top` most probable labels, best first, and its score.
 
-        `top` is that of `rank`. Without `reject` no text is rejected. Raises as `rank` does.
+        Without `reject` no text is rejected. Raises as `predict` does; InputTypeError for a bare str, InputError for a
+        top below one.
         """
         head, rows = self._embed(text_list(texts))
-        ranked, rejection = head.ranked(rows, top), head.rejection
-        if rejection is None:
-            return [Answer(labels[0][0], labels, False, None) for labels in ranked]
-        scores = head.score(rows, None).tolist()  # [B]
-        return [rejection.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
+        return head.answer(rows, top, reject)
+
+    def answer_embeddings(self, embeddings: ArrayLike, top: int = 3, *, reject: bool = True) -> list[Answer]:
+        """`answer` for `embeddings [B, H]`; `top` and `reject` are as there."""
+        head = self._state().head
+        return head.answer(head.rows(embeddings), top, reject)
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
         """The share of `texts` whose label in `labels` is what `predict` gives: `rejection_.abstention` if rejected.
@@ -320,24 +337,16 @@ class FewShotClassifier(LearnedAttributes):
                 or the texts are too long to be kept.
             WriteError: it cannot be written.
         """
-        state = self._state()
-        head, target = state.head, check_folder(folder)
+        state, target = self._state(), check_folder(folder)
         encoder = None if isinstance(state.encoder, str | os.PathLike) else state.encoder
-        description = {
-            "label_kind": "str" if head.classes.dtype.kind == "U" else "int",
-            "classes": head.classes.tolist(),
+        described: dict[str, Any] = {
             "C": check_strength(self.C),
             "label_names": check_flag("label_names", self.label_names),
-            "converged": head.converged,
             "encoder": describe_encoder(encoder, target),
         }
         if keep_texts and state.texts is not None:
-            description["texts"] = state.texts
-        if head.rejection is not None:
-            description["rejection"] = asdict(head.rejection)
-        learned = {"coef": head.coef, "intercept": head.intercept, "embeddings": head.embeddings}
-        tensors = {**learned, "names": head.names, "codes": head.codes}
-        write_folder(target, description, tensors, getattr(encoder, "pruning", None))
+            described["texts"] = state.texts
+        write_folder(target, state.head, described, getattr(encoder, "pruning", None))
 
     @classmethod
     def load(
@@ -361,26 +370,12 @@ class FewShotClassifier(LearnedAttributes):
         """
         given = None if encoder is None or isinstance(encoder, str | os.PathLike) else _made(encoder)
         saved = read_folder(folder, with_policy=given is None)
-        values, tensors = saved.values, saved.tensors
         if given is not None:
             check_identity(saved, given)
         name = encoder if isinstance(encoder, str | os.PathLike) else None
         used = saved_encoder(saved, name, local_files_only) if given is None else given
-        rejection = None if values.get("rejection") is None else Rejection(**values["rejection"])
-        classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
-        head = Head(
-            classes,
-            tensors["coef"],
-            tensors["intercept"],
-            values["converged"],
-            tensors["embeddings"],
-            tensors["codes"],
-            tensors.get("names"),
-            rejection,
-        )
-        return cls(used, C=values["C"], label_names=values["label_names"])._set(
-            Learned(used, values.get("texts"), head)
-        )
+        values, state = saved.values, State(used, saved.values.get("texts"), saved.head)
+        return cls(used, C=values["C"], label_names=values["label_names"])._set(state)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The arguments of `__init__` by name. `deep` is accepted for scikit-learn; there is nothing below."""
@@ -401,7 +396,7 @@ class FewShotClassifier(LearnedAttributes):
         return type(self)(**self.get_params())  # not a deep copy: an encoder is large and is not changed by use
 
     def __sklearn_is_fitted__(self) -> bool:
-        return self._learned is not None
+        return self._present is not None
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
@@ -417,19 +412,39 @@ class FewShotClassifier(LearnedAttributes):
         names: Float32 | None,
         texts: list[str] | None,
         before: Head | None = None,
-    ) -> Learned:
+    ) -> State:
         """What embeddings `rows [N, H]` teach: the examples of `before`, if any, and then those of `labels`."""
         classes, codes = merged(before, labels)  # [K], [N]
         if check_flag("label_names", self.label_names) and names is None and classes.dtype.kind == "U":
-            encoder, known = _made(encoder), {}
+            known: dict[Any, Float32] = {}
             if before is not None and before.names is not None:
                 known = dict(zip(before.classes, before.names, strict=True))
             if new := [label for label in classes if label not in known]:
+                encoder = _made(encoder)
                 known |= dict(zip(new, encoded(encoder, [label_text(str(label)) for label in new]), strict=True))
             names = np.stack([known[label] for label in classes])  # [K, H]
-        return Learned(encoder, texts, fit_head(rows, classes, codes, names, C=self.C, before=before))
+        return State(encoder, texts, fit_head(rows, classes, codes, names, C=self.C, before=before))
 
-    def _ready(self) -> Learned:
+    def _calibrate(
+        self: Self,
+        inside: list[str] | Float32 | None,
+        labels: Iterable[Label] | None,
+        outside: list[str] | Float32 | None,
+        **options: Any,
+    ) -> Self:
+        """`Head.calibrated` with these options, by texts or embeddings in and out of scope."""
+        if labels is not None and inside is not None:
+            labels = label_array(labels, len(inside))
+
+        def calibrated(state: State) -> State:
+            given = (inside, outside)
+            rows, beyond = (_encoded(state, each) if isinstance(each, list) else each for each in given)
+            return replace(state, head=state.head.calibrated(rows, labels, beyond, C=self.C, **options))
+
+        encodes = isinstance(inside, list) or isinstance(outside, list)
+        return self._change(self._ready if encodes else self._state, calibrated)
+
+    def _ready(self) -> State:
         """The state, with the encoder made if it is not yet."""
         while True:
             state = self._state()
@@ -449,7 +464,12 @@ class FewShotClassifier(LearnedAttributes):
         return state.head, state.head.rows(_encoded(state, items))
 
 
-def _encoded(state: Learned, texts: list[str]) -> Float32:
+def _named(texts: list[str], labels: Labels | None) -> list[Any]:
+    """What tells examples apart: their texts, with labels where these are asked for."""
+    return list(texts) if labels is None else list(zip(texts, labels.tolist(), strict=True))
+
+
+def _encoded(state: State, texts: list[str]) -> Float32:
     return encoded(_made(state.encoder), texts) if texts else np.empty((0, state.head.width), np.float32)
 
 

@@ -11,13 +11,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import as_int
 from minitrans.columns import column_items, described, is_missing, plain, str_items
 from minitrans.errors import DataWarning, InputError, InputTypeError
 from minitrans.fewshot.logistic import checked_rows
-from minitrans.fewshot.saved import LABEL_LENGTH, storable
+from minitrans.words import some
 
 Label = str | int
 Labels = NDArray[Any]  # of str or int64
+LABEL_LENGTH = 1000  # characters
 
 
 class Encoder(Protocol):
@@ -150,7 +152,7 @@ def case_warning(labels: Iterable[str]) -> str | None:
             pairs.append(f"{first!r} and {label!r}")
     if not pairs:
         return None
-    return f"labels that differ in case alone are several classes: {_some(pairs)}; write alike what means the same"
+    return f"labels that differ in case alone are several classes: {some(pairs)}; write alike what means the same"
 
 
 def conflict_warning(texts: Iterable[str], labels: Iterable[str], places: list[str] | None = None) -> str | None:
@@ -185,10 +187,6 @@ def _check_spellings(labels: Iterable[str]) -> None:
             )
 
 
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
-
-
 def abstention_label(label: Label | None, classes: Labels) -> Label:
     """The label of texts that belong to none of the classes, as a plain str or int; for None "oos" or -1.
 
@@ -208,6 +206,14 @@ def abstention_label(label: Label | None, classes: Labels) -> Label:
     ):
         raise InputError(f"{seen}, which is a class, wanted a label that is none; name one in calibrate_rejection")
     return str(label) if of_str else int(label)
+
+
+def storable(label: object) -> bool:
+    """Whether a label can be saved, and held in an array that gives each label the room of the longest."""
+    if isinstance(label, str):
+        return "\0" not in label and len(label) <= LABEL_LENGTH
+    number = as_int(label)
+    return number is not None and -(2**63) <= number < 2**63
 
 
 def _checked_label(label: object, what: str) -> str:

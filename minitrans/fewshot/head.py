@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import check_int
 from minitrans.errors import InputError, InputTypeError
 from minitrans.fewshot.examples import Label, Labels, abstention_label, float_rows, label_array
-from minitrans.fewshot.logistic import fit_logistic, softmax
+from minitrans.fewshot.logistic import fit_logistic, probabilities
 from minitrans.fewshot.rejection import (
     DEFAULT_SCORE,
+    Answer,
     HeldOut,
     KnownClasses,
     Rejection,
@@ -26,11 +28,12 @@ from minitrans.fewshot.rejection import (
     cross_fit,
     logits,
 )
-from minitrans.fewshot.saved import CLASSES_LIMIT
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Codes = NDArray[np.int64]
+
+CLASSES_LIMIT = 1 << 25  # bytes of an array of the classes, which gives each the room of the longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +92,7 @@ class Head:
 
     def probabilities(self, rows: Float32) -> Float64:
         """Of embeddings `[B, H]`: `[B, K]`."""
-        p: Float64 = softmax(logits(rows, self.coef, self.intercept))
+        p: Float64 = probabilities(logits(rows, self.coef, self.intercept))
         return p
 
     def predict(self, rows: Float32) -> Labels:
@@ -97,22 +100,35 @@ class Head:
         best: Labels = self.classes[self.probabilities(rows).argmax(axis=1)]
         if self.rejection is None:
             return best
-        accepted = self.score(rows, None) >= self.rejection.threshold  # [B]
+        accepted = self.score_in_scope(rows, None) >= self.rejection.threshold  # [B]
         return np.where(accepted, best, np.array(self.rejection.abstention, best.dtype.type))
 
-    def score(self, rows: Float32, name: str | None) -> Float64:
+    def score_in_scope(self, rows: Float32, name: str | None) -> Float64:
         """The score `[B]` of that name of embeddings `[B, H]`; None takes the calibrated one, or else the default."""
         if name is None:
             name = DEFAULT_SCORE if self.rejection is None else self.rejection.score
         return self.known.score(name, rows)
 
-    def ranked(self, rows: Float32, top: int) -> list[list[tuple[Label, float]]]:
-        """The most probable labels of embeddings `[B, H]` with their probabilities, best first."""
-        if not isinstance(top, int | np.integer) or top < 1:
-            raise InputError(f"top is {top!r}, wanted an integer of at least 1")
+    def answer(self, rows: Float32, top: int, reject: bool) -> list[Answer]:
+        """All that can be said of embeddings `[B, H]`, with so many labels each; without `reject` none is rejected."""
+        top = check_int("top", top, "an integer of at least 1")
         p = self.probabilities(rows)  # [B, K]
         order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
-        return [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+        ranked = [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+        if self.rejection is None:
+            return [Answer(labels[0][0], labels, False, None) for labels in ranked]
+        scores = self.score_in_scope(rows, None).tolist()  # [B]
+        return [self.rejection.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
+
+    def without(self, gone: NDArray[np.bool_]) -> Head:
+        """This head with fewer examples, and without the classes that then have none; the weights stay as they are.
+
+        `gone [N]` says which examples go; not all of them may.
+        """
+        kept, codes = np.unique(self.codes[~gone], return_inverse=True)  # [K'], [N']
+        names = None if self.names is None else self.names[kept]
+        arrays = self.classes[kept], self.coef[kept], self.intercept[kept]
+        return Head(*arrays, self.converged, self.embeddings[~gone], codes.astype(np.int64), names, self.rejection)
 
     def check_kind(self, labels: Labels) -> None:
         """InputTypeError unless the labels are str where the classes are, and int where they are."""
@@ -136,8 +152,7 @@ class Head:
         abstention = abstention_label(abstention, self.classes)
         if str(score) != "auto":  # an array has no answer of its own
             check_score(score)
-        if score in ("probability", "energy") and len(self.classes) == 1:
-            raise InputError(f"score is {score!r}, equal for all texts where there is one class, wanted 'mahalanobis'")
+        _check_tells_apart(score, self.classes)
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))
         if embeddings is not None:
             rows = self.rows(embeddings)
@@ -190,13 +205,15 @@ def fit_head(
         before: the head to start from, whose classes are some of these; its rejection is kept.
 
     Raises:
-        InputError: names of another shape, an impossible C, or a class that is what stands for rejected texts.
+        InputError: names of another shape, an impossible C, a class that is what stands for rejected texts, or a single
+            class, for which the score that rejects them says nothing.
         NumericalError: see `fit_logistic`.
     """
     K, H = len(classes), rows.shape[1]
     rejection = None if before is None else before.rejection
     if rejection is not None:
         abstention_label(rejection.abstention, classes)
+        _check_tells_apart(rejection.score, classes)
     if names is not None and names.shape != (K, H):
         raise InputError(f"the label names' embeddings have shape {names.shape}, wanted {(K, H)}")
     X = rows if names is None else np.vstack([rows, names])  # [N + K, H]
@@ -210,3 +227,8 @@ def fit_head(
     found = fit_logistic(X, y, C=C, start=start)
     coef32, intercept32 = found.coef.astype(np.float32), found.intercept.astype(np.float32)
     return Head(classes, coef32, intercept32, found.converged, rows, codes, names, rejection)
+
+
+def _check_tells_apart(score: str, classes: Labels) -> None:
+    if score in ("probability", "energy") and len(classes) == 1:
+        raise InputError(f"score is {score!r}, equal for all texts where there is one class, wanted 'mahalanobis'")

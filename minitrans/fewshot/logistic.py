@@ -165,8 +165,8 @@ def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
     return rows
 
 
-def softmax(logits: Array) -> NDArray[Any]:
-    """Probabilities of the same shape: `exp` over the last axis, divided by its sum, without overflow."""
+def probabilities(logits: Array) -> NDArray[Any]:
+    """The softmax over the last axis, of the same shape, without overflow; in float64 for logits in float64."""
     return _softmax(logits)[0]
 
 

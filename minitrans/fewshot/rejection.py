@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.errors import InputError, one_of
-from minitrans.fewshot.logistic import fit_logistic, softmax
+from minitrans.fewshot.logistic import fit_logistic, probabilities
 from minitrans.words import escaped
 
 Float32 = NDArray[np.float32]
@@ -68,17 +68,16 @@ class KnownClasses:
         `[H, K]` in whitened coordinates, `(mean - centre) F`.
         """
         X, K = _float64(self.examples), len(self.coef)
-        totals = np.zeros((K, X.shape[1]))  # [K, H]
-        np.add.at(totals, self.codes, X)
-        means = totals / np.bincount(self.codes, minlength=K)[:, None]  # [K, H]
+        counts, order = np.bincount(self.codes), np.argsort(self.codes, kind="stable")  # [K], [N]
+        means = np.add.reduceat(X[order], np.cumsum(counts) - counts) / counts[:, None]  # [K, H]
         residuals = X - means[self.codes]  # [N, H]
         # Over the degrees of freedom: thresholds come from fits on fewer examples, so the scale must not follow N.
         covariance = residuals.T @ residuals / max(len(X) - K, 1)  # [H, H]
-        identity = np.eye(X.shape[1])
         scale = float(np.trace(covariance)) / X.shape[1]
+        covariance *= 1 - SHRINKAGE
         # Without any scatter, as with one example per class, this is the Euclidean distance.
-        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * identity if scale else identity
-        factor = np.linalg.solve(np.linalg.cholesky(covariance), identity).T.copy()  # [H, H]
+        covariance[np.diag_indices(X.shape[1])] += SHRINKAGE * scale if scale else 1.0
+        factor = _inverse(np.linalg.cholesky(covariance)).T.copy()  # [H, H]
         centre = means.mean(axis=0)  # [H]
         return centre, factor, ((means - centre) @ factor).T.copy()
 
@@ -113,7 +112,7 @@ def logits(rows: NDArray[np.floating], coef: NDArray[np.floating], intercept: ND
 
 
 def _probability(known: KnownClasses, rows: Float64) -> Float64:
-    return softmax(logits(rows, known.coef, known.intercept)).max(axis=1)
+    return probabilities(logits(rows, known.coef, known.intercept)).max(axis=1)
 
 
 def _energy(known: KnownClasses, rows: Float64) -> Float64:
@@ -410,6 +409,18 @@ def _float64(values: NDArray[np.floating]) -> Float64:
 def _squares(rows: Float64) -> Float64:
     """The squared length of each row `[B, H]`: `[B]`."""
     return np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0]
+
+
+def _inverse(lower: Float64) -> Float64:
+    """Of a lower triangular matrix `[H, H]`, by halves: a general solver would compute with the zeros too."""
+    half = len(lower) // 2
+    inverse = np.zeros_like(lower)
+    if half < 24:
+        inverse[:] = np.linalg.inv(lower)
+        return inverse
+    inverse[:half, :half], inverse[half:, half:] = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 def _unit(rows: Float64) -> Float64:

@@ -1,8 +1,6 @@
 """The folder of a saved classifier: what it holds, how it changes, and its validation. Nothing in it is trusted.
 
-Arrays are in files that are named after their content, and classifier.json holds their digests: the one rename of
-classifier.json changes the whole classifier. Files that it does not name any more are removed after that, so whoever
-finds one gone or of another digest reads classifier.json again.
+Its files change together (see `minitrans.together`); nothing else may lie in it.
 
 Version 3 is this. Versions 1 and 2 (with `rejection`) had fixed names and no digests; they are read.
 
@@ -19,7 +17,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,30 +25,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.arguments import as_int
 from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
-from minitrans.fewshot.rejection import SCORES
-from minitrans.files import (
-    consistent,
-    content_name,
-    is_sha256,
-    locked,
-    make_folder,
-    remove_stale,
-    remove_unnamed,
-    reporting,
-    target_of,
-    write_file,
-)
+from minitrans.fewshot.examples import storable
+from minitrans.fewshot.head import CLASSES_LIMIT, Head
+from minitrans.fewshot.rejection import SCORES, Rejection
+from minitrans.files import is_sha256, remove_stale, remove_unnamed, reporting, target_of, write_file
+from minitrans.together import consistent, content_name, write_together
 
 if TYPE_CHECKING:
     from minitrans.encoder.policy import PruningPolicy
 
 FORMAT, PLAIN_VERSION, REJECTION_VERSION, VERSION = "minitrans-classifier", 1, 2, 3
 JSON_FILE = "classifier.json"
-LABEL_LENGTH = 1000  # characters
-CLASSES_LIMIT = 1 << 25  # bytes of an array of the classes, which gives each the room of the longest
 _ARRAYS = re.compile(r"(classifier|pruning)(-[0-9a-f]{16})?\.safetensors")
 # What may lie in such a folder besides: a killed save's, a volume's, and what NFS keeps for those that still read it.
 _BESIDE = re.compile(rf"{re.escape(JSON_FILE)}|\.(classifier|pruning).*\.tmp|lost\+found|\.nfs.*", re.DOTALL)
@@ -75,48 +62,38 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     return target
 
 
-def write_folder(
-    target: Path,
-    description: dict[str, Any],
-    tensors: Mapping[str, NDArray[Any] | None],
-    policy: PruningPolicy | None = None,
-) -> None:
-    """Write all files of a folder that `check_folder` allowed, or none. Tensors that are None are left out."""
+def write_folder(target: Path, head: Head, described: Mapping[str, Any], policy: PruningPolicy | None = None) -> None:
+    """Write all files of a folder that `check_folder` allowed, or none.
+
+    Args:
+        target: the folder.
+        head: what was learned.
+        described: what classifier.json says besides.
+        policy: of the encoder, if it has one.
+    """
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None})
+    tensors = {"coef": head.coef, "intercept": head.intercept, "embeddings": head.embeddings, "codes": head.codes}
+    tensors |= {} if head.names is None else {"names": head.names}
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     sha256 = hashlib.sha256(data).hexdigest()
-    values = {"format": FORMAT, "version": VERSION, "tensors": sha256} | description
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, "tensors": sha256}
+    values |= {"label_kind": "str" if head.classes.dtype.kind == "U" else "int", "classes": head.classes.tolist()}
+    values |= {"converged": head.converged, **described}
+    if head.rejection is not None:
+        values["rejection"] = asdict(head.rejection)
     text = json.dumps(values, indent=2) + "\n"
     if len(text) > JSON_LIMIT:  # it is ASCII: `load` would refuse it
         raise InputError(
             f"{JSON_FILE} would have {len(text)} bytes, wanted at most {JSON_LIMIT}; leave the examples' texts out: "
             "save(folder, keep_texts=False), or `minitrans fit --no-keep-texts`"
         )
-    fitted = None if policy is None else policy.fitted
-    json_file = target / JSON_FILE
-
-    def write_arrays() -> None:
-        write_file(target / content_name("classifier", sha256), data, like=json_file)
-        if fitted is not None:
-            fitted.save(target / content_name("pruning", fitted.sha256), like=json_file)
-
-    with reporting(target):
-        new = make_folder(target)
-    try:
-        with locked(target) as held:
-            try:
-                write_arrays()
-                write_file(json_file, text.encode())
-                if not all((target / name).exists() for name in _named(values)):
-                    write_arrays()  # another process, without locks, saw no use for them
-            finally:
-                _clean(target, held)
-    except BaseException:
-        with suppress(OSError):
-            for each in new:
-                each.rmdir()
-        raise
+    arrays: dict[str, Callable[[Path, Path], object]] = {
+        content_name("classifier", sha256): lambda path, like: write_file(path, data, like)
+    }
+    if policy is not None and policy.fitted is not None:
+        arrays[content_name("pruning", policy.fitted.sha256)] = policy.fitted.save
+    write_together(target / JSON_FILE, text.encode(), arrays, lambda held: _clean(target, held))
 
 
 def _named(values: Mapping[str, Any]) -> set[str]:
@@ -147,13 +124,13 @@ class Saved:
     Attributes:
         file: classifier.json, for messages.
         values: what it holds, checked.
-        tensors: by their names, checked.
+        head: what was learned.
         policy: of the encoder; None where it has none, or was not asked for.
     """
 
     file: Path
     values: dict[str, Any]
-    tensors: dict[str, NDArray[Any]]
+    head: Head
     policy: PruningPolicy | None
 
 
@@ -174,17 +151,19 @@ def read_folder(folder: str | os.PathLike[str], with_policy: bool) -> Saved:
             N = len(tensors["codes"])
             fine = type(texts) is list and all(type(text) is str for text in texts) and len(texts) == N
             _wanted(fine, file, f"texts is {reprlib.repr(texts)}", f"{N} texts, as many as there are examples, or null")
-        return Saved(file, values, tensors, _read_policy(path, values) if with_policy else None)
+        return Saved(file, values, _head(values, tensors), _read_policy(path, values) if with_policy else None)
 
     return consistent(path, read)
 
 
-def storable(label: object) -> bool:
-    """Whether a label can be saved, and held in an array that gives each label the room of the longest."""
-    if isinstance(label, str):
-        return "\0" not in label and len(label) <= LABEL_LENGTH
-    number = as_int(label)
-    return number is not None and -(2**63) <= number < 2**63
+def _head(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Head:
+    return Head(
+        classes=np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64),
+        converged=values["converged"],
+        names=tensors.get("names"),
+        rejection=None if values.get("rejection") is None else Rejection(**values["rejection"]),
+        **{name: tensors[name] for name in ("coef", "intercept", "embeddings", "codes")},
+    )
 
 
 def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minitrans.errors import InputError, NumericalError
-from minitrans.fewshot.logistic import fit_logistic, softmax
+from minitrans.fewshot.logistic import fit_logistic, probabilities
 
 
 def objective(coef, intercept, X, y, C, weight=None):
@@ -80,7 +80,7 @@ def test_separable_data(C):
     best = objective(*sklearn_optimum(X, y, C), X, y, C)
     assert fit.converged
     assert objective(fit.coef, fit.intercept, X, y, C) <= best * (1 + 1e-6)
-    assert (softmax(X @ fit.coef.T + fit.intercept).argmax(axis=1) == y).all()
+    assert (probabilities(X @ fit.coef.T + fit.intercept).argmax(axis=1) == y).all()
 
 
 def test_weights_agree_with_scikit_learn():
@@ -100,7 +100,7 @@ def test_two_classes_are_scikit_learns_binary_model_with_twice_the_c():
     binary = linear_model.LogisticRegression(C=6.0, tol=1e-10, max_iter=10_000).fit(X, y)
     fit = fit_logistic(X, y, C=3.0, tol=1e-12)
     np.testing.assert_allclose(fit.coef[1] - fit.coef[0], binary.coef_[0], atol=1e-4)
-    np.testing.assert_allclose(softmax(X @ fit.coef.T + fit.intercept), binary.predict_proba(X), atol=1e-5)
+    np.testing.assert_allclose(probabilities(X @ fit.coef.T + fit.intercept), binary.predict_proba(X), atol=1e-5)
 
 
 def test_float32_examples_of_many_classes():
@@ -163,7 +163,7 @@ def test_one_class_is_certain():
     fit = fit_logistic([[1.0, 2.0], [3.0, 4.0]], [0, 0])
     assert fit.converged
     assert fit.coef.tolist() == [[0.0, 0.0]]
-    assert softmax(np.array([[5.0, 5.0]]) @ fit.coef.T + fit.intercept).tolist() == [[1.0]]
+    assert probabilities(np.array([[5.0, 5.0]]) @ fit.coef.T + fit.intercept).tolist() == [[1.0]]
 
 
 def test_one_example():
@@ -173,7 +173,7 @@ def test_one_example():
 def test_one_example_of_each_of_two_classes():
     fit = fit_logistic([[1.0, 0.0], [0.0, 1.0]], [0, 1])
     assert fit.converged
-    p = softmax(np.eye(2) @ fit.coef.T + fit.intercept)
+    p = probabilities(np.eye(2) @ fit.coef.T + fit.intercept)
     assert p[0, 0] == pytest.approx(p[1, 1])
     assert p[0, 0] > 0.8
 
@@ -182,13 +182,13 @@ def test_one_example_of_each_of_two_classes():
 def test_rows_that_tell_nothing_give_the_class_frequencies(X):
     fit = fit_logistic(X, [0, 0, 0, 1])
     assert fit.converged
-    np.testing.assert_allclose(softmax(X @ fit.coef.T + fit.intercept), [[0.75, 0.25]] * 4, atol=1e-4)
+    np.testing.assert_allclose(probabilities(X @ fit.coef.T + fit.intercept), [[0.75, 0.25]] * 4, atol=1e-4)
 
 
 def test_contradictory_labels_share_the_probability():
     fit = fit_logistic([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 4, [0, 0, 0, 1, 2, 2, 2, 2], C=1e4)
     assert fit.converged
-    np.testing.assert_allclose(softmax(fit.coef[:, 0] + fit.intercept)[:2], [0.75, 0.25], atol=1e-2)
+    np.testing.assert_allclose(probabilities(fit.coef[:, 0] + fit.intercept)[:2], [0.75, 0.25], atol=1e-2)
 
 
 def test_running_out_of_steps_is_told_not_raised():
@@ -255,5 +255,5 @@ def test_arguments_are_not_changed():
         np.testing.assert_array_equal(after, before)
 
 
-def test_softmax_of_large_logits():
-    np.testing.assert_array_equal(softmax(np.array([[1e5, 0.0], [-1e5, -1e5]])), [[1.0, 0.0], [0.5, 0.5]])
+def test_probabilities_of_large_logits():
+    np.testing.assert_array_equal(probabilities(np.array([[1e5, 0.0], [-1e5, -1e5]])), [[1.0, 0.0], [0.5, 0.5]])

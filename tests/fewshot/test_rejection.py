@@ -509,7 +509,7 @@ def test_partial_fit_refuses_the_abstention_as_a_class(calibrated):
         ({"abstention": "a\0"}, InputError, "wanted a str without NUL"),
         ({"abstention": 1.5}, InputTypeError, "abstention is 1.5 of type float, wanted str or int"),
         ({"labels": ["set_alarm"]}, InputError, "labels without texts, wanted both, or neither"),
-        ({"texts": ["a"], "labels": ["oos"]}, InputError, "the label 'oos' is no class; .* give it as out_of_scope"),
+        ({"texts": ["a"], "labels": ["oos"]}, InputError, "the label 'oos' is no class, .* give it as out_of_scope"),
         ({"texts": ["a"], "labels": [1]}, InputTypeError, "wanted the kind of the classes"),
         ({"texts": ["a", "b"], "labels": ["set_alarm"]}, InputError, "2 texts and 1 labels"),
         ({"texts": "a text"}, InputTypeError, "texts is a str, wanted a list"),

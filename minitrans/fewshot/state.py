@@ -17,7 +17,7 @@ from minitrans.fewshot.head import Head
 from minitrans.fewshot.rejection import Rejection
 
 Float32 = NDArray[np.float32]
-Self = TypeVar("Self", bound="LearnedAttributes")
+Self = TypeVar("Self", bound="StateAttributes")
 
 _SWAP = threading.RLock()  # held for the moment of a comparison and an assignment
 if hasattr(os, "register_at_fork"):  # a child has no other threads: what they hold would stay locked in it
@@ -25,7 +25,7 @@ if hasattr(os, "register_at_fork"):  # a child has no other threads: what they h
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
+class State:
     """Whoever reads it once has one state, whatever other threads fit meanwhile.
 
     Attributes:
@@ -39,10 +39,10 @@ class Learned:
     head: Head
 
 
-class LearnedAttributes:
+class StateAttributes:
     """The attributes that `fit` sets, read off the present state. NotFittedError, an AttributeError, before `fit`."""
 
-    _learned: Learned | None = None
+    _present: State | None = None
 
     @property
     def classes_(self) -> Labels:
@@ -103,27 +103,27 @@ class LearnedAttributes:
     @property
     def rejection_(self) -> Rejection | None:
         """None until `calibrate_rejection`."""
-        return None if self._learned is None else self._learned.head.rejection
+        return None if self._present is None else self._present.head.rejection
 
-    def _state(self) -> Learned:
-        if self._learned is None:
+    def _state(self) -> State:
+        if self._present is None:
             raise NotFittedError(f"{self!r} is not fitted; call fit(texts, labels) or load(folder) first")
-        return self._learned
+        return self._present
 
-    def _set(self: Self, learned: Learned) -> Self:
+    def _set(self: Self, state: State) -> Self:
         with _SWAP:
-            self._learned = learned
+            self._present = state
         return self
 
-    def _swap(self, before: Learned | None, after: Learned) -> bool:
+    def _swap(self, before: State | None, after: State) -> bool:
         """Put one state in the place of another, unless another thread has put one there meanwhile."""
         with _SWAP:
-            if self._learned is not before:
+            if self._present is not before:
                 return False
-            self._learned = after
+            self._present = after
             return True
 
-    def _change(self: Self, state: Callable[[], Learned], change: Callable[[Learned], Learned]) -> Self:
+    def _change(self: Self, state: Callable[[], State], change: Callable[[State], State]) -> Self:
         """Put what `change` makes of the state in its place; made again where another thread was quicker."""
         while True:
             before = state()
