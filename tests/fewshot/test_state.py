@@ -62,7 +62,6 @@ def same(one, other):
         lambda c: c.predict(TEXTS).tolist(),
         lambda c: c.predict(TEXTS[0]),
         lambda c: c.predict_proba(TEXTS).tolist(),
-        lambda c: c.rank(TEXTS),
         lambda c: c.answer(TEXTS),
         lambda c: c.score_in_scope(TEXTS).tolist(),
         lambda c: c.score(TEXTS, LABELS),
