@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from minitrans.errors import DownloadError, InputError
-from minitrans.hub.download import HUB_SECONDS
+from minitrans.hub.download import HUB_SECONDS, _bars
 
 _PARQUET = "-00000-of-00001.parquet"
 
@@ -86,7 +85,7 @@ def fetch(name: str, local_files_only: bool = False) -> dict[str, Path]:
             )
         )
 
-    with _silent():
+    with _bars(False):
         try:
             return _each(known.files, lambda file: download(file, True))
         except LocalEntryNotFoundError:
@@ -151,19 +150,3 @@ def _reason(error: Exception) -> str:
 
 def _each(files: Mapping[str, str], get: Callable[[str], Path]) -> dict[str, Path]:
     return {split: get(file) for split, file in files.items()}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without huggingface_hub's progress bars: a library call prints nothing."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    switch = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
-    if switch:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if switch:
-            enable_progress_bars()
