@@ -146,8 +146,8 @@ def table_rows(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
     Args:
         path: of the file.
         columns: the wanted ones; `Row.values` has them.
-        delimiter: None takes that of the file's name, or of a line `sep=;` on top; where the header lacks the columns,
-            another of comma, semicolon, tab and bar with which it has them.
+        delimiter: None takes that of the file's name, or of a line ``sep=;`` on top; where the header lacks the
+            columns, another of comma, semicolon, tab and bar with which it has them.
 
     Raises:
         InputTypeError: a column that is no str.

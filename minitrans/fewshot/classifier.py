@@ -40,26 +40,27 @@ class FewShotClassifier(StateAttributes):
     """Classify texts by multinomial logistic regression on their sentence embeddings.
 
     Args:
-        encoder: any object with `encode(list of str) -> [B, H] float32`; the name or folder of a model, or None for the
-            bundled one, which becomes a `SentenceEncoder` when one is needed. Clones share it.
+        encoder: any object with ``encode(list of str) -> [B, H] float32``; the name or folder of a model, or None for
+            the bundled one, which becomes a `SentenceEncoder` when one is needed. Clones share it.
         C: inverse strength of the L2 penalty, as in scikit-learn (two classes too go through the softmax: see
             `fit_logistic`).
         label_names: whether the name of each label is one more example of its class. Only for labels that are str.
 
     Attributes:
-        classes_: `[K]` labels, sorted: str or int64.
-        coef_, intercept_: `[K, H]` and `[K]` float32; the logits are `embeddings @ coef_.T + intercept_`.
+        classes_: ``[K]`` labels, sorted: str or int64.
+        coef_, intercept_: ``[K, H]`` and ``[K]`` float32; the logits are ``embeddings @ coef_.T + intercept_``.
         n_features_in_: H, the width of the embeddings.
         converged_: whether the last fit came within the solver's tolerance.
         encoder_: the encoder in use; None until one is needed, after `fit_embeddings` without one.
-        embeddings_, labels_: `[N, H]` float32 and `[N]`: the examples so far, which `partial_fit` adds to.
-        codes_: `[N]` int64, the places of `labels_` in `classes_`.
+        embeddings_, labels_: ``[N, H]`` float32 and ``[N]``: the examples, which `partial_fit` and `remove` change.
+        codes_: ``[N]`` int64, the places of `labels_` in `classes_`.
         texts_: their N texts, or None where not all are known.
-        name_embeddings_: `[K, H]` float32 of the labels' names, or None.
+        name_embeddings_: ``[K, H]`` float32 of the labels' names, or None.
         rejection_: the threshold below which `predict` abstains, a `Rejection`; None until `calibrate_rejection`.
 
     All of them change in one step, or not at all: a call uses what was learned when it began, whatever other threads
-    fit meanwhile. `partial_fit` and `calibrate_rejection` add to what another thread has just learned; nothing is lost.
+    fit meanwhile. `partial_fit`, `remove` and `calibrate_rejection` start from what other threads have just learned;
+    nothing is lost.
 
     A text that comes several times counts each time. Under contradictory labels its probability is shared among them.
     A single class is predicted with probability one.
@@ -83,7 +84,7 @@ class FewShotClassifier(StateAttributes):
 
         Raises:
             InputTypeError: a bare str for texts; a text or label of another type; str and int labels mixed.
-            InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite `[N, H]`.
+            InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite ``[N, H]``.
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
@@ -92,7 +93,7 @@ class FewShotClassifier(StateAttributes):
         return self._set(self._learn(encoder, encoded(encoder, texts), labels, None, texts))
 
     def partial_fit(self: Self, texts: Iterable[str], labels: Iterable[Label]) -> Self:
-        """Add `texts` with `labels`, and classes, to what was learned; the result is that of a fit on all of them.
+        """Add ``texts`` with ``labels``, and classes, to what was learned; the result is that of a fit on all of them.
 
         Only the new texts are encoded, and the solver starts from the present weights. Without an earlier fit this is
         `fit`. It raises as `fit` does, and where labels are of another kind than before or one of them is what stands
@@ -118,11 +119,10 @@ class FewShotClassifier(StateAttributes):
         return self._change(self._ready, grown)
 
     def remove(self: Self, texts: Iterable[str], labels: Iterable[Label] | None = None) -> Self:
-        """Take examples away: those of the `texts`, with `labels` only where they have these; the result is as of a fit
-        on the others.
+        """Take the examples of these ``texts`` away; given ``labels``, only those that have them too.
 
-        All copies of an example go, and a class goes with its last one. Nothing is encoded again. As `partial_fit` it
-        keeps the threshold of a calibrated rejection.
+        The result is that of a fit on the others. All copies of an example go, and a class goes with its last one.
+        Nothing is encoded again. A calibrated rejection keeps its threshold, as in `partial_fit`.
 
         Raises:
             NotFittedError: before `fit`.
@@ -140,8 +140,8 @@ class FewShotClassifier(StateAttributes):
                 )
             if given is not None:
                 state.head.check_kind(given)
-            asked = set(_named(texts, given))
-            known = _named(state.texts, None if given is None else state.head.labels)
+            asked = set(_pairs(texts, given))
+            known = _pairs(state.texts, None if given is None else state.head.labels)
             if missing := asked - set(known):
                 raise InputError(f"{min(missing)!r:.100} is no example, wanted one of fit; see texts_ and labels_")
             gone = np.array([each in asked for each in known])  # [N]
@@ -159,10 +159,10 @@ class FewShotClassifier(StateAttributes):
         """`fit` on texts that are encoded already.
 
         Args:
-            embeddings: `[N, H]`.
+            embeddings: ``[N, H]``.
             labels: N labels.
-            name_embeddings: `[K, H]` of the labels' names (see `label_text`) in the order of `classes_`; without it,
-                and with `label_names`, the encoder is asked for them.
+            name_embeddings: ``[K, H]`` of the labels' names (see `label_text`) in the order of `classes_`; without it,
+                and with ``label_names``, the encoder is asked for them.
 
         Raises as `fit` does.
         """
@@ -176,7 +176,7 @@ class FewShotClassifier(StateAttributes):
     @overload
     def predict(self, texts: Iterable[str]) -> Labels: ...
     def predict(self, texts: str | Iterable[str]) -> Label | Labels:
-        """The most probable label (of equals the first in `classes_`): a str gives one label, a list an array `[B]`.
+        """The most probable label (of equals the first in `classes_`): a str gives one label, a list an array ``[B]``.
 
         After `calibrate_rejection`, a text that is out of scope gets the label `rejection_.abstention`.
 
@@ -189,7 +189,7 @@ class FewShotClassifier(StateAttributes):
         return best[0].item() if isinstance(texts, str) else best
 
     def predict_proba(self, texts: str | Iterable[str]) -> Float64:
-        """Probabilities in the order of `classes_`: a str gives `[K]`, a list `[B, K]`.
+        """Probabilities in the order of `classes_`: a str gives ``[K]``, a list ``[B, K]``.
 
         A text's probabilities are the same to the last bit whatever other texts are in the call, if its embedding is.
         Raises as `predict` does.
@@ -199,16 +199,16 @@ class FewShotClassifier(StateAttributes):
         return p[0] if isinstance(texts, str) else p
 
     def predict_embeddings(self, embeddings: ArrayLike) -> Labels:
-        """`predict` for embeddings `[B, H]`: labels `[B]`."""
+        """`predict` for embeddings ``[B, H]``: labels ``[B]``."""
         head = self._state().head
         return head.predict(head.rows(embeddings))
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
-        """`predict_proba` for embeddings `[B, H]`: probabilities `[B, K]`.
+        """`predict_proba` for embeddings ``[B, H]``: probabilities ``[B, K]``.
 
         Raises:
             NotFittedError: before `fit`.
-            InputError: embeddings that are not finite `[B, H]`.
+            InputError: embeddings that are not finite ``[B, H]``.
         """
         head = self._state().head
         return head.probabilities(head.rows(embeddings))
@@ -233,9 +233,9 @@ class FewShotClassifier(StateAttributes):
             labels: their labels, to measure the accuracy; None where they are not known.
             out_of_scope: texts that belong to no class, if there are any.
             score: how much a text is in scope: "probability", "energy", "nearest" or "mahalanobis" (see
-                `minitrans.fewshot.rejection`). "auto" takes the one of the highest AUROC against `out_of_scope`, and
+                `minitrans.fewshot.rejection`). "auto" takes the one of the highest AUROC against ``out_of_scope``, and
                 "mahalanobis" without it.
-            keep: the share of the texts in scope that is not to be rejected. None: 0.95, or with `out_of_scope` what
+            keep: the share of the texts in scope that is not to be rejected. None: 0.95, or with ``out_of_scope`` what
                 gives the highest mean of the share kept in scope and the share rejected out of scope.
             abstention: the label of what is rejected, which must be none of the classes. None: "oos", or -1 where the
                 labels are int.
@@ -264,9 +264,9 @@ class FewShotClassifier(StateAttributes):
         folds: int = 5,
         seed: int = 0,
     ) -> Self:
-        """`calibrate_rejection` for texts that are encoded already: `embeddings` and `out_of_scope` are `[M, H]`.
+        """`calibrate_rejection` for texts that are encoded already: ``embeddings`` and ``out_of_scope`` are ``[M, H]``.
 
-        `labels`, `score`, `keep`, `abstention`, `folds` and `seed` are as there. Raises as it does.
+        ``labels``, ``score``, ``keep``, ``abstention``, ``folds`` and ``seed`` are as there. Raises as it does.
         """
         given = (embeddings, out_of_scope)
         inside, outside = (None if each is None else float_rows(each, "embeddings") for each in given)
@@ -279,7 +279,7 @@ class FewShotClassifier(StateAttributes):
     @overload
     def score_in_scope(self, texts: Iterable[str], score: str | None = None) -> Float64: ...
     def score_in_scope(self, texts: str | Iterable[str], score: str | None = None) -> float | Float64:
-        """How much texts belong to the classes, the higher the more: a str gives a float, a list `[B]`.
+        """How much texts belong to the classes, the higher the more: a str gives a float, a list ``[B]``.
 
         A text's score is the same to the last bit whatever other texts are in the call, if its embedding is.
 
@@ -294,26 +294,26 @@ class FewShotClassifier(StateAttributes):
         return float(scores[0]) if isinstance(texts, str) else scores
 
     def score_in_scope_embeddings(self, embeddings: ArrayLike, score: str | None = None) -> Float64:
-        """`score_in_scope` for `embeddings [B, H]`, by the same `score`: `[B]`."""
+        """`score_in_scope` for ``embeddings [B, H]``, by the same ``score``: ``[B]``."""
         head = self._state().head
         return head.score_in_scope(head.rows(embeddings), score)
 
     def answer(self, texts: Iterable[str], top: int = 3, *, reject: bool = True) -> list[Answer]:
-        """What `predict` says of each of the `texts`, its `top` most probable labels, best first, and its score.
+        """What `predict` says of each of the ``texts``, its ``top`` most probable labels, best first, and its score.
 
-        Without `reject` no text is rejected. Raises as `predict` does; InputTypeError for a bare str, InputError for a
-        top below one.
+        Without ``reject`` no text is rejected. Raises as `predict` does; InputTypeError for a bare str, InputError for
+        a top below one.
         """
         head, rows = self._embed(text_list(texts))
         return head.answer(rows, top, reject)
 
     def answer_embeddings(self, embeddings: ArrayLike, top: int = 3, *, reject: bool = True) -> list[Answer]:
-        """`answer` for `embeddings [B, H]`; `top` and `reject` are as there."""
+        """`answer` for ``embeddings [B, H]``; ``top`` and ``reject`` are as there."""
         head = self._state().head
         return head.answer(head.rows(embeddings), top, reject)
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
-        """The share of `texts` whose label in `labels` is what `predict` gives: `rejection_.abstention` if rejected.
+        """The share of ``texts`` for which `predict` gives their label in ``labels``: the abstention, if rejected.
 
         NotFittedError before `fit`; else raises as `fit`.
         """
@@ -325,11 +325,11 @@ class FewShotClassifier(StateAttributes):
         return float(np.mean(head.predict(rows) == labels))
 
     def save(self, folder: str | os.PathLike[str], *, keep_texts: bool = True) -> None:
-        """Write `classifier.json`, `classifier-<digest>.safetensors` and, for a fitted policy, `pruning-<digest>...`.
+        """Write classifier.json, and its arrays in classifier-<digest>.safetensors; those of a fitted policy likewise.
 
         All of it is written, or nothing, and whoever loads meanwhile gets what was there before or this, whole. The
         encoder itself is not saved, only which one it was, where, and how it prunes. An existing classifier is
-        replaced; its files' permissions are kept. Without `keep_texts` the examples are saved as embeddings only.
+        replaced; its files' permissions are kept. Without ``keep_texts`` the examples are saved as embeddings only.
 
         Raises:
             NotFittedError: before `fit`.
@@ -356,12 +356,12 @@ class FewShotClassifier(StateAttributes):
         *,
         local_files_only: bool = False,
     ) -> Self:
-        """Read the `folder` that `save` wrote.
+        """Read the ``folder`` that `save` wrote.
 
-        Without an `encoder`, it gets a `SentenceEncoder` of the saved name, precision and pruning, which is never
-        downloaded with `local_files_only`. A model folder is looked for beside the classifier as it lay then, so that
-        both can be moved together, then where it was. Another place or name of it may be given as `encoder`. It must be
-        the saved encoder: of the same weights, tokenizer, pooling, prompts and precision.
+        Without an ``encoder``, it gets a `SentenceEncoder` of the saved name, precision and pruning, which is never
+        downloaded with ``local_files_only``. A model folder is looked for beside the classifier as it lay then, so that
+        both can be moved together, then where it was. Another place or name of it may be given as ``encoder``. It must
+        be the saved encoder: of the same weights, tokenizer, pooling, prompts and precision.
 
         Raises:
             ClassifierError: the folder is incomplete, broken or inconsistent, or the encoder is not that which the
@@ -378,11 +378,11 @@ class FewShotClassifier(StateAttributes):
         return cls(used, C=values["C"], label_names=values["label_names"])._set(state)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__` by name. `deep` is accepted for scikit-learn; there is nothing below."""
+        """The arguments of ``__init__`` by name. ``deep`` is accepted for scikit-learn; there is nothing below."""
         return {name: getattr(self, name) for name in _PARAMETERS}
 
     def set_params(self: Self, **params: Any) -> Self:
-        """Change arguments of `__init__`; they count from the next fit on. InputError for an unknown name."""
+        """Change arguments of ``__init__``; they count from the next fit on. InputError for an unknown name."""
         if unknown := params.keys() - set(_PARAMETERS):
             raise InputError(f"{min(unknown)!r} is no parameter, wanted some of {', '.join(_PARAMETERS)}")
         for name, value in params.items():
@@ -413,7 +413,7 @@ class FewShotClassifier(StateAttributes):
         texts: list[str] | None,
         before: Head | None = None,
     ) -> State:
-        """What embeddings `rows [N, H]` teach: the examples of `before`, if any, and then those of `labels`."""
+        """The state after a fit on embeddings ``rows [N, H]``: of the examples in ``before``, then those of ``labels``."""
         classes, codes = merged(before, labels)  # [K], [N]
         if check_flag("label_names", self.label_names) and names is None and classes.dtype.kind == "U":
             known: dict[Any, Float32] = {}
@@ -455,7 +455,7 @@ class FewShotClassifier(StateAttributes):
                 return ready
 
     def _embed(self, texts: str | Iterable[str]) -> tuple[Head, Float32]:
-        """The head, and the embeddings `[B, H]` of the texts, with B = 1 for a str."""
+        """The head, and the embeddings ``[B, H]`` of the texts, with B = 1 for a str."""
         state = self._state()
         items = [texts] if isinstance(texts, str) else text_list(texts)
         if not items:
@@ -464,8 +464,8 @@ class FewShotClassifier(StateAttributes):
         return state.head, state.head.rows(_encoded(state, items))
 
 
-def _named(texts: list[str], labels: Labels | None) -> list[Any]:
-    """What tells examples apart: their texts, with labels where these are asked for."""
+def _pairs(texts: list[str], labels: Labels | None) -> list[Any]:
+    """The texts, or the pairs of text and label where there are labels."""
     return list(texts) if labels is None else list(zip(texts, labels.tolist(), strict=True))
 
 
@@ -474,7 +474,7 @@ def _encoded(state: State, texts: list[str]) -> Float32:
 
 
 def _made(encoder: object) -> Encoder:
-    """The encoder that the argument of that name stands for. InputTypeError for what can be none."""
+    """The encoder that the argument ``encoder`` stands for. InputTypeError for what cannot be one."""
     if encoder is None:
         return _default_encoder()
     if isinstance(encoder, str | os.PathLike):

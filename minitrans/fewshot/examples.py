@@ -23,10 +23,13 @@ LABEL_LENGTH = 1000  # characters
 
 
 class Encoder(Protocol):
-    """What a classifier needs; `name_or_path`, `identity`, `precision` and `pruning` are saved where offered."""
+    """What a classifier needs of an encoder.
+
+    Its ``name_or_path``, ``identity``, ``precision`` and ``pruning`` are saved too, where it has them.
+    """
 
     def encode(self, sentences: list[str], /) -> NDArray[Any]:
-        """Texts -> `[B, H]` float32."""
+        """Texts -> ``[B, H]`` float32."""
 
 
 def label_text(label: str) -> str:
@@ -45,13 +48,13 @@ def label_text(label: str) -> str:
 
 
 def float_rows(values: ArrayLike, what: str) -> NDArray[np.float32]:
-    """The values as a float32 array `[B, H]`. InputError, naming `what`, where they are not finite numbers of it."""
+    """The values as a float32 array ``[B, H]``. InputError, naming ``what``, where a number is not finite in it."""
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
         return checked_rows(checked_rows(values, what).astype(np.float32), what)
 
 
 def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
-    """The encoder's embeddings of the texts, `[B, H]`. InputError where it answers with anything else."""
+    """The encoder's embeddings of the texts, ``[B, H]``. InputError where it answers with anything else."""
     rows = float_rows(encoder.encode(texts), "the encoder's answer")  # [B, H]
     if len(rows) != len(texts):
         raise InputError(f"the encoder returned {len(rows)} embeddings, wanted {len(texts)}, one for each text")
@@ -69,7 +72,7 @@ def label_array(
     texts: list[str] | None = None,
     known: tuple[list[str] | None, Labels] | None = None,
 ) -> Labels:
-    """The labels of `count` texts as an array `[count]` of str or int64.
+    """The labels of ``count`` texts as an array ``[count]`` of str or int64.
 
     Args:
         labels: any column of labels (see `minitrans.columns`).
@@ -217,7 +220,7 @@ def storable(label: object) -> bool:
 
 
 def _checked_label(label: object, what: str) -> str:
-    """A few words on the label for messages. InputTypeError or InputError, naming `what`, if it cannot be one."""
+    """A few words on the label for messages. InputTypeError or InputError, naming ``what``, if it cannot be one."""
     seen = f"{what} is {described(label)}"
     if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
         raise InputTypeError(f"{seen}, wanted str or int; {_label_remedy(label)}")

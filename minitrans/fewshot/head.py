@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from minitrans.arguments import check_int
+from minitrans.arguments import check_choice, check_int
 from minitrans.errors import InputError, InputTypeError
 from minitrans.fewshot.examples import Label, Labels, abstention_label, float_rows, label_array
 from minitrans.fewshot.logistic import fit_logistic, probabilities
 from minitrans.fewshot.rejection import (
     DEFAULT_SCORE,
+    SCORES,
     Answer,
     HeldOut,
     KnownClasses,
     Rejection,
     calibrate,
-    check_score,
     cross_fit,
     logits,
 )
@@ -41,11 +41,11 @@ class Head:
     """The classes, the weights, and the examples that they were learned from. Never changed: others are made from it.
 
     Attributes:
-        classes: `[K]` labels, sorted: str or int64.
-        coef, intercept: `[K, H]` and `[K]`; the logits are `embeddings @ coef.T + intercept`.
+        classes: ``[K]`` labels, sorted: str or int64.
+        coef, intercept: ``[K, H]`` and ``[K]``; the logits are ``embeddings @ coef.T + intercept``.
         converged: whether the fit came within the solver's tolerance.
-        embeddings, codes: `[N, H]` and `[N]`: the examples and their classes, 0..K-1.
-        names: `[K, H]`, the embeddings of the labels' names, each one more example; or None.
+        embeddings, codes: ``[N, H]`` and ``[N]``: the examples and their classes, 0..K-1.
+        names: ``[K, H]``, the embeddings of the labels' names, each one more example; or None.
         rejection: the threshold below which a text is rejected; None before a calibration.
     """
 
@@ -60,12 +60,12 @@ class Head:
 
     @property
     def width(self) -> int:
-        """H."""
+        """H, the width of the embeddings."""
         return self.coef.shape[1]
 
     @property
     def labels(self) -> Labels:
-        """`[N]`, made when asked for: an array gives each label the room of the longest."""
+        """The labels ``[N]`` of the examples; not kept, as an array gives each label the room of the longest."""
         labels: Labels = self.classes[self.codes]
         return labels
 
@@ -82,7 +82,7 @@ class Head:
         return {name: value for name, value in vars(self).items() if name != "known"}  # can be made again
 
     def rows(self, embeddings: ArrayLike) -> Float32:
-        """Embeddings `[B, H]` as float32. InputError where they are not that, or not finite."""
+        """Embeddings ``[B, H]`` as float32. InputError where they are not that, or not finite."""
         rows = float_rows(embeddings, "embeddings")
         if rows.shape[1] != self.width:
             raise InputError(
@@ -91,12 +91,12 @@ class Head:
         return rows
 
     def probabilities(self, rows: Float32) -> Float64:
-        """Of embeddings `[B, H]`: `[B, K]`."""
+        """The probabilities ``[B, K]`` of the classes for embeddings ``[B, H]``."""
         p: Float64 = probabilities(logits(rows, self.coef, self.intercept))
         return p
 
     def predict(self, rows: Float32) -> Labels:
-        """The labels `[B]` of embeddings `[B, H]`, the abstention for what is rejected."""
+        """The labels ``[B]`` of embeddings ``[B, H]``, the abstention for what is rejected."""
         best: Labels = self.classes[self.probabilities(rows).argmax(axis=1)]
         if self.rejection is None:
             return best
@@ -104,26 +104,30 @@ class Head:
         return np.where(accepted, best, np.array(self.rejection.abstention, best.dtype.type))
 
     def score_in_scope(self, rows: Float32, name: str | None) -> Float64:
-        """The score `[B]` of that name of embeddings `[B, H]`; None takes the calibrated one, or else the default."""
+        """A score ``[B]`` of embeddings ``[B, H]``, by its name; None takes the calibrated one, or else the default."""
         if name is None:
             name = DEFAULT_SCORE if self.rejection is None else self.rejection.score
         return self.known.score(name, rows)
 
     def answer(self, rows: Float32, top: int, reject: bool) -> list[Answer]:
-        """All that can be said of embeddings `[B, H]`, with so many labels each; without `reject` none is rejected."""
+        """An answer for each of the embeddings ``[B, H]``, with ``top`` labels; without ``reject`` none is rejected."""
         top = check_int("top", top, "an integer of at least 1")
         p = self.probabilities(rows)  # [B, K]
         order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
         ranked = [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
         if self.rejection is None:
             return [Answer(labels[0][0], labels, False, None) for labels in ranked]
-        scores = self.score_in_scope(rows, None).tolist()  # [B]
-        return [self.rejection.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
+        answers = []
+        for labels, score in zip(ranked, self.score_in_scope(rows, None).tolist(), strict=True):
+            rejected = reject and score < self.rejection.threshold
+            label = self.rejection.abstention if rejected else labels[0][0]
+            answers.append(Answer(label, labels, rejected, score))
+        return answers
 
     def without(self, gone: NDArray[np.bool_]) -> Head:
         """This head with fewer examples, and without the classes that then have none; the weights stay as they are.
 
-        `gone [N]` says which examples go; not all of them may.
+        ``gone [N]`` says which examples go; not all of them may.
         """
         kept, codes = np.unique(self.codes[~gone], return_inverse=True)  # [K'], [N']
         names = None if self.names is None else self.names[kept]
@@ -150,8 +154,7 @@ class Head:
     ) -> Head:
         """This head with a rejection; the arguments as for `FewShotClassifier.calibrate_rejection_embeddings`."""
         abstention = abstention_label(abstention, self.classes)
-        if str(score) != "auto":  # an array has no answer of its own
-            check_score(score)
+        check_choice("score", score, ("auto", *SCORES))
         _check_tells_apart(score, self.classes)
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))
         if embeddings is not None:
@@ -164,7 +167,7 @@ class Head:
         return replace(self, rejection=calibrate(held_out, outside, abstention=abstention, score=score, keep=keep))
 
     def _right(self, rows: Float32, labels: Iterable[Label]) -> NDArray[np.bool_]:
-        """Whether the most probable classes of embeddings `[M, H]` are the labels: `[M]`."""
+        """Whether the most probable classes of embeddings ``[M, H]`` are the labels: ``[M]``."""
         labels = label_array(labels, len(rows))
         self.check_kind(labels)
         if unknown := set(labels.tolist()) - set(self.classes.tolist()):
@@ -174,7 +177,7 @@ class Head:
 
 
 def merged(before: Head | None, labels: Labels) -> tuple[Labels, Codes]:
-    """The classes of the examples of a head, if any, and of more labels `[M]`; and the class of each: `[K]`, `[N + M]`.
+    """The classes ``[K]`` of the examples before, if any, and of more labels ``[M]``; and that of each ``[N + M]``.
 
     InputError where an array of the classes, which gives each the room of the longest, would take too much memory.
     """
@@ -194,13 +197,13 @@ def merged(before: Head | None, labels: Labels) -> tuple[Labels, Codes]:
 def fit_head(
     rows: Float32, classes: Labels, codes: Codes, names: Float32 | None, *, C: float, before: Head | None = None
 ) -> Head:
-    """Learn from embeddings `rows [N, H]` of the classes `codes [N]`.
+    """Learn from embeddings ``rows [N, H]`` of the classes ``codes [N]``.
 
     Args:
         rows: the examples.
-        classes: `[K]`, sorted.
-        codes: `[N]`, 0..K-1, each at least once.
-        names: `[K, H]` of the labels' names, or None.
+        classes: ``[K]``, sorted.
+        codes: ``[N]``, 0..K-1, each at least once.
+        names: ``[K, H]`` of the labels' names, or None.
         C: see `fit_logistic`.
         before: the head to start from, whose classes are some of these; its rejection is kept.
 

@@ -2,7 +2,7 @@
 
 Its files change together (see `minitrans.together`); nothing else may lie in it.
 
-Version 3 is this. Versions 1 and 2 (with `rejection`) had fixed names and no digests; they are read.
+Version 3 is this. Versions 1 and 2 (with ``rejection``) had fixed names and no digests; they are read.
 
 Dimension letters: N examples, H embedding width, K classes.
 """
@@ -216,8 +216,12 @@ _REJECTION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
 }
-_ENCODER_FIELDS: dict[str, Any] = {"name_or_path": str, "path": str, "precision": str, "pruning": dict}
-_ENCODER_FIELDS |= {"identity": dict | str, "model_sha256": str}
+_STR_OR_NULL = ("str or null", lambda seen: isinstance(seen, str | None))
+_ENCODER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("name_or_path", "path", "precision", "model_sha256"), _STR_OR_NULL),
+    "pruning": ("dict or null", lambda seen: isinstance(seen, dict | None)),
+    "identity": ("str, dict or null", lambda seen: isinstance(seen, str | dict | None)),
+}
 
 
 def _is_share(seen: object) -> bool:
@@ -230,8 +234,7 @@ def read_description(file: Path) -> dict[str, Any]:
         values = read_json(file)
     except ConfigError as error:
         raise ClassifierError(f"{error}; save the classifier again") from error
-    for key, (wanted, fits) in _FIELDS.items():
-        _wanted(fits(values.get(key)), file, f"{key} is {reprlib.repr(values.get(key))}", wanted)
+    _check_fields(values, _FIELDS, "", file)
     classes, kind = values["classes"], {"str": str, "int": int}[values["label_kind"]]
     for label in classes:
         if type(label) is not kind or not storable(label):  # in words only then: there may be a million
@@ -242,11 +245,7 @@ def read_description(file: Path) -> dict[str, Any]:
     for a, b in pairwise(classes):
         if a >= b:
             _wanted(False, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
-    for key, type_ in _ENCODER_FIELDS.items():
-        seen = values["encoder"].get(key)
-        fine = isinstance(seen, type_ | None)
-        wanted = getattr(type_, "__name__", "str or dict")
-        _wanted(fine, file, f"encoder.{key} is {reprlib.repr(seen)}", f"{wanted} or null")
+    _check_fields(values["encoder"], _ENCODER_FIELDS, "encoder.", file)
     version, rejection, digest = values["version"], values.get("rejection"), values.get("tensors")
     if version == PLAIN_VERSION:
         _wanted("rejection" not in values, file, f"rejection is there in version {version}", f"version {VERSION}")
@@ -257,12 +256,18 @@ def read_description(file: Path) -> dict[str, Any]:
     return values
 
 
+def _check_fields(
+    values: Mapping[str, Any], fields: Mapping[str, tuple[str, Callable[[Any], bool]]], prefix: str, file: Path
+) -> None:
+    for key, (wanted, fits) in fields.items():
+        _wanted(fits(values.get(key)), file, f"{prefix}{key} is {reprlib.repr(values.get(key))}", wanted)
+
+
 def _check_rejection(seen: Any, classes: list[Any], kind: type, file: Path) -> None:
     _wanted(type(seen) is dict, file, f"rejection is {reprlib.repr(seen)}", "an object")
     unknown = seen.keys() ^ _REJECTION_FIELDS.keys()
     _wanted(not unknown, file, f"rejection has {sorted(seen)}", f"just {sorted(_REJECTION_FIELDS)}")
-    for key, (wanted, fits) in _REJECTION_FIELDS.items():
-        _wanted(fits(seen[key]), file, f"rejection.{key} is {reprlib.repr(seen[key])}", wanted)
+    _check_fields(seen, _REJECTION_FIELDS, "rejection.", file)
     label = seen["abstention"]
     fine = type(label) is kind and label not in classes
     _wanted(fine, file, f"rejection.abstention is {reprlib.repr(label)}", f"{kind.__name__}, and none of the classes")

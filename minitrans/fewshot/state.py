@@ -46,17 +46,17 @@ class StateAttributes:
 
     @property
     def classes_(self) -> Labels:
-        """`[K]`; this and the following as the class describes them."""
+        """``[K]``; this and the following as the class describes them."""
         return self._state().head.classes
 
     @property
     def coef_(self) -> Float32:
-        """`[K, H]`."""
+        """``[K, H]``."""
         return self._state().head.coef
 
     @property
     def intercept_(self) -> Float32:
-        """`[K]`."""
+        """``[K]``."""
         return self._state().head.intercept
 
     @property
@@ -77,17 +77,17 @@ class StateAttributes:
 
     @property
     def embeddings_(self) -> Float32:
-        """`[N, H]`."""
+        """``[N, H]``."""
         return self._state().head.embeddings
 
     @property
     def codes_(self) -> NDArray[np.int64]:
-        """`[N]`."""
+        """``[N]``."""
         return self._state().head.codes
 
     @property
     def labels_(self) -> Labels:
-        """`[N]`, made when asked for."""
+        """``[N]``, made when asked for."""
         return self._state().head.labels
 
     @property
@@ -97,7 +97,7 @@ class StateAttributes:
 
     @property
     def name_embeddings_(self) -> Float32 | None:
-        """`[K, H]`, or None."""
+        """``[K, H]``, or None."""
         return self._state().head.names
 
     @property
@@ -124,7 +124,7 @@ class StateAttributes:
             return True
 
     def _change(self: Self, state: Callable[[], State], change: Callable[[State], State]) -> Self:
-        """Put what `change` makes of the state in its place; made again where another thread was quicker."""
+        """Put what ``change`` makes of the state in its place; made again where another thread was quicker."""
         while True:
             before = state()
             if self._swap(before, change(before)):

@@ -512,7 +512,7 @@ def test_partial_fit_refuses_the_abstention_as_a_class(calibrated):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"score": "msp"}, InputError, "score is 'msp', wanted 'probability'"),
+        ({"score": "msp"}, InputError, "score is 'msp', wanted 'auto', 'probability'"),
         ({"keep": 0.0}, InputError, "keep is 0.0"),
         ({"folds": 1}, InputError, "folds is 1, wanted an integer of at least 2"),
         ({"seed": -1}, InputError, "seed is -1"),
