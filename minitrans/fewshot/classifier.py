@@ -413,7 +413,7 @@ class FewShotClassifier(StateAttributes):
         texts: list[str] | None,
         before: Head | None = None,
     ) -> State:
-        """The state after a fit on embeddings ``rows [N, H]``: of the examples in ``before``, then those of ``labels``."""
+        """The state after a fit on embeddings ``rows [N, H]``: of the examples ``before``, then those of ``labels``."""
         classes, codes = merged(before, labels)  # [K], [N]
         if check_flag("label_names", self.label_names) and names is None and classes.dtype.kind == "U":
             known: dict[Any, Float32] = {}

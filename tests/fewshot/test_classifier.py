@@ -129,11 +129,6 @@ def test_one_class_has_probability_one(encoder):
     assert classifier.predict_proba(["anything", ""]).tolist() == [[1.0], [1.0]]
 
 
-def test_one_example_per_class(encoder):
-    classifier = FewShotClassifier(encoder).fit([TEXTS[0], TEXTS[3]], ["a", "b"])
-    assert classifier.predict([TEXTS[0], TEXTS[3]]).tolist() == ["a", "b"]
-
-
 def test_duplicates_count(encoder):
     once = FewShotClassifier(encoder, label_names=False).fit(["yes please", "no thanks"], ["yes", "no"])
     often = FewShotClassifier(encoder, label_names=False).fit(["yes please"] * 5 + ["no thanks"], ["yes"] * 5 + ["no"])
@@ -442,6 +437,10 @@ def test_refused_texts(fitted, method, texts, seen):
         lambda c, folder: c.predict([]),
         lambda c, folder: c.predict_proba(["a"]),
         lambda c, folder: c.predict_embeddings(np.ones((1, 48))),
+        lambda c, folder: c.calibrate_rejection(),
+        lambda c, folder: c.calibrate_rejection_embeddings(np.ones((1, 48))),
+        lambda c, folder: c.score_in_scope("a"),
+        lambda c, folder: c.score_in_scope_embeddings(np.ones((1, 48))),
         lambda c, folder: c.answer(["a"]),
         lambda c, folder: c.answer_embeddings(np.ones((1, 48))),
         lambda c, folder: c.remove(["a"]),
@@ -475,12 +474,6 @@ def test_repr(encoder):
         assert repr(FewShotClassifier()) == "FewShotClassifier(None, C=10.0, label_names=True)"
     finally:
         del encoder.__class__.__repr__
-
-
-def test_pickle(fitted):
-    again = pickle.loads(pickle.dumps(fitted))
-    np.testing.assert_array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
-    assert pickle.loads(pickle.dumps(FewShotClassifier(C=2.0))).C == 2.0
 
 
 def test_clone(fitted):
@@ -606,12 +599,6 @@ def test_round_trip_of_labels(encoder, tmp_path, labels, label_names):
     assert (again.C, again.label_names) == (2.0, label_names)
 
 
-def test_partial_fit_goes_on_after_load(encoder, tmp_path):
-    FewShotClassifier(encoder).fit(TEXTS[:7], LABELS[:7]).save(tmp_path / "saved")
-    again = FewShotClassifier.load(tmp_path / "saved", encoder).partial_fit(TEXTS[7:], LABELS[7:])
-    same_model(again, FewShotClassifier(encoder).fit(TEXTS, LABELS))
-
-
 def test_what_the_json_says(folder):
     values = json.loads((folder / "classifier.json").read_text())
     assert values == {
@@ -642,7 +629,7 @@ def test_texts_are_kept_as_long_as_all_are_known(encoder, tmp_path):
     assert FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS).texts_ is None
 
 
-def test_texts_that_are_too_long_to_be_kept_leave_what_was_there(encoder, tmp_path, monkeypatch):
+def test_texts_too_long_to_be_kept_leave_what_was_there(encoder, tmp_path, monkeypatch):
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
     classifier.save(tmp_path / "saved")
     before = (tmp_path / "saved" / "classifier.json").read_bytes()
@@ -723,13 +710,6 @@ def test_save_refuses_a_folder_with_anything_else(fitted, folder):
     with pytest.raises(InputError, match=r"holds notes.txt, wanted a new folder.*name another"):
         fitted.save(folder)
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_save_refuses_a_file(fitted, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="holds a file"):
-        fitted.save(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("fails_at", ["safetensors.numpy.save", "pathlib.Path.write_bytes", "pathlib.Path.replace"])

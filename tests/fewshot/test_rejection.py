@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError
+from minitrans.errors import ClassifierError, InputError, InputTypeError
 from minitrans.evaluation.detection import RejectionRow, evaluate_rejection
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.fewshot.logistic import fit_logistic
@@ -284,7 +284,7 @@ def test_auto_takes_the_score_that_tells_them_apart():
     assert (chosen.in_scope, chosen.out_of_scope, chosen.kept, chosen.rejected, chosen.accuracy) == (2, 2, 1, 1, 0.5)
 
 
-def test_auto_takes_the_default_among_equals_and_without_texts_out_of_scope():
+def test_auto_takes_the_default_where_nothing_says_otherwise():
     scores = held_out_scores()
     assert calibrate(HeldOut(scores, None), scores, abstention="oos").score == DEFAULT_SCORE
     alone = calibrate(HeldOut(scores, None), None, abstention="oos")
@@ -383,16 +383,6 @@ def test_a_single_text(calibrated):
     assert calibrated.predict([]).shape == calibrated.score_in_scope([]).shape == (0,)
 
 
-@every_score
-def test_predictions_do_not_depend_on_the_neighbours(fitted, score):
-    fitted.calibrate_rejection(score=score)
-    texts = ASKED + BEYOND
-    scores, labels = fitted.score_in_scope(texts), fitted.predict(texts)
-    for i, text in enumerate(texts):
-        assert fitted.score_in_scope(text) == scores[i]
-        assert fitted.predict(text) == labels[i]
-
-
 def test_scores_without_calibration(fitted):
     np.testing.assert_array_equal(fitted.score_in_scope(ASKED), fitted.score_in_scope(ASKED, DEFAULT_SCORE))
 
@@ -469,7 +459,7 @@ def test_fit_forgets_the_threshold(calibrated):
     assert "oos" not in calibrated.predict(ASKED)
 
 
-def test_partial_fit_keeps_the_threshold_and_scores_by_all_examples(calibrated, encoder):
+def test_partial_fit_keeps_the_threshold_and_moves_the_scores(calibrated, encoder):
     before, low = calibrated.rejection_, calibrated.score_in_scope("boil two eggs")
     calibrated.partial_fit(["boil two eggs", "please boil two eggs"], ["cook", "cook"])
     assert calibrated.rejection_ is before
@@ -547,27 +537,6 @@ def test_a_class_that_is_called_oos(encoder):
     assert classifier.calibrate_rejection(abstention="none").predict(ASKED[1]) == "oos"
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda c: c.calibrate_rejection(),
-        lambda c: c.calibrate_rejection_embeddings(np.ones((1, 32))),
-        lambda c: c.score_in_scope("a"),
-        lambda c: c.score_in_scope_embeddings(np.ones((1, 32))),
-    ],
-)
-def test_not_fitted(encoder, use):
-    with pytest.raises(NotFittedError, match=r"call fit\(texts, labels\)"):
-        use(FewShotClassifier(encoder))
-
-
-def test_pickle(calibrated):
-    calibrated.predict(ASKED)
-    again = pickle.loads(pickle.dumps(calibrated))
-    assert again.rejection_ == calibrated.rejection_
-    assert again.predict(ASKED).tolist() == EXPECTED
-
-
 # ---------------------------------------------------------------- files
 
 
@@ -598,7 +567,7 @@ def test_what_the_json_says(calibrated, folder):
     assert values["rejection"] == asdict(calibrated.rejection_)
 
 
-def test_an_uncalibrated_classifier_has_no_rejection_in_its_json(calibrated, folder):
+def test_json_of_an_uncalibrated_classifier(calibrated, folder):
     calibrated.fit(TEXTS, LABELS).save(folder)
     assert "rejection" not in json.loads((folder / "classifier.json").read_text())
 

@@ -406,7 +406,7 @@ def test_permissions_of_what_is_replaced_are_kept(tmp_path, mode):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="who may give files away")
 @pytest.mark.parametrize("mine", [True, False])
-def test_owner_and_group_are_kept_or_the_group_may_no_more_than_others(tmp_path, monkeypatch, mine):
+def test_owner_and_group_are_kept_as_far_as_they_can_be(tmp_path, monkeypatch, mine):
     TWO.save(tmp_path)
     path = tmp_path / "classifier.json"
     path.chmod(0o664)
