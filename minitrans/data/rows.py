@@ -63,7 +63,7 @@ class Row:
     fault: str | None = None
 
     def refuse(self, fault: str) -> None:
-        """Say what is wrong, unless something was already."""
+        """Note what is wrong with the row, unless something else was noted before."""
         if self.fault is None:
             self.fault, self.values = fault, None
 
@@ -314,7 +314,7 @@ class _Table:
 
     @cached_property
     def places(self) -> list[int]:
-        """Which fields the columns are."""
+        """The place of each wanted column among the fields of a row."""
         return [self.names.index(name) for name in _names(self.columns)]
 
     def rows(self) -> list[Row]:
@@ -381,7 +381,7 @@ class _Table:
         return fields if all(self._least <= len(each) <= len(self.names) for each in fields) else None
 
     def _refuse_doubt(self, row: Row) -> None:
-        """Refuse the row of a file with tabs where its lines are rows without regard to marks too, and others."""
+        """Refuse a row of a .tsv whose lines, with marks read as letters, are rows too, and not the same ones."""
         if row.last == row.line and _MARK not in self.lines[row.line - 1]:
             return
         alone = self._alone(row)
@@ -391,7 +391,7 @@ class _Table:
             row.refuse(f"{fault}as .csv or .jsonl")
 
     def _marked_fields(self, rows: list[Row], plain: list[Row]) -> tuple[bool, set[int]]:
-        """Whether some field needs its marks, and the lines of those that do not: no program puts marks around these.
+        """Whether some field needs its marks, and the lines of fields that do not: no program puts marks around these.
 
         Besides tabs, line ends and marks, a comma needs them too where the file has no comma outside of marks, as Excel
         writes it.
@@ -447,5 +447,5 @@ class _Table:
 
 
 def _same(field: str, seen: str) -> bool:
-    """Whether a field differs from what was seen by no more than the marks around it."""
+    """Whether a field and what stands in the file differ by the marks around it at most."""
     return field == seen or seen == _MARK + field.replace(_MARK, 2 * _MARK) + _MARK

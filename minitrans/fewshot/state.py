@@ -26,7 +26,7 @@ if hasattr(os, "register_at_fork"):  # a child has no other threads: what they h
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Whoever reads it once has one state, whatever other threads fit meanwhile.
+    """What a classifier knows at one moment. Who reads it once has all of one fit, whatever other threads fit meanwhile.
 
     Attributes:
         encoder: a name, a folder or None stands for an encoder that was not needed yet.
@@ -46,7 +46,7 @@ class StateAttributes:
 
     @property
     def classes_(self) -> Labels:
-        """``[K]``; this and the following as the class describes them."""
+        """``[K]``; `FewShotClassifier` describes this and the following."""
         return self._state().head.classes
 
     @property
