@@ -26,7 +26,7 @@ if hasattr(os, "register_at_fork"):  # a child has no other threads: what they h
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What a classifier knows at one moment. Who reads it once has all of one fit, whatever other threads fit meanwhile.
+    """What a classifier knows at one moment: who reads it once has all of one fit, whatever others fit meanwhile.
 
     Attributes:
         encoder: a name, a folder or None stands for an encoder that was not needed yet.
