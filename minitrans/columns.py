@@ -42,7 +42,7 @@ def str_items(values: object, what: str) -> list[str]:
     items = column_items(values, what)
     for i, item in enumerate(items):
         if not isinstance(item, str):
-            raise InputTypeError(f"text {i} is {described(item)}; wanted str; {_text_remedy(item)}")
+            raise InputTypeError(f"text {i} is {described(item)}, wanted str; {_text_remedy(item)}")
     return [plain(item) for item in items]
 
 
@@ -76,32 +76,32 @@ def _refusal(values: Any) -> str | None:
     kind = type(values)
     seen = f"is a {kind.__name__}"
     if isinstance(values, str):
-        return f"{seen}; wanted a list; put a single one in brackets"
+        return f"{seen}, wanted a list; put a single one in brackets"
     if isinstance(values, bytes | bytearray | memoryview):
-        return f"{seen}; wanted a list of str; decode it, as with .decode(), and put it in brackets"
+        return f"{seen}, wanted a list of str; decode it, as with .decode(), and put it in brackets"
     if isinstance(values, Mapping):
-        return f"{seen}; wanted a list; pass one of its columns, or list(....values())"
+        return f"{seen}, wanted a list; pass one of its columns, or list(....values())"
     if isinstance(values, Set) and not isinstance(values, KeysView):
-        return f"{seen}, which has no order; wanted a list; pass sorted(...)"
+        return f"{seen}, which has no order, wanted a list; pass sorted(...)"
     if isinstance(values, io.IOBase):
-        return f"{seen}; wanted a list; read the file with minitrans.data.files.read_texts, or read_examples"
+        return f"{seen}, wanted a list; read the file with minitrans.data.files.read_texts, or read_examples"
     if kind.__name__ == "LazyFrame":  # of polars, whose columns are not known yet
-        return f'{seen}, a table; wanted one column; pass one by its name, as table.collect()["text"]'
+        return f'{seen}, a table, wanted one column; pass one by its name, as table.collect()["text"]'
     if names := next((name for name in ("column_names", "columns") if hasattr(kind, name)), None):
         found = [name for name in getattr(values, names) if isinstance(name, str)]
-        return f"{seen}, a table; wanted one column; pass {_column(found)}"
+        return f"{seen}, a table, wanted one column; pass {_column(found)}"
     if getattr(getattr(values, "dtype", None), "names", None):
-        return f"{seen} of several fields; wanted one; pass {_column(list(values.dtype.names))}"
+        return f"{seen} of several fields, wanted one; pass {_column(list(values.dtype.names))}"
     shape = getattr(values, "shape", None)
     if isinstance(shape, tuple) and len(shape) != 1:
         remedy = "pass a single column, as array[:, 0]" if shape else "put what its item() gives in brackets"
-        return f"has {len(shape)} dimensions; wanted one; {remedy}"
+        return f"has {len(shape)} dimensions, wanted one; {remedy}"
     return None if isinstance(values, Iterable) else _no_list(values)
 
 
 def _no_list(values: object) -> str:
     seen = f"is a {type(values).__name__}"
-    return f"{seen}; wanted a list; put a single text or label in brackets, or read a file with minitrans.data.tasks"
+    return f"{seen}, wanted a list; put a single text or label in brackets, or read a file with minitrans.data.tasks"
 
 
 def _column(names: list[str]) -> str:

@@ -12,11 +12,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 from minitrans.errors import InputError, InputTypeError, MinitransError, ModelNotFoundError, WriteError
-
-T = TypeVar("T")
 
 LOCK_SECONDS = 10  # how long to wait for another process that is saving in the same folder
 STALE_SECONDS = 24 * 3600  # where there are no locks, what is older has no writer any more
@@ -84,11 +82,6 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 def is_sha256(value: object) -> TypeGuard[str]:
     """Whether a value is a digest as `sha256_of` gives it."""
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def content_name(stem: str, sha256: str) -> str:
-    """The name of a file of arrays after what it holds: another content never takes its place."""
-    return f"{stem}-{sha256[:16]}.safetensors"
 
 
 @contextmanager
@@ -297,24 +290,6 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-
-
-def consistent(folder: Path, read: Callable[[], T]) -> T:
-    """What ``read`` makes of several files of a folder, all of one save, while others may be saving there.
-
-    Files change only by one rename of the file that names the others, so that ``read`` fails where it comes between:
-    it is tried again, at last with the folder locked. What fails then is really broken, and the error is that of
-    ``read``.
-    """
-    for _ in range(2):
-        with suppress(MinitransError):
-            return read()
-    with locked(folder, shared=True) as held:
-        for _ in range(0 if held else 20):  # where there are no locks, luck has to do
-            with suppress(MinitransError):
-                return read()
-            time.sleep(0.01)
-        return read()
 
 
 def remove_unnamed(folder: Path, names: re.Pattern[str], named: Collection[str], held: bool) -> None:

@@ -79,3 +79,9 @@ def shortened(text: str, width: int) -> str:
 def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"; "" of none."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def some(items: Sequence[str], most: int = 5) -> str:
+    """The first few items, `printable`, and how many more there are: "a, b and 7 more"."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(printable, items[:most])) + more

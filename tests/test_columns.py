@@ -79,21 +79,21 @@ def test_columns_of_any_kind_are_taken(kind):
 
 
 TABLES = {
-    "set": (set(TEXTS), r"is a set, which has no order; wanted a list; pass sorted\(...\)"),
+    "set": (set(TEXTS), r"is a set, which has no order, wanted a list; pass sorted\(...\)"),
     "frozenset": (frozenset(TEXTS), "is a frozenset, which has no order"),
-    "items": (Frame(), r'is a Frame, a table; wanted one column; pass one by its name, as table\["text"\]'),
-    "mapping": ({"text": TEXTS}, "is a dict; wanted a list; pass one of its columns"),
-    "structured": (np.zeros(2, [("q", "U1"), ("n", int)]), r'of several fields; wanted one; .* table\["q"\]'),
-    "matrix": (np.array([TEXTS]), r"has 2 dimensions; wanted one; pass a single column, as array\[:, 0\]"),
+    "items": (Frame(), r'is a Frame, a table, wanted one column; pass one by its name, as table\["text"\]'),
+    "mapping": ({"text": TEXTS}, "is a dict, wanted a list; pass one of its columns"),
+    "structured": (np.zeros(2, [("q", "U1"), ("n", int)]), r'of several fields, wanted one; .* table\["q"\]'),
+    "matrix": (np.array([TEXTS]), r"has 2 dimensions, wanted one; pass a single column, as array\[:, 0\]"),
     "column vector": (np.array(TEXTS)[:, None], "has 2 dimensions"),
-    "scalar": (np.array("hello"), r"has 0 dimensions; wanted one; put what its item\(\) gives in brackets"),
-    "bytes": (b"hello", "is a bytes; .* decode it"),
-    "bytearray": (bytearray(b"hello"), "is a bytearray; .* decode it"),
-    "memoryview": (memoryview(b"hello"), "is a memoryview; .* decode it"),
-    "file": (io.StringIO("hello\ncard\n"), "is a StringIO; .*read_texts"),
-    "number": (5, "is a int; wanted a list"),
-    "nothing": (None, "is a NoneType; wanted a list"),
-    "seemingly iterable": (NotIterable(), "is a NotIterable; wanted a list"),
+    "scalar": (np.array("hello"), r"has 0 dimensions, wanted one; put what its item\(\) gives in brackets"),
+    "bytes": (b"hello", "is a bytes, .* decode it"),
+    "bytearray": (bytearray(b"hello"), "is a bytearray, .* decode it"),
+    "memoryview": (memoryview(b"hello"), "is a memoryview, .* decode it"),
+    "file": (io.StringIO("hello\ncard\n"), "is a StringIO, .*read_texts"),
+    "number": (5, "is a int, wanted a list"),
+    "nothing": (None, "is a NoneType, wanted a list"),
+    "seemingly iterable": (NotIterable(), "is a NotIterable, wanted a list"),
 }
 
 
@@ -112,11 +112,11 @@ def test_what_is_no_column_is_refused_with_a_remedy(kind):
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (None, "text 1 is None of type NoneType; wanted str; it is a missing value"),
-        (float("nan"), "text 1 is nan of type float; wanted str; it is a missing value"),
+        (None, "text 1 is None of type NoneType, wanted str; it is a missing value"),
+        (float("nan"), "text 1 is nan of type float, wanted str; it is a missing value"),
         (np.float32("nan"), "missing value"),
         (np.ma.masked, "missing value"),
-        (7, r"text 1 is 7 of type int; wanted str; convert it with str\(\)"),
+        (7, r"text 1 is 7 of type int, wanted str; convert it with str\(\)"),
         (b"x", r"decode it, as with .decode\(\)"),
         (["x"], "drop it, or pass the text in it"),
     ],
@@ -129,9 +129,9 @@ def test_an_item_that_is_no_text_is_named(item, message):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (True, r'label 0 is True of type bool; wanted str or int; name the two classes, as \["yes"'),
+        (True, r'label 0 is True of type bool, wanted str or int; name the two classes, as \["yes"'),
         (np.bool_(False), "name the two classes"),
-        (2.0, r"label 0 is 2.0 of type float; .* convert the labels with int\(\)"),
+        (2.0, r"label 0 is 2.0 of type float, .* convert the labels with int\(\)"),
         (float("nan"), "missing value: drop the example or name its class"),
         (None, "missing value"),
         (b"card", "decode it"),
@@ -191,7 +191,7 @@ FRAMES = {
 def test_real_tables_are_refused_and_their_columns_taken(library):
     make, module = FRAMES[library], pytest.importorskip(library)
     table = make(module, {"n": [1, 2, 3], "text": TEXTS})
-    with pytest.raises(InputTypeError, match=r'a table; wanted one column; pass .* table\["text"\]'):
+    with pytest.raises(InputTypeError, match=r'a table, wanted one column; pass .* table\["text"\]'):
         column_items(table, "texts")
     assert as_texts(table["text"]) == label_array(table["text"], 3).tolist() == TEXTS
     assert label_array(table["n"], 3).tolist() == [1, 2, 3]

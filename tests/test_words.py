@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitrans.words import columns, escaped, isolated, listed, padded, printable, shortened
+from minitrans.words import columns, escaped, isolated, listed, padded, printable, shortened, some
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,4 @@ def test_right_to_left_is_kept_apart():
 
 def test_names_are_listed():
     assert [listed(names) for names in ("", "a", "ab", "abc")] == ["", "a", "a and b", "a, b and c"]
+    assert [some(names, 2) for names in ("", "ab", ["a", "\x1b", "c"])] == ["", "a, b", "a, \\x1b and 1 more"]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minitrans.data.hub import read_parquet
-from minitrans.data.rows import TABLES, Row, checked_path, file_lines, raise_faults, table_rows
+from minitrans.data.rows import TABLES, Row, file_lines, raise_faults, table_rows
 from minitrans.errors import DataWarning, InputError
 from minitrans.fewshot.examples import case_warning, conflict_warning, is_blank, normalized_label
+from minitrans.files import target_of
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ def read_examples(
             says, or where the header lacks the columns so, another with which it has them.
 
     Raises:
-        InputTypeError: a path that is none.
+        InputTypeError, InputError: a path that is none.
         InputError: no such file, another format, a column that is not there, or rows without text or label; the
             message names their lines.
 
     Warns with DataWarning of labels whose spellings became one, of labels that differ in case alone, and of one text
     with several labels.
     """
-    path = checked_path(path)
+    path = target_of(path)
     if text_column == label_column:
         raise InputError(f"{path}: text_column and label_column are both {text_column!r}, wanted two columns")
     rows = table_rows(path, (text_column, label_column), delimiter)
@@ -73,11 +74,11 @@ def read_texts(
             lines are passed over, and a blank field is a fault.
 
     Raises:
-        InputTypeError: a path that is none.
+        InputTypeError, InputError: a path that is none.
         InputError: no such file, not UTF-8, no text in it (unless blank ones are kept), or rows without that column;
             the message names their lines.
     """
-    path = checked_path(path)
+    path = target_of(path)
     suffix = path.suffix.lower()
     if suffix in (".json", ".ndjson"):
         raise InputError(f"{path}: the file ends in {suffix!r}, wanted .jsonl for an object a line, .csv or plain text")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minitrans.errors import DownloadError, InputError
-from minitrans.hub.download import HUB_SECONDS
+from minitrans.hub.download import HUB_SECONDS, _bars
 
 _PARQUET = "-00000-of-00001.parquet"
 
@@ -74,21 +74,14 @@ def fetch(name: str, local_files_only: bool = False) -> dict[str, Path]:
 
     known = KNOWN[name]
 
-    def download(file: str, local_files_only: bool) -> Path:
-        return Path(
-            huggingface_hub.hf_hub_download(
-                known.repository,
-                file,
-                repo_type="dataset",
-                revision=known.revision,
-                etag_timeout=HUB_SECONDS,
-                local_files_only=local_files_only,
-            )
-        )
+    def download(local_files_only: bool) -> dict[str, Path]:
+        options = {"repo_type": "dataset", "revision": known.revision, "etag_timeout": HUB_SECONDS}
+        get = partial(huggingface_hub.hf_hub_download, known.repository, local_files_only=local_files_only, **options)
+        return {split: Path(get(file)) for split, file in known.files.items()}
 
-    with _silent():
+    with _bars(False):
         try:
-            return _each(known.files, lambda file: download(file, True))
+            return download(True)
         except LocalEntryNotFoundError:
             if local_files_only:
                 raise DownloadError(
@@ -98,7 +91,7 @@ def fetch(name: str, local_files_only: bool = False) -> dict[str, Path]:
         try:
             # One plain request first: a download retries a blocked hub for half a minute and logs each attempt.
             huggingface_hub.HfApi().dataset_info(known.repository, revision=known.revision, timeout=HUB_SECONDS)
-            return _each(known.files, lambda file: download(file, False))
+            return download(False)
         except Exception as error:  # whatever the hub's client and its HTTP library may raise
             raise DownloadError(
                 f"{name} could not be fetched from the hub ({known.repository}, revision {known.revision[:7]}): "
@@ -147,23 +140,3 @@ def _label_names(metadata: Mapping[bytes, bytes], column: str) -> list[str]:
 def _reason(error: Exception) -> str:
     first = (str(error).strip() or "no reason given").splitlines()[0]
     return f"{type(error).__name__}: {first.rstrip('.'):.300}"
-
-
-def _each(files: Mapping[str, str], get: Callable[[str], Path]) -> dict[str, Path]:
-    return {split: get(file) for split, file in files.items()}
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without huggingface_hub's progress bars: a library call prints nothing."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    switch = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
-    if switch:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if switch:
-            enable_progress_bars()

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from bisect import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +63,9 @@ class Row:
     fault: str | None = None
 
     def refuse(self, fault: str) -> None:
-        """Say what is wrong, unless something was already."""
+        """Note what is wrong with the row, unless something else was noted before."""
         if self.fault is None:
             self.fault, self.values = fault, None
-
-
-def checked_path(path: object) -> Path:
-    """A path from a str or another path. InputTypeError for anything else."""
-    if isinstance(path, str | Path):
-        return Path(path)
-    if hasattr(path, "__fspath__") and isinstance(found := path.__fspath__(), str):
-        return Path(found)
-    raise InputTypeError(f"the file is a {type(path).__name__}, wanted a path as str")
 
 
 def decoded(data: bytes, name: str, line: int | None = None, offset: int = 0) -> str:
@@ -133,10 +126,8 @@ def file_lines(path: Path, ends: bool = False) -> list[str]:
     try:
         with path.open("rb") as file:
             return list(text_lines(file, str(path), ends))
-    except (OSError, ValueError) as error:  # ValueError: NUL in the path
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def check_delimiter(delimiter: str | None) -> str | None:
@@ -155,8 +146,8 @@ def table_rows(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
     Args:
         path: of the file.
         columns: the wanted ones; `Row.values` has them.
-        delimiter: None takes that of the file's name, or of a line `sep=;` on top; where the header lacks the columns,
-            another of comma, semicolon, tab and bar with which it has them.
+        delimiter: None takes that of the file's name, or of a line ``sep=;`` on top; where the header lacks the
+            columns, another of comma, semicolon, tab and bar with which it has them.
 
     Raises:
         InputTypeError: a column that is no str.
@@ -279,7 +270,10 @@ def _unquoted(lines: list[str], skipped: int, delimiter: str) -> Iterator[Row]:
 
 def _quoted(lines: list[str], skipped: int, delimiter: str) -> Iterator[Row]:
     """Rows as in RFC 4180: a field that begins with a mark ends with one, and holds two in place of one."""
-    number = skipped
+    text, starts = "".join(lines), list(accumulate(map(len, lines[:-1]), initial=0))
+    # A field in marks, its content as the group, or any other; none where nothing closes a mark.
+    field = re.compile(f'"([^"]*(?:""[^"]*)*)"(?!")|(?!")[^{re.escape(delimiter)}\r\n]*')
+    number = skipped  # of the line that was read last
     while number < len(lines):
         line = lines[number]
         number += 1
@@ -287,51 +281,24 @@ def _quoted(lines: list[str], skipped: int, delimiter: str) -> Iterator[Row]:
             if body := line.rstrip("\r\n"):
                 yield Row(number, number, body.split(delimiter))
             continue
-        first, fields, place = number, [], 0
-        while place >= 0:
-            if lines[number - 1][place : place + 1] == _MARK:
-                opened = number
-                field, number, place = _marked(lines, number, place + 1)
-                if field is None:
-                    fault = "a quotation mark opens a field here and nothing closes it; close it, or put the field in "
-                    yield Row(opened, number, fault=f"{fault}marks and double those in it")
-                    return
-                fields.append(field)
-                rest = lines[number - 1][place:].rstrip("\r\n")
-                if rest and rest[0] != delimiter:
-                    fault = f"the quotation mark that opens a field here is closed in line {number} with more behind it"
-                    yield Row(opened, number, fault=f"{fault}; put the whole field in marks, and double those in it")
-                    fields = []
-                    break
-                place = place + 1 if rest else -1
-            else:
-                line = lines[number - 1]
-                end = line.find(delimiter, place)
-                fields.append(line[place:end] if end >= 0 else line[place:].rstrip("\r\n"))
-                place = end + 1 if end >= 0 else -1
-        if fields:
+        first, fields, place = number, [], starts[number - 1]
+        while True:
+            opened, found = bisect(starts, place), field.match(text, place)
+            if found is None:
+                fault = "a quotation mark opens a field here and nothing closes it; close it, or put the field in "
+                yield Row(opened, len(lines), fault=f"{fault}marks and double those in it")
+                return
+            fields.append(found[0] if found[1] is None else found[1].replace(2 * _MARK, _MARK))
+            place = found.end()
+            number = bisect(starts, place)
+            if text[place : place + 1] != delimiter:
+                break
+            place += 1
+        if text[place : place + 1] in ("", "\r", "\n"):
             yield Row(first, number, fields)
-
-
-def _marked(lines: list[str], number: int, place: int) -> tuple[str | None, int, int]:
-    """What stands between quotation marks from a place in a line on, the line of the second one and the place after it.
-
-    None in place of the text where it never comes.
-    """
-    pieces = []
-    while True:
-        line = lines[number - 1]
-        end = line.find(_MARK, place)
-        if end < 0:
-            pieces.append(line[place:])
-            if number == len(lines):
-                return None, number, 0
-            number, place = number + 1, 0
-        elif line[end + 1 : end + 2] == _MARK:
-            pieces.append(line[place : end + 1])
-            place = end + 2
         else:
-            return "".join([*pieces, line[place:end]]), number, end + 1
+            fault = f"the quotation mark that opens a field here is closed in line {number} with more behind it"
+            yield Row(opened, number, fault=f"{fault}; put the whole field in marks, and double those in it")
 
 
 @dataclass(frozen=True)
@@ -347,7 +314,7 @@ class _Table:
 
     @cached_property
     def places(self) -> list[int]:
-        """Which fields the columns are."""
+        """The place of each wanted column among the fields of a row."""
         return [self.names.index(name) for name in _names(self.columns)]
 
     def rows(self) -> list[Row]:
@@ -414,7 +381,7 @@ class _Table:
         return fields if all(self._least <= len(each) <= len(self.names) for each in fields) else None
 
     def _refuse_doubt(self, row: Row) -> None:
-        """Refuse the row of a file with tabs where its lines are rows without regard to marks too, and others."""
+        """Refuse a row of a .tsv whose lines, with marks read as letters, are rows too, and not the same ones."""
         if row.last == row.line and _MARK not in self.lines[row.line - 1]:
             return
         alone = self._alone(row)
@@ -424,7 +391,7 @@ class _Table:
             row.refuse(f"{fault}as .csv or .jsonl")
 
     def _marked_fields(self, rows: list[Row], plain: list[Row]) -> tuple[bool, set[int]]:
-        """Whether some field needs its marks, and the lines of those that do not: no program puts marks around these.
+        """Whether some field needs its marks, and the lines of fields that do not: no program puts marks around these.
 
         Besides tabs, line ends and marks, a comma needs them too where the file has no comma outside of marks, as Excel
         writes it.
@@ -480,5 +447,5 @@ class _Table:
 
 
 def _same(field: str, seen: str) -> bool:
-    """Whether a field differs from what was seen by no more than the marks around it."""
+    """Whether a field and what stands in the file differ by the marks around it at most."""
     return field == seen or seen == _MARK + field.replace(_MARK, 2 * _MARK) + _MARK

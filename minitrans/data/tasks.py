@@ -41,7 +41,7 @@ class Task:
 
     Attributes:
         name: for tables.
-        splits: "train" and where present "test", "valid" and `train_<k>shot`; or "all" alone. No text of them is out
+        splits: "train" and where present "test", "valid" and ``train_<k>shot``; or "all" alone. No text of them is out
             of scope.
         out_of_scope: split -> texts that belong to none of the classes.
         source: where it came from.
@@ -160,7 +160,7 @@ def load_task(
 def draw(task: Task, shots: int, seed: int) -> Draw:
     """Few examples per class, the same ones for the same task, ``shots`` and ``seed`` on every machine.
 
-    Seed 0 is the split `train_<shots>shot` where the task has one. Otherwise ``shots`` examples of each class come
+    Seed 0 is the split ``train_<shots>shot`` where the task has one. Otherwise ``shots`` examples of each class come
     from "train", without replacement; a class with fewer gives all. The test part is the split "test".
 
     Without a split "test", all other examples are the test part. No text is in both parts then, compared without case
@@ -192,7 +192,7 @@ def draw(task: Task, shots: int, seed: int) -> Draw:
     taken, classes = {normalized_text(text) for text in train.texts}, set(train.labels)
     rest = [i for i, key in enumerate(keys) if key not in taken and pool.labels[i] in classes]
     if not rest:
-        raise InputError(f"{task.name} leaves no example for the test; wanted at least two texts in some class")
+        raise InputError(f"{task.name} leaves no example for the test, wanted at least two texts in some class")
     return Draw(train, _subset(pool, rest), sorted(set(pool.labels) - classes))
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from minitrans.arguments import as_int, as_number
 from minitrans.contents import read_json
 from minitrans.encoder.fitted import NOTHING_FITTED, Fitted
-from minitrans.encoder.policy_files import arrays_in_use, arrays_of, arrays_path, remove_old_arrays
+from minitrans.encoder.policy_files import arrays_in_use, arrays_of, remove_old_arrays
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
-from minitrans.files import bundled, consistent, locked, make_folder, reporting, target_of, write_file
+from minitrans.files import bundled, target_of
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import Linear
 from minitrans.models.sentence import PoolingMode
+from minitrans.together import consistent, content_name, write_together
 
 Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
@@ -253,29 +254,19 @@ class PruningPolicy:
     def save(self, path: str | Path) -> None:
         """Write the policy as JSON, and its fitted arrays, if any, beside it: policy-<digest>.safetensors.
 
-        The arrays come first, under a name of their own, so that the one rename of the JSON file changes both: whoever
-        reads, or goes on after this process was killed, has the old policy or the new one. Then the old arrays go.
+        Whoever reads meanwhile, or goes on after this process was killed, has the old policy or the new one, whole.
 
         Raises:
             PolicyError: the path is that of a file of arrays.
-            InputTypeError, InputError, WriteError: see `minitrans.files.atomic_file`.
+            InputTypeError, InputError, WriteError: see `write_together`.
         """
         path = target_of(path)
         if path.suffix == ".safetensors":
             raise PolicyError(f"{path} is the name of a file of arrays, wanted another ending, such as .json")
         data = (json.dumps(self.to_dict(), indent=2) + "\n").encode()
-        with reporting(path):
-            make_folder(path.parent)
-        with locked(path.parent) as held:
-            before = arrays_in_use(path)
-            try:
-                if self.fitted is not None:
-                    self.fitted.save(arrays_path(path, self.fitted.sha256), like=path)
-                write_file(path, data)
-                if self.fitted is not None and not arrays_path(path, self.fitted.sha256).exists():
-                    self.fitted.save(arrays_path(path, self.fitted.sha256), like=path)  # see remove_unnamed
-            finally:
-                remove_old_arrays(path, before, held)
+        arrays = {} if self.fitted is None else {content_name(path.stem, self.fitted.sha256): self.fitted.save}
+        before = arrays_in_use(path)
+        write_together(path, data, arrays, lambda held: remove_old_arrays(path, before, held))
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPolicy:

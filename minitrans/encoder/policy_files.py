@@ -10,7 +10,8 @@ from typing import Any
 
 from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ConfigError
-from minitrans.files import content_name, is_sha256, remove_stale, remove_unnamed, sha256_of
+from minitrans.files import is_sha256, remove_stale, remove_unnamed, sha256_of
+from minitrans.together import content_name
 
 
 def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:
@@ -23,13 +24,8 @@ def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:
     plain = path.with_suffix(".safetensors")
     if not is_sha256(sha256):
         return plain
-    named = arrays_path(path, sha256)
+    named = path.with_name(content_name(path.stem, sha256))
     return plain if plain.exists() and not named.exists() else named
-
-
-def arrays_path(path: Path, sha256: str) -> Path:
-    """The name under which arrays of this digest are written for a policy file."""
-    return path.with_name(content_name(path.stem, sha256))
 
 
 def arrays_in_use(path: Path) -> Path | None:
@@ -55,7 +51,7 @@ def remove_old_arrays(path: Path, before: Path | None, held: bool) -> None:
         for each in found:
             if names.fullmatch(each.name) or each == before:
                 sha256 = sha256_of(each)
-                own = each == before or each == arrays_path(path, sha256)  # not just such a name
+                own = each == before or each.name == content_name(stem, sha256)  # not just such a name
                 if sha256.encode() in texts or not own:
                     named.add(each.name)
         if before is not None and before.name not in named:

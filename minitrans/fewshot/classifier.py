@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import reprlib
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
@@ -23,11 +23,11 @@ from minitrans.errors import InputError, InputTypeError
 from minitrans.fewshot.examples import Encoder, Label, Labels, encoded, float_rows, label_array, text_list
 from minitrans.fewshot.examples import label_text as label_text
 from minitrans.fewshot.head import Head, fit_head, merged
-from minitrans.fewshot.learned import Learned, LearnedAttributes
 from minitrans.fewshot.logistic import check_strength
-from minitrans.fewshot.rejection import Answer, Rejection
+from minitrans.fewshot.rejection import Answer
 from minitrans.fewshot.saved import check_folder, read_folder, write_folder
 from minitrans.fewshot.saved_encoder import check_identity, describe_encoder, saved_encoder
+from minitrans.fewshot.state import State, StateAttributes
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -36,30 +36,31 @@ Self = TypeVar("Self", bound="FewShotClassifier")
 _PARAMETERS = ("encoder", "C", "label_names")
 
 
-class FewShotClassifier(LearnedAttributes):
+class FewShotClassifier(StateAttributes):
     """Classify texts by multinomial logistic regression on their sentence embeddings.
 
     Args:
-        encoder: any object with `encode(list of str) -> [B, H] float32`; the name or folder of a model, or None for the
-            bundled one, which becomes a `SentenceEncoder` when one is needed. Clones share it.
+        encoder: any object with ``encode(list of str) -> [B, H] float32``; the name or folder of a model, or None for
+            the bundled one, which becomes a `SentenceEncoder` when one is needed. Clones share it.
         C: inverse strength of the L2 penalty, as in scikit-learn (two classes too go through the softmax: see
             `fit_logistic`).
         label_names: whether the name of each label is one more example of its class. Only for labels that are str.
 
     Attributes:
-        classes_: `[K]` labels, sorted: str or int64.
-        coef_, intercept_: `[K, H]` and `[K]` float32; the logits are `embeddings @ coef_.T + intercept_`.
+        classes_: ``[K]`` labels, sorted: str or int64.
+        coef_, intercept_: ``[K, H]`` and ``[K]`` float32; the logits are ``embeddings @ coef_.T + intercept_``.
         n_features_in_: H, the width of the embeddings.
         converged_: whether the last fit came within the solver's tolerance.
         encoder_: the encoder in use; None until one is needed, after `fit_embeddings` without one.
-        embeddings_, labels_: `[N, H]` float32 and `[N]`: the examples so far, which `partial_fit` adds to.
-        codes_: `[N]` int64, the places of `labels_` in `classes_`.
+        embeddings_, labels_: ``[N, H]`` float32 and ``[N]``: the examples, which `partial_fit` and `remove` change.
+        codes_: ``[N]`` int64, the places of `labels_` in `classes_`.
         texts_: their N texts, or None where not all are known.
-        name_embeddings_: `[K, H]` float32 of the labels' names, or None.
+        name_embeddings_: ``[K, H]`` float32 of the labels' names, or None.
         rejection_: the threshold below which `predict` abstains, a `Rejection`; None until `calibrate_rejection`.
 
     All of them change in one step, or not at all: a call uses what was learned when it began, whatever other threads
-    fit meanwhile. `partial_fit` and `calibrate_rejection` add to what another thread has just learned; nothing is lost.
+    fit meanwhile. `partial_fit`, `remove` and `calibrate_rejection` start from what other threads have just learned;
+    nothing is lost.
 
     A text that comes several times counts each time. Under contradictory labels its probability is shared among them.
     A single class is predicted with probability one.
@@ -83,7 +84,7 @@ class FewShotClassifier(LearnedAttributes):
 
         Raises:
             InputTypeError: a bare str for texts; a text or label of another type; str and int labels mixed.
-            InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite `[N, H]`.
+            InputError: no texts, lengths that differ, an impossible C, or embeddings that are not finite ``[N, H]``.
             NumericalError: see `fit_logistic`.
         """
         texts = text_list(texts)
@@ -92,14 +93,14 @@ class FewShotClassifier(LearnedAttributes):
         return self._set(self._learn(encoder, encoded(encoder, texts), labels, None, texts))
 
     def partial_fit(self: Self, texts: Iterable[str], labels: Iterable[Label]) -> Self:
-        """Add `texts` with `labels`, and classes, to what was learned; the result is that of a fit on all of them.
+        """Add ``texts`` with ``labels``, and classes, to what was learned; the result is that of a fit on all of them.
 
         Only the new texts are encoded, and the solver starts from the present weights. Without an earlier fit this is
         `fit`. It raises as `fit` does, and where labels are of another kind than before or one of them is what stands
         for rejected texts; nothing has changed then. A calibrated rejection keeps its threshold, though scores move
         with the examples: after many of them, or a new class, call `calibrate_rejection` again.
         """
-        texts, known = text_list(texts), self._learned
+        texts, known = text_list(texts), self._present
         before = None if known is None else (known.texts, known.head.labels)
         labels = label_array(labels, len(texts), texts, before)
         if known is None:
@@ -107,7 +108,7 @@ class FewShotClassifier(LearnedAttributes):
             if self._swap(None, self._learn(encoder, encoded(encoder, texts), labels, None, texts)):
                 return self
 
-        def grown(state: Learned) -> Learned:
+        def grown(state: State) -> State:
             state.head.check_kind(labels)
             if known is None or state.head is not known.head:  # another thread was quicker
                 label_array(labels, len(texts), texts, (state.texts, state.head.labels))
@@ -117,16 +118,51 @@ class FewShotClassifier(LearnedAttributes):
 
         return self._change(self._ready, grown)
 
+    def remove(self: Self, texts: Iterable[str], labels: Iterable[Label] | None = None) -> Self:
+        """Take the examples of these ``texts`` away; given ``labels``, only those that have them too.
+
+        The result is that of a fit on the others. All copies of an example go, and a class goes with its last one.
+        Nothing is encoded again. A calibrated rejection keeps its threshold, as in `partial_fit`.
+
+        Raises:
+            NotFittedError: before `fit`.
+            InputTypeError: a text or label of another type.
+            InputError: an example that is not there, no other is left, or the texts are not known (see `texts_`).
+        """
+        texts = text_list(texts)
+        given = None if labels is None else label_array(labels, len(texts))
+
+        def reduced(state: State) -> State:
+            if state.texts is None:
+                raise InputError(
+                    "the texts of the examples were not kept, wanted all of them; "
+                    "fit_embeddings on embeddings_ and labels_ without what is to go"
+                )
+            if given is not None:
+                state.head.check_kind(given)
+            asked = set(_pairs(texts, given))
+            known = _pairs(state.texts, None if given is None else state.head.labels)
+            if missing := asked - set(known):
+                raise InputError(f"{min(missing)!r:.100} is no example, wanted one of fit; see texts_ and labels_")
+            gone = np.array([each in asked for each in known])  # [N]
+            if gone.all():
+                raise InputError(f"{len(known)} of {len(known)} examples would go, wanted one to stay; call fit anew")
+            left = [text for text, goes in zip(state.texts, gone, strict=True) if not goes]
+            head = state.head.without(gone)
+            return self._learn(state.encoder, head.embeddings, head.labels[:0], None, left, head)
+
+        return self._change(self._state, reduced)
+
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
     ) -> Self:
         """`fit` on texts that are encoded already.
 
         Args:
-            embeddings: `[N, H]`.
+            embeddings: ``[N, H]``.
             labels: N labels.
-            name_embeddings: `[K, H]` of the labels' names (see `label_text`) in the order of `classes_`; without it,
-                and with `label_names`, the encoder is asked for them.
+            name_embeddings: ``[K, H]`` of the labels' names (see `label_text`) in the order of `classes_`; without it,
+                and with ``label_names``, the encoder is asked for them.
 
         Raises as `fit` does.
         """
@@ -140,7 +176,7 @@ class FewShotClassifier(LearnedAttributes):
     @overload
     def predict(self, texts: Iterable[str]) -> Labels: ...
     def predict(self, texts: str | Iterable[str]) -> Label | Labels:
-        """The most probable label (of equals the first in `classes_`): a str gives one label, a list an array `[B]`.
+        """The most probable label (of equals the first in `classes_`): a str gives one label, a list an array ``[B]``.
 
         After `calibrate_rejection`, a text that is out of scope gets the label `rejection_.abstention`.
 
@@ -153,7 +189,7 @@ class FewShotClassifier(LearnedAttributes):
         return best[0].item() if isinstance(texts, str) else best
 
     def predict_proba(self, texts: str | Iterable[str]) -> Float64:
-        """Probabilities in the order of `classes_`: a str gives `[K]`, a list `[B, K]`.
+        """Probabilities in the order of `classes_`: a str gives ``[K]``, a list ``[B, K]``.
 
         A text's probabilities are the same to the last bit whatever other texts are in the call, if its embedding is.
         Raises as `predict` does.
@@ -163,16 +199,16 @@ class FewShotClassifier(LearnedAttributes):
         return p[0] if isinstance(texts, str) else p
 
     def predict_embeddings(self, embeddings: ArrayLike) -> Labels:
-        """`predict` for embeddings `[B, H]`: labels `[B]`."""
+        """`predict` for embeddings ``[B, H]``: labels ``[B]``."""
         head = self._state().head
         return head.predict(head.rows(embeddings))
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
-        """`predict_proba` for embeddings `[B, H]`: probabilities `[B, K]`.
+        """`predict_proba` for embeddings ``[B, H]``: probabilities ``[B, K]``.
 
         Raises:
             NotFittedError: before `fit`.
-            InputError: embeddings that are not finite `[B, H]`.
+            InputError: embeddings that are not finite ``[B, H]``.
         """
         head = self._state().head
         return head.probabilities(head.rows(embeddings))
@@ -197,9 +233,9 @@ class FewShotClassifier(LearnedAttributes):
             labels: their labels, to measure the accuracy; None where they are not known.
             out_of_scope: texts that belong to no class, if there are any.
             score: how much a text is in scope: "probability", "energy", "nearest" or "mahalanobis" (see
-                `minitrans.fewshot.rejection`). "auto" takes the one of the highest AUROC against `out_of_scope`, and
+                `minitrans.fewshot.rejection`). "auto" takes the one of the highest AUROC against ``out_of_scope``, and
                 "mahalanobis" without it.
-            keep: the share of the texts in scope that is not to be rejected. None: 0.95, or with `out_of_scope` what
+            keep: the share of the texts in scope that is not to be rejected. None: 0.95, or with ``out_of_scope`` what
                 gives the highest mean of the share kept in scope and the share rejected out of scope.
             abstention: the label of what is rejected, which must be none of the classes. None: "oos", or -1 where the
                 labels are int.
@@ -211,18 +247,10 @@ class FewShotClassifier(LearnedAttributes):
             InputError: an argument that is out of range, labels without texts or of no class, an abstention that is a
                 class, or a single example, which leaves nothing to fit on.
         """
-        inside = None if texts is None else text_list(texts)
-        outside = None if out_of_scope is None else text_list(out_of_scope)
-        options: dict[str, Any] = {"score": score, "keep": keep, "abstention": abstention, "folds": folds, "seed": seed}
-        if labels is not None and inside is not None:
-            labels = label_array(labels, len(inside))
-
-        def calibrated(state: Learned) -> Learned:
-            rows = None if inside is None else _encoded(state, inside)
-            beyond = None if outside is None else _encoded(state, outside)
-            return replace(state, head=state.head.calibrated(rows, labels, beyond, C=self.C, **options))
-
-        return self._change(self._state if inside is outside is None else self._ready, calibrated)
+        inside, outside = (None if each is None else text_list(each) for each in (texts, out_of_scope))
+        return self._calibrate(
+            inside, labels, outside, score=score, keep=keep, abstention=abstention, folds=folds, seed=seed
+        )
 
     def calibrate_rejection_embeddings(
         self: Self,
@@ -236,27 +264,22 @@ class FewShotClassifier(LearnedAttributes):
         folds: int = 5,
         seed: int = 0,
     ) -> Self:
-        """`calibrate_rejection` for texts that are encoded already: `embeddings` and `out_of_scope` are `[M, H]`.
+        """`calibrate_rejection` for texts that are encoded already: ``embeddings`` and ``out_of_scope`` are ``[M, H]``.
 
-        `labels`, `score`, `keep`, `abstention`, `folds` and `seed` are as there. Raises as it does.
+        ``labels``, ``score``, ``keep``, ``abstention``, ``folds`` and ``seed`` are as there. Raises as it does.
         """
-        inside = None if embeddings is None else float_rows(embeddings, "embeddings")
-        outside = None if out_of_scope is None else float_rows(out_of_scope, "embeddings")
-        options: dict[str, Any] = {"score": score, "keep": keep, "abstention": abstention, "folds": folds, "seed": seed}
-        if labels is not None and inside is not None:
-            labels = label_array(labels, len(inside))
-
-        def calibrated(state: Learned) -> Learned:
-            return replace(state, head=state.head.calibrated(inside, labels, outside, C=self.C, **options))
-
-        return self._change(self._state, calibrated)
+        given = (embeddings, out_of_scope)
+        inside, outside = (None if each is None else float_rows(each, "embeddings") for each in given)
+        return self._calibrate(
+            inside, labels, outside, score=score, keep=keep, abstention=abstention, folds=folds, seed=seed
+        )
 
     @overload
     def score_in_scope(self, texts: str, score: str | None = None) -> float: ...  # type: ignore[overload-overlap]
     @overload
     def score_in_scope(self, texts: Iterable[str], score: str | None = None) -> Float64: ...
     def score_in_scope(self, texts: str | Iterable[str], score: str | None = None) -> float | Float64:
-        """How much texts belong to the classes, the higher the more: a str gives a float, a list `[B]`.
+        """How much texts belong to the classes, the higher the more: a str gives a float, a list ``[B]``.
 
         A text's score is the same to the last bit whatever other texts are in the call, if its embedding is.
 
@@ -267,36 +290,30 @@ class FewShotClassifier(LearnedAttributes):
         Raises as `predict` does; InputError for an unknown score.
         """
         head, rows = self._embed(texts)
-        scores = head.score(rows, score)  # [B]
+        scores = head.score_in_scope(rows, score)  # [B]
         return float(scores[0]) if isinstance(texts, str) else scores
 
     def score_in_scope_embeddings(self, embeddings: ArrayLike, score: str | None = None) -> Float64:
-        """`score_in_scope` for `embeddings [B, H]`, by the same `score`: `[B]`."""
+        """`score_in_scope` for ``embeddings [B, H]``, by the same ``score``: ``[B]``."""
         head = self._state().head
-        return head.score(head.rows(embeddings), score)
-
-    def rank(self, texts: Iterable[str], top: int = 3) -> list[list[tuple[Label, float]]]:
-        """The `top` most probable labels of each of the `texts` with their probabilities, best first.
-
-        Raises as `predict` does; InputTypeError for a bare str, InputError for a top below one.
-        """
-        head, rows = self._embed(text_list(texts))
-        return head.ranked(rows, top)
+        return head.score_in_scope(head.rows(embeddings), score)
 
     def answer(self, texts: Iterable[str], top: int = 3, *, reject: bool = True) -> list[Answer]:
-        """What `predict` and `rank` say of each of the `texts`, and with which score.
+        """What `predict` says of each of the ``texts``, its ``top`` most probable labels, best first, and its score.
 
-        `top` is that of `rank`. Without `reject` no text is rejected. Raises as `rank` does.
+        Without ``reject`` no text is rejected. Raises as `predict` does; InputTypeError for a bare str, InputError for
+        a top below one.
         """
         head, rows = self._embed(text_list(texts))
-        ranked, rejection = head.ranked(rows, top), head.rejection
-        if rejection is None:
-            return [Answer(labels[0][0], labels, False, None) for labels in ranked]
-        scores = head.score(rows, None).tolist()  # [B]
-        return [rejection.answer(labels, score, reject) for labels, score in zip(ranked, scores, strict=True)]
+        return head.answer(rows, top, reject)
+
+    def answer_embeddings(self, embeddings: ArrayLike, top: int = 3, *, reject: bool = True) -> list[Answer]:
+        """`answer` for ``embeddings [B, H]``; ``top`` and ``reject`` are as there."""
+        head = self._state().head
+        return head.answer(head.rows(embeddings), top, reject)
 
     def score(self, texts: Iterable[str], labels: Iterable[Label]) -> float:
-        """The share of `texts` whose label in `labels` is what `predict` gives: `rejection_.abstention` if rejected.
+        """The share of ``texts`` for which `predict` gives their label in ``labels``: the abstention, if rejected.
 
         NotFittedError before `fit`; else raises as `fit`.
         """
@@ -308,11 +325,11 @@ class FewShotClassifier(LearnedAttributes):
         return float(np.mean(head.predict(rows) == labels))
 
     def save(self, folder: str | os.PathLike[str], *, keep_texts: bool = True) -> None:
-        """Write `classifier.json`, `classifier-<digest>.safetensors` and, for a fitted policy, `pruning-<digest>...`.
+        """Write classifier.json, and its arrays in classifier-<digest>.safetensors; those of a fitted policy likewise.
 
         All of it is written, or nothing, and whoever loads meanwhile gets what was there before or this, whole. The
         encoder itself is not saved, only which one it was, where, and how it prunes. An existing classifier is
-        replaced; its files' permissions are kept. Without `keep_texts` the examples are saved as embeddings only.
+        replaced; its files' permissions are kept. Without ``keep_texts`` the examples are saved as embeddings only.
 
         Raises:
             NotFittedError: before `fit`.
@@ -320,24 +337,16 @@ class FewShotClassifier(LearnedAttributes):
                 or the texts are too long to be kept.
             WriteError: it cannot be written.
         """
-        state = self._state()
-        head, target = state.head, check_folder(folder)
+        state, target = self._state(), check_folder(folder)
         encoder = None if isinstance(state.encoder, str | os.PathLike) else state.encoder
-        description = {
-            "label_kind": "str" if head.classes.dtype.kind == "U" else "int",
-            "classes": head.classes.tolist(),
+        described: dict[str, Any] = {
             "C": check_strength(self.C),
             "label_names": check_flag("label_names", self.label_names),
-            "converged": head.converged,
             "encoder": describe_encoder(encoder, target),
         }
         if keep_texts and state.texts is not None:
-            description["texts"] = state.texts
-        if head.rejection is not None:
-            description["rejection"] = asdict(head.rejection)
-        learned = {"coef": head.coef, "intercept": head.intercept, "embeddings": head.embeddings}
-        tensors = {**learned, "names": head.names, "codes": head.codes}
-        write_folder(target, description, tensors, getattr(encoder, "pruning", None))
+            described["texts"] = state.texts
+        write_folder(target, state.head, described, getattr(encoder, "pruning", None))
 
     @classmethod
     def load(
@@ -347,12 +356,12 @@ class FewShotClassifier(LearnedAttributes):
         *,
         local_files_only: bool = False,
     ) -> Self:
-        """Read the `folder` that `save` wrote.
+        """Read the ``folder`` that `save` wrote.
 
-        Without an `encoder`, it gets a `SentenceEncoder` of the saved name, precision and pruning, which is never
-        downloaded with `local_files_only`. A model folder is looked for beside the classifier as it lay then, so that
-        both can be moved together, then where it was. Another place or name of it may be given as `encoder`. It must be
-        the saved encoder: of the same weights, tokenizer, pooling, prompts and precision.
+        Without an ``encoder``, it gets a `SentenceEncoder` of the saved name, precision and pruning, which is never
+        downloaded with ``local_files_only``. A model folder is looked for beside the classifier as it lay then, so that
+        both can be moved together, then where it was. Another place or name of it may be given as ``encoder``. It must
+        be the saved encoder: of the same weights, tokenizer, pooling, prompts and precision.
 
         Raises:
             ClassifierError: the folder is incomplete, broken or inconsistent, or the encoder is not that which the
@@ -361,35 +370,21 @@ class FewShotClassifier(LearnedAttributes):
         """
         given = None if encoder is None or isinstance(encoder, str | os.PathLike) else _made(encoder)
         saved = read_folder(folder, with_policy=given is None)
-        values, tensors = saved.values, saved.tensors
         if given is not None:
             check_identity(saved, given)
         name = encoder if isinstance(encoder, str | os.PathLike) else None
         used = saved_encoder(saved, name, local_files_only) if given is None else given
-        rejection = None if values.get("rejection") is None else Rejection(**values["rejection"])
-        classes = np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64)
-        head = Head(
-            classes,
-            tensors["coef"],
-            tensors["intercept"],
-            values["converged"],
-            tensors["embeddings"],
-            tensors["codes"],
-            tensors.get("names"),
-            rejection,
-        )
-        return cls(used, C=values["C"], label_names=values["label_names"])._set(
-            Learned(used, values.get("texts"), head)
-        )
+        values, state = saved.values, State(used, saved.values.get("texts"), saved.head)
+        return cls(used, C=values["C"], label_names=values["label_names"])._set(state)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of `__init__` by name. `deep` is accepted for scikit-learn; there is nothing below."""
+        """The arguments of ``__init__`` by name. ``deep`` is accepted for scikit-learn; there is nothing below."""
         return {name: getattr(self, name) for name in _PARAMETERS}
 
     def set_params(self: Self, **params: Any) -> Self:
-        """Change arguments of `__init__`; they count from the next fit on. InputError for an unknown name."""
+        """Change arguments of ``__init__``; they count from the next fit on. InputError for an unknown name."""
         if unknown := params.keys() - set(_PARAMETERS):
-            raise InputError(f"{min(unknown)!r} is no parameter; wanted some of {', '.join(_PARAMETERS)}")
+            raise InputError(f"{min(unknown)!r} is no parameter, wanted some of {', '.join(_PARAMETERS)}")
         for name, value in params.items():
             setattr(self, name, value)
         return self
@@ -401,7 +396,7 @@ class FewShotClassifier(LearnedAttributes):
         return type(self)(**self.get_params())  # not a deep copy: an encoder is large and is not changed by use
 
     def __sklearn_is_fitted__(self) -> bool:
-        return self._learned is not None
+        return self._present is not None
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
@@ -417,19 +412,39 @@ class FewShotClassifier(LearnedAttributes):
         names: Float32 | None,
         texts: list[str] | None,
         before: Head | None = None,
-    ) -> Learned:
-        """What embeddings `rows [N, H]` teach: the examples of `before`, if any, and then those of `labels`."""
+    ) -> State:
+        """The state after a fit on embeddings ``rows [N, H]``: of the examples ``before``, then those of ``labels``."""
         classes, codes = merged(before, labels)  # [K], [N]
         if check_flag("label_names", self.label_names) and names is None and classes.dtype.kind == "U":
-            encoder, known = _made(encoder), {}
+            known: dict[Any, Float32] = {}
             if before is not None and before.names is not None:
                 known = dict(zip(before.classes, before.names, strict=True))
             if new := [label for label in classes if label not in known]:
+                encoder = _made(encoder)
                 known |= dict(zip(new, encoded(encoder, [label_text(str(label)) for label in new]), strict=True))
             names = np.stack([known[label] for label in classes])  # [K, H]
-        return Learned(encoder, texts, fit_head(rows, classes, codes, names, C=self.C, before=before))
+        return State(encoder, texts, fit_head(rows, classes, codes, names, C=self.C, before=before))
 
-    def _ready(self) -> Learned:
+    def _calibrate(
+        self: Self,
+        inside: list[str] | Float32 | None,
+        labels: Iterable[Label] | None,
+        outside: list[str] | Float32 | None,
+        **options: Any,
+    ) -> Self:
+        """`Head.calibrated` with these options, by texts or embeddings in and out of scope."""
+        if labels is not None and inside is not None:
+            labels = label_array(labels, len(inside))
+
+        def calibrated(state: State) -> State:
+            given = (inside, outside)
+            rows, beyond = (_encoded(state, each) if isinstance(each, list) else each for each in given)
+            return replace(state, head=state.head.calibrated(rows, labels, beyond, C=self.C, **options))
+
+        encodes = isinstance(inside, list) or isinstance(outside, list)
+        return self._change(self._ready if encodes else self._state, calibrated)
+
+    def _ready(self) -> State:
         """The state, with the encoder made if it is not yet."""
         while True:
             state = self._state()
@@ -440,7 +455,7 @@ class FewShotClassifier(LearnedAttributes):
                 return ready
 
     def _embed(self, texts: str | Iterable[str]) -> tuple[Head, Float32]:
-        """The head, and the embeddings `[B, H]` of the texts, with B = 1 for a str."""
+        """The head, and the embeddings ``[B, H]`` of the texts, with B = 1 for a str."""
         state = self._state()
         items = [texts] if isinstance(texts, str) else text_list(texts)
         if not items:
@@ -449,12 +464,17 @@ class FewShotClassifier(LearnedAttributes):
         return state.head, state.head.rows(_encoded(state, items))
 
 
-def _encoded(state: Learned, texts: list[str]) -> Float32:
+def _pairs(texts: list[str], labels: Labels | None) -> list[Any]:
+    """The texts, or the pairs of text and label where there are labels."""
+    return list(texts) if labels is None else list(zip(texts, labels.tolist(), strict=True))
+
+
+def _encoded(state: State, texts: list[str]) -> Float32:
     return encoded(_made(state.encoder), texts) if texts else np.empty((0, state.head.width), np.float32)
 
 
 def _made(encoder: object) -> Encoder:
-    """The encoder that the argument of that name stands for. InputTypeError for what can be none."""
+    """The encoder that the argument ``encoder`` stands for. InputTypeError for what cannot be one."""
     if encoder is None:
         return _default_encoder()
     if isinstance(encoder, str | os.PathLike):
@@ -463,7 +483,7 @@ def _made(encoder: object) -> Encoder:
         return SentenceEncoder(encoder)
     if isinstance(encoder, type) or not callable(getattr(encoder, "encode", None)):
         seen = f"encoder is {reprlib.repr(encoder)} of type {type(encoder).__name__}"
-        raise InputTypeError(f"{seen}; wanted an object with encode(list of str), or the folder or name of a model")
+        raise InputTypeError(f"{seen}, wanted an object with encode(list of str), or the folder or name of a model")
     return cast(Encoder, encoder)
 
 

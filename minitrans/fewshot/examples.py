@@ -11,20 +11,25 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import as_int
 from minitrans.columns import column_items, described, is_missing, plain, str_items
 from minitrans.errors import DataWarning, InputError, InputTypeError
 from minitrans.fewshot.logistic import checked_rows
-from minitrans.fewshot.saved import LABEL_LENGTH, storable
+from minitrans.words import some
 
 Label = str | int
 Labels = NDArray[Any]  # of str or int64
+LABEL_LENGTH = 1000  # characters
 
 
 class Encoder(Protocol):
-    """What a classifier needs; `name_or_path`, `identity`, `precision` and `pruning` are saved where offered."""
+    """What a classifier needs of an encoder.
+
+    Its ``name_or_path``, ``identity``, ``precision`` and ``pruning`` are saved too, where it has them.
+    """
 
     def encode(self, sentences: list[str], /) -> NDArray[Any]:
-        """Texts -> `[B, H]` float32."""
+        """Texts -> ``[B, H]`` float32."""
 
 
 def label_text(label: str) -> str:
@@ -43,16 +48,16 @@ def label_text(label: str) -> str:
 
 
 def float_rows(values: ArrayLike, what: str) -> NDArray[np.float32]:
-    """The values as a float32 array `[B, H]`. InputError, naming `what`, where they are not finite numbers of it."""
+    """The values as a float32 array ``[B, H]``. InputError, naming ``what``, where a number is not finite in it."""
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
         return checked_rows(checked_rows(values, what).astype(np.float32), what)
 
 
 def encoded(encoder: Encoder, texts: list[str]) -> NDArray[np.float32]:
-    """The encoder's embeddings of the texts, `[B, H]`. InputError where it answers with anything else."""
+    """The encoder's embeddings of the texts, ``[B, H]``. InputError where it answers with anything else."""
     rows = float_rows(encoder.encode(texts), "the encoder's answer")  # [B, H]
     if len(rows) != len(texts):
-        raise InputError(f"the encoder returned {len(rows)} embeddings; wanted {len(texts)}, one for each text")
+        raise InputError(f"the encoder returned {len(rows)} embeddings, wanted {len(texts)}, one for each text")
     return rows
 
 
@@ -67,7 +72,7 @@ def label_array(
     texts: list[str] | None = None,
     known: tuple[list[str] | None, Labels] | None = None,
 ) -> Labels:
-    """The labels of `count` texts as an array `[count]` of str or int64.
+    """The labels of ``count`` texts as an array ``[count]`` of str or int64.
 
     Args:
         labels: any column of labels (see `minitrans.columns`).
@@ -85,11 +90,11 @@ def label_array(
     for i, label in enumerate(items):
         seen = _checked_label(label, f"label {i}")
         if isinstance(label, str) != isinstance(items[0], str):
-            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}; wanted all str or all int; convert them")
+            raise InputTypeError(f"{seen}, but label 0 is {items[0]!r}, wanted all str or all int; convert them")
         if isinstance(label, str) and is_blank(label):
-            raise InputError(f"{seen}, which shows nothing; wanted a name; drop the example or name its class")
+            raise InputError(f"{seen}, which shows nothing, wanted a name; drop the example or name its class")
     if not count or count != len(items):
-        raise InputError(f"{count} texts and {len(items)} labels; wanted as many of each, and at least one")
+        raise InputError(f"{count} texts and {len(items)} labels, wanted as many of each, and at least one")
     if isinstance(items[0], str):
         items = [plain(label) for label in items]
     names = [str(label) for label in items]
@@ -150,7 +155,7 @@ def case_warning(labels: Iterable[str]) -> str | None:
             pairs.append(f"{first!r} and {label!r}")
     if not pairs:
         return None
-    return f"labels that differ in case alone are several classes: {_some(pairs)}; write alike what means the same"
+    return f"labels that differ in case alone are several classes: {some(pairs)}; write alike what means the same"
 
 
 def conflict_warning(texts: Iterable[str], labels: Iterable[str], places: list[str] | None = None) -> str | None:
@@ -181,12 +186,8 @@ def _check_spellings(labels: Iterable[str]) -> None:
         if (first := seen.setdefault(normalized_label(label), label)) != label:
             raise InputError(
                 f"the labels {first!a} and {label!a} are one in two spellings (spaces, invisible characters or Unicode "
-                "forms); wanted one; pass [minitrans.fewshot.examples.normalized_label(label) for label in labels]"
+                "forms), wanted one; pass [minitrans.fewshot.examples.normalized_label(label) for label in labels]"
             )
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
 def abstention_label(label: Label | None, classes: Labels) -> Label:
@@ -200,24 +201,32 @@ def abstention_label(label: Label | None, classes: Labels) -> Label:
     label = label if label is not None else "oos" if of_str else -1
     seen = _checked_label(label, "abstention")
     if isinstance(label, str) != of_str:
-        raise InputTypeError(f"{seen}; wanted the kind of the classes, as {classes[0]!r}; name another")
+        raise InputTypeError(f"{seen}, wanted the kind of the classes, as {classes[0]!r}; name another")
     if isinstance(label, str) and is_blank(label):
-        raise InputError(f"{seen}, which shows nothing; wanted a name; name one in calibrate_rejection")
+        raise InputError(f"{seen}, which shows nothing, wanted a name; name one in calibrate_rejection")
     if label in classes.tolist() or (
         of_str and normalized_label(str(label)) in map(normalized_label, classes.tolist())
     ):
-        raise InputError(f"{seen}, which is a class; wanted a label that is none; name one in calibrate_rejection")
+        raise InputError(f"{seen}, which is a class, wanted a label that is none; name one in calibrate_rejection")
     return str(label) if of_str else int(label)
 
 
+def storable(label: object) -> bool:
+    """Whether a label can be saved, and held in an array that gives each label the room of the longest."""
+    if isinstance(label, str):
+        return "\0" not in label and len(label) <= LABEL_LENGTH
+    number = as_int(label)
+    return number is not None and -(2**63) <= number < 2**63
+
+
 def _checked_label(label: object, what: str) -> str:
-    """A few words on the label for messages. InputTypeError or InputError, naming `what`, if it cannot be one."""
+    """A few words on the label for messages. InputTypeError or InputError, naming ``what``, if it cannot be one."""
     seen = f"{what} is {described(label)}"
     if isinstance(label, bool | np.bool_) or not isinstance(label, str | int | np.integer):
-        raise InputTypeError(f"{seen}; wanted str or int; {_label_remedy(label)}")
+        raise InputTypeError(f"{seen}, wanted str or int; {_label_remedy(label)}")
     if not storable(label):
         wanted = f"a str without NUL of at most {LABEL_LENGTH} characters, or an integer of 64 bits"
-        raise InputError(f"{seen}; wanted {wanted}; rename the class")
+        raise InputError(f"{seen}, wanted {wanted}; rename the class")
     return seen
 
 

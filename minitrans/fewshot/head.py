@@ -13,24 +13,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import check_choice, check_int
 from minitrans.errors import InputError, InputTypeError
 from minitrans.fewshot.examples import Label, Labels, abstention_label, float_rows, label_array
-from minitrans.fewshot.logistic import fit_logistic, softmax
+from minitrans.fewshot.logistic import fit_logistic, probabilities
 from minitrans.fewshot.rejection import (
     DEFAULT_SCORE,
+    SCORES,
+    Answer,
     HeldOut,
     KnownClasses,
     Rejection,
     calibrate,
-    check_score,
     cross_fit,
     logits,
 )
-from minitrans.fewshot.saved import CLASSES_LIMIT
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 Codes = NDArray[np.int64]
+
+CLASSES_LIMIT = 1 << 25  # bytes of an array of the classes, which gives each the room of the longest
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +41,11 @@ class Head:
     """The classes, the weights, and the examples that they were learned from. Never changed: others are made from it.
 
     Attributes:
-        classes: `[K]` labels, sorted: str or int64.
-        coef, intercept: `[K, H]` and `[K]`; the logits are `embeddings @ coef.T + intercept`.
+        classes: ``[K]`` labels, sorted: str or int64.
+        coef, intercept: ``[K, H]`` and ``[K]``; the logits are ``embeddings @ coef.T + intercept``.
         converged: whether the fit came within the solver's tolerance.
-        embeddings, codes: `[N, H]` and `[N]`: the examples and their classes, 0..K-1.
-        names: `[K, H]`, the embeddings of the labels' names, each one more example; or None.
+        embeddings, codes: ``[N, H]`` and ``[N]``: the examples and their classes, 0..K-1.
+        names: ``[K, H]``, the embeddings of the labels' names, each one more example; or None.
         rejection: the threshold below which a text is rejected; None before a calibration.
     """
 
@@ -57,12 +60,12 @@ class Head:
 
     @property
     def width(self) -> int:
-        """H."""
+        """H, the width of the embeddings."""
         return self.coef.shape[1]
 
     @property
     def labels(self) -> Labels:
-        """`[N]`, made when asked for: an array gives each label the room of the longest."""
+        """The labels ``[N]`` of the examples; not kept, as an array gives each label the room of the longest."""
         labels: Labels = self.classes[self.codes]
         return labels
 
@@ -79,45 +82,62 @@ class Head:
         return {name: value for name, value in vars(self).items() if name != "known"}  # can be made again
 
     def rows(self, embeddings: ArrayLike) -> Float32:
-        """Embeddings `[B, H]` as float32. InputError where they are not that, or not finite."""
+        """Embeddings ``[B, H]`` as float32. InputError where they are not that, or not finite."""
         rows = float_rows(embeddings, "embeddings")
         if rows.shape[1] != self.width:
             raise InputError(
-                f"the embeddings are {rows.shape[1]} wide; wanted {self.width}, as in fit; use the same encoder"
+                f"the embeddings are {rows.shape[1]} wide, wanted {self.width}, as in fit; use the same encoder"
             )
         return rows
 
     def probabilities(self, rows: Float32) -> Float64:
-        """Of embeddings `[B, H]`: `[B, K]`."""
-        p: Float64 = softmax(logits(rows, self.coef, self.intercept))
+        """The probabilities ``[B, K]`` of the classes for embeddings ``[B, H]``."""
+        p: Float64 = probabilities(logits(rows, self.coef, self.intercept))
         return p
 
     def predict(self, rows: Float32) -> Labels:
-        """The labels `[B]` of embeddings `[B, H]`, the abstention for what is rejected."""
+        """The labels ``[B]`` of embeddings ``[B, H]``, the abstention for what is rejected."""
         best: Labels = self.classes[self.probabilities(rows).argmax(axis=1)]
         if self.rejection is None:
             return best
-        accepted = self.score(rows, None) >= self.rejection.threshold  # [B]
+        accepted = self.score_in_scope(rows, None) >= self.rejection.threshold  # [B]
         return np.where(accepted, best, np.array(self.rejection.abstention, best.dtype.type))
 
-    def score(self, rows: Float32, name: str | None) -> Float64:
-        """The score `[B]` of that name of embeddings `[B, H]`; None takes the calibrated one, or else the default."""
+    def score_in_scope(self, rows: Float32, name: str | None) -> Float64:
+        """A score ``[B]`` of embeddings ``[B, H]``, by its name; None takes the calibrated one, or else the default."""
         if name is None:
             name = DEFAULT_SCORE if self.rejection is None else self.rejection.score
         return self.known.score(name, rows)
 
-    def ranked(self, rows: Float32, top: int) -> list[list[tuple[Label, float]]]:
-        """The most probable labels of embeddings `[B, H]` with their probabilities, best first."""
-        if not isinstance(top, int | np.integer) or top < 1:
-            raise InputError(f"top is {top!r}; wanted an integer of at least 1")
+    def answer(self, rows: Float32, top: int, reject: bool) -> list[Answer]:
+        """An answer for each of the embeddings ``[B, H]``, with ``top`` labels; without ``reject`` none is rejected."""
+        top = check_int("top", top, "an integer of at least 1")
         p = self.probabilities(rows)  # [B, K]
         order = np.argsort(-p, axis=1, kind="stable")[:, :top]  # [B, top]
-        return [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+        ranked = [[(self.classes[k].item(), float(p[i, k])) for k in row] for i, row in enumerate(order)]
+        if self.rejection is None:
+            return [Answer(labels[0][0], labels, False, None) for labels in ranked]
+        answers = []
+        for labels, score in zip(ranked, self.score_in_scope(rows, None).tolist(), strict=True):
+            rejected = reject and score < self.rejection.threshold
+            label = self.rejection.abstention if rejected else labels[0][0]
+            answers.append(Answer(label, labels, rejected, score))
+        return answers
+
+    def without(self, gone: NDArray[np.bool_]) -> Head:
+        """This head with fewer examples, and without the classes that then have none; the weights stay as they are.
+
+        ``gone [N]`` says which examples go; not all of them may.
+        """
+        kept, codes = np.unique(self.codes[~gone], return_inverse=True)  # [K'], [N']
+        names = None if self.names is None else self.names[kept]
+        arrays = self.classes[kept], self.coef[kept], self.intercept[kept]
+        return Head(*arrays, self.converged, self.embeddings[~gone], codes.astype(np.int64), names, self.rejection)
 
     def check_kind(self, labels: Labels) -> None:
         """InputTypeError unless the labels are str where the classes are, and int where they are."""
         if labels.dtype.kind != self.classes.dtype.kind:
-            raise InputTypeError(f"label 0 is {labels[0]!r}; wanted the kind of the classes, as {self.classes[0]!r}")
+            raise InputTypeError(f"label 0 is {labels[0]!r}, wanted the kind of the classes, as {self.classes[0]!r}")
 
     def calibrated(
         self,
@@ -134,32 +154,30 @@ class Head:
     ) -> Head:
         """This head with a rejection; the arguments as for `FewShotClassifier.calibrate_rejection_embeddings`."""
         abstention = abstention_label(abstention, self.classes)
-        if str(score) != "auto":  # an array has no answer of its own
-            check_score(score)
-        if score in ("probability", "energy") and len(self.classes) == 1:
-            raise InputError(f"score is {score!r}, equal for all texts where there is one class; wanted 'mahalanobis'")
+        check_choice("score", score, ("auto", *SCORES))
+        _check_tells_apart(score, self.classes)
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))
         if embeddings is not None:
             rows = self.rows(embeddings)
             held_out = HeldOut(self.known.scores(rows), None if labels is None else self._right(rows, labels))
         elif labels is not None:
-            raise InputError("there are labels without texts; wanted both, or neither to hold out examples of fit")
+            raise InputError("there are labels without texts, wanted both, or neither to hold out examples of fit")
         else:
             held_out = cross_fit(self.embeddings, self.codes, self.names, C=C, folds=folds, seed=seed)
         return replace(self, rejection=calibrate(held_out, outside, abstention=abstention, score=score, keep=keep))
 
     def _right(self, rows: Float32, labels: Iterable[Label]) -> NDArray[np.bool_]:
-        """Whether the most probable classes of embeddings `[M, H]` are the labels: `[M]`."""
+        """Whether the most probable classes of embeddings ``[M, H]`` are the labels: ``[M]``."""
         labels = label_array(labels, len(rows))
         self.check_kind(labels)
         if unknown := set(labels.tolist()) - set(self.classes.tolist()):
-            raise InputError(f"the label {min(unknown)!r} is no class; wanted texts in scope; give it as out_of_scope")
+            raise InputError(f"the label {min(unknown)!r} is no class, wanted texts in scope; give it as out_of_scope")
         right: NDArray[np.bool_] = self.classes[self.probabilities(rows).argmax(axis=1)] == labels
         return right
 
 
 def merged(before: Head | None, labels: Labels) -> tuple[Labels, Codes]:
-    """The classes of the examples of a head, if any, and of more labels `[M]`; and the class of each: `[K]`, `[N + M]`.
+    """The classes ``[K]`` of the examples before, if any, and of more labels ``[M]``; and that of each ``[N + M]``.
 
     InputError where an array of the classes, which gives each the room of the longest, would take too much memory.
     """
@@ -179,26 +197,28 @@ def merged(before: Head | None, labels: Labels) -> tuple[Labels, Codes]:
 def fit_head(
     rows: Float32, classes: Labels, codes: Codes, names: Float32 | None, *, C: float, before: Head | None = None
 ) -> Head:
-    """Learn from embeddings `rows [N, H]` of the classes `codes [N]`.
+    """Learn from embeddings ``rows [N, H]`` of the classes ``codes [N]``.
 
     Args:
         rows: the examples.
-        classes: `[K]`, sorted.
-        codes: `[N]`, 0..K-1, each at least once.
-        names: `[K, H]` of the labels' names, or None.
+        classes: ``[K]``, sorted.
+        codes: ``[N]``, 0..K-1, each at least once.
+        names: ``[K, H]`` of the labels' names, or None.
         C: see `fit_logistic`.
         before: the head to start from, whose classes are some of these; its rejection is kept.
 
     Raises:
-        InputError: names of another shape, an impossible C, or a class that is what stands for rejected texts.
+        InputError: names of another shape, an impossible C, a class that is what stands for rejected texts, or a single
+            class, for which the score that rejects them says nothing.
         NumericalError: see `fit_logistic`.
     """
     K, H = len(classes), rows.shape[1]
     rejection = None if before is None else before.rejection
     if rejection is not None:
         abstention_label(rejection.abstention, classes)
+        _check_tells_apart(rejection.score, classes)
     if names is not None and names.shape != (K, H):
-        raise InputError(f"the label names' embeddings have shape {names.shape}; wanted {(K, H)}")
+        raise InputError(f"the label names' embeddings have shape {names.shape}, wanted {(K, H)}")
     X = rows if names is None else np.vstack([rows, names])  # [N + K, H]
     y = codes if names is None else np.append(codes, np.arange(K))  # [N + K]
     start = None
@@ -210,3 +230,8 @@ def fit_head(
     found = fit_logistic(X, y, C=C, start=start)
     coef32, intercept32 = found.coef.astype(np.float32), found.intercept.astype(np.float32)
     return Head(classes, coef32, intercept32, found.converged, rows, codes, names, rejection)
+
+
+def _check_tells_apart(score: str, classes: Labels) -> None:
+    if score in ("probability", "energy") and len(classes) == 1:
+        raise InputError(f"score is {score!r}, equal for all texts where there is one class, wanted 'mahalanobis'")

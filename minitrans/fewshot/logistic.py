@@ -7,11 +7,11 @@ The objective is scikit-learn's, with the softmax over all classes however many 
 It is minimised by L-BFGS (Liu & Nocedal 1989). Three things make it quick on a few hundred sentence embeddings:
 
 1. **Coordinates.** The examples are centred and turned into the eigenbasis of their weighted scatter matrix. There,
-   Boehning's model of the Hessian (1992), `I + a * scatter` for every class, is diagonal and so free to invert. Where
-   Boehning bounds `p(1-p)` by a constant `a`, the mean of the current `p(1-p)` is used. Fewer examples than features
-   also means fewer coordinates.
-2. **Own examples.** For its own examples a class's `p(1-p)` is far above that mean. They are added to its model as one
-   rank-one term, which is inverted by the Sherman-Morrison formula.
+   Boehning's model of the Hessian (1992), ``I + a * scatter`` for every class, is diagonal and so free to invert. Where
+   Boehning bounds ``p(1-p)`` by a constant ``a``, the mean of the current ``p(1-p)`` is used. Fewer examples than
+   features also means fewer coordinates.
+2. **Own examples.** For its own examples a class's ``p(1-p)`` is far above that mean. They are added to its model as
+   one rank-one term, which is inverted by the Sherman-Morrison formula.
 3. **Line search.** Logits change linearly along a direction, so a step is tried at the price of a softmax, with no
    product by the examples. An almost exact step then costs little and saves iterations.
 
@@ -48,13 +48,13 @@ class LogisticFit:
     """What the solver found.
 
     Attributes:
-        coef: `[K, H]` float64; each column sums to zero over the classes.
-        intercept: `[K]` float64, summing to zero.
+        coef: ``[K, H]`` float64; each column sums to zero over the classes.
+        intercept: ``[K]`` float64, summing to zero.
         objective: the value of the objective at this point.
         gap: about how far at most the objective lies above its minimum: half the squared norm of the gradient, taken in
             float64, each intercept's part divided by its curvature.
         iterations: how many steps were taken.
-        converged: whether `gap <= tol * objective`; where it is False the point is the best that was reached.
+        converged: whether ``gap <= tol * objective``; where it is False the point is the best that was reached.
     """
 
     coef: NDArray[np.float64]
@@ -79,21 +79,21 @@ def fit_logistic(
     """Fit a linear softmax classifier.
 
     With two classes the softmax has one vector per class where scikit-learn's binary model has one in all; the same
-    probabilities come out of its `LogisticRegression(C=2 * C)`, whose `coef_[0]` is `coef[1] - coef[0]` here. From
-    three classes on the objectives are the same.
+    probabilities come out of its ``LogisticRegression(C=2 * C)``, whose ``coef_[0]`` is ``coef[1] - coef[0]`` here.
+    From three classes on the objectives are the same.
 
     Args:
-        X: `[N, H]` examples, finite, N >= 1.
-        y: `[N]` integer codes 0..K-1, each present at least once. With a single class the answer is zero weights,
+        X: ``[N, H]`` examples, finite, N >= 1.
+        y: ``[N]`` integer codes 0..K-1, each present at least once. With a single class the answer is zero weights,
             that is probability one.
         C: inverse strength of the penalty, > 0.
-        sample_weight: `[N]` finite weights > 0; all one by default.
-        start: `(coef [K, H], intercept [K])` to start from, such as an earlier fit. Without it the start is zero
+        sample_weight: ``[N]`` finite weights > 0; all one by default.
+        start: ``(coef [K, H], intercept [K])`` to start from, such as an earlier fit. Without it the start is zero
             weights and the logarithm of the class frequencies.
         tol: how far the objective may stay above its minimum, relative to its value.
         max_iter: the most steps in each precision.
 
-    BLAS runs on one thread meanwhile: products this small gain nothing from more, and a `fork` beside them is safe.
+    BLAS runs on one thread meanwhile: products this small gain nothing from more, and a ``fork`` beside them is safe.
 
     Returns:
         The best point found. Running out of steps or of precision is no error: `converged` says so.
@@ -148,25 +148,25 @@ def check_strength(C: Any) -> float:
     except OverflowError:  # an int beyond all floats
         value = math.inf
     if not 0 < value < math.inf:
-        raise InputError(f"C is {C!r:.100}; wanted a finite number above 0")
+        raise InputError(f"C is {C!r:.100}, wanted a finite number above 0")
     return value
 
 
 def checked_rows(values: ArrayLike, what: str) -> NDArray[Any]:
-    """The values as an array `[N, H]` of finite numbers, H >= 1. InputError, naming `what`, for anything else."""
+    """The values as an array ``[N, H]`` of finite numbers, H >= 1. InputError, naming ``what``, for anything else."""
     if np.ma.is_masked(values):
-        raise InputError(f"{what}: there are masked values; wanted all of them; fill them, as with .filled()")
+        raise InputError(f"{what}: there are masked values, wanted all of them; fill them, as with .filled()")
     rows = np.asarray(values)
     if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.shape[1]:
-        raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}; wanted numbers [N, H], an example per row")
+        raise InputError(f"{what}: shape {rows.shape} and type {rows.dtype}, wanted numbers [N, H], an example per row")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise InputError(f"{what}: row {bad[0]} holds NaN or infinity; wanted finite numbers; drop or repair that row")
+        raise InputError(f"{what}: row {bad[0]} holds NaN or infinity, wanted finite numbers; drop or repair that row")
     return rows
 
 
-def softmax(logits: Array) -> NDArray[Any]:
-    """Probabilities of the same shape: `exp` over the last axis, divided by its sum, without overflow."""
+def probabilities(logits: Array) -> NDArray[Any]:
+    """The softmax over the last axis, of the same shape, without overflow; in float64 for logits in float64."""
     return _softmax(logits)[0]
 
 
@@ -184,28 +184,28 @@ def _checked(
 ) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
     X, y = checked_rows(X, "X"), np.asarray(y)
     if not len(X):
-        raise InputError("X has no rows; wanted at least one example")
+        raise InputError("X has no rows, wanted at least one example")
     if y.shape != X.shape[:1] or y.dtype.kind not in "iu":
-        raise InputError(f"y has shape {y.shape} and type {y.dtype}; wanted integers [{len(X)}], one for each row of X")
+        raise InputError(f"y has shape {y.shape} and type {y.dtype}, wanted integers [{len(X)}], one for each row of X")
     if y.min() < 0 or y.max() >= len(y) or not np.bincount(y).all():
         raise InputError(
-            f"y has the codes {np.unique(y)[:9]}...; wanted 0..K-1, each at least once; use np.unique's inverse"
+            f"y has the codes {np.unique(y)[:9]}..., wanted 0..K-1, each at least once; use np.unique's inverse"
         )
     check_strength(C)
     weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
-        raise InputError(f"sample_weight has shape {weight.shape}; wanted [{len(X)}] finite weights above 0")
+        raise InputError(f"sample_weight has shape {weight.shape}, wanted [{len(X)}] finite weights above 0")
     return X.astype(np.float64), y.astype(np.intp), weight
 
 
 def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Orthonormal directions `[H, R]` that hold all rows of X, and the weighted scatter `[R]` along each."""
+    """Orthonormal directions ``[H, R]`` that hold all rows of X, and the weighted scatter ``[R]`` along each."""
     span = np.linalg.qr(X.T)[0] if len(X) < X.shape[1] else None  # [H, R]; None where R = H
     rows = np.sqrt(weight)[:, None] * (X if span is None else X @ span)  # [N, R]
     matrix = rows.T @ rows  # [R, R]
     if not np.isfinite(matrix).all():
         raise NumericalError(
-            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}; wanted about one; scale them"
+            f"the squares of the features overflow: the largest is {np.abs(X).max():.3g}, wanted about one; scale them"
         )
     scatter, rotation = np.linalg.eigh(matrix)  # [R], [R, R]
     return rotation if span is None else span @ rotation, np.maximum(scatter, 0.0)
@@ -214,7 +214,7 @@ def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[ND
 def _start(
     start: tuple[ArrayLike, ArrayLike] | None, problem: _Problem, K: int, mean: Array, basis: Array
 ) -> NDArray[np.float64]:
-    """The first `theta [D, K]`, in rotated coordinates."""
+    """The first ``theta [D, K]``, in rotated coordinates."""
     theta = np.zeros((len(problem.penalty), K))  # [D, K]
     if start is None:
         theta[-1] = np.log(np.bincount(problem.y, weights=problem.weight) / problem.weight.sum())
@@ -226,7 +226,7 @@ def _start(
         or not (np.isfinite(coef).all() and np.isfinite(intercept).all())
     ):
         raise InputError(
-            f"start has shapes {coef.shape} and {intercept.shape}; wanted finite arrays {(K, len(mean))} and {(K,)}"
+            f"start has shapes {coef.shape} and {intercept.shape}, wanted finite arrays {(K, len(mean))} and {(K,)}"
         )
     theta[:-1] = basis.T @ coef.T
     theta[-1] = intercept + coef @ mean
@@ -249,16 +249,16 @@ class _Problem:
         return _Problem(self.Z.astype(dtype), self.y, *arrays)
 
     def of_label(self, values: Array) -> Array:
-        """The entry of each example's own class: `[N, K]` -> `[N]`."""
+        """The entry of each example's own class: ``[N, K]`` -> ``[N]``."""
         return values[np.arange(len(values)), self.y]
 
     def loss(self, logits: Array) -> tuple[float, Array]:
-        """The loss without the penalty, and the probabilities `[N, K]`."""
+        """The loss without the penalty, and the probabilities ``[N, K]``."""
         p, log_total = _softmax(logits)  # [N, K], [N]
         return _dot(self.weight, log_total - self.of_label(logits)), p
 
     def gradient(self, theta: Array, p: Array) -> Array:
-        """The gradient `[D, K]` of the whole objective."""
+        """The gradient ``[D, K]`` of the whole objective."""
         residual = self.weight[:, None] * p  # [N, K]
         residual[np.arange(len(p)), self.y] -= self.weight
         return self.penalty * theta + self.Z.T @ residual
@@ -274,7 +274,7 @@ class _Problem:
         return 0.5 * _dot(gradient[:-1], gradient[:-1]) + 0.5 * float(intercept.sum())
 
     def inverse_hessian(self, p: Array) -> Callable[[Array], Array]:
-        """The model of the Hessian at probabilities p, inverted: a function from gradients to steps, both `[D, K]`."""
+        """The model of the Hessian at probabilities p, inverted: from gradients ``[D, K]`` to steps ``[D, K]``."""
         own = self.of_label(p)  # [N]
         own = self.weight * own * (1 - own)  # [N]
         others = self.weight @ (1 - np.einsum("nk,nk->n", p, p)) - own.sum()
@@ -298,7 +298,7 @@ class _Point:
 
 
 def _minimise(problem: _Problem, theta: Array, tol: float, max_iter: int) -> _Point:
-    """L-BFGS from `theta [D, K]`, in the problem's precision, until the estimated gap is within tol of the value."""
+    """L-BFGS from ``theta [D, K]``, in the problem's precision, until the estimated gap is within tol of the value."""
     scalar = problem.Z.dtype.type  # keeps products with Python numbers in this precision
     theta = theta.astype(scalar, copy=False)  # [D, K]
     logits: Array = problem.Z @ theta  # [N, K]
@@ -330,7 +330,7 @@ def _minimise(problem: _Problem, theta: Array, tol: float, max_iter: int) -> _Po
 
 
 def _two_loops(g: Array, pairs: deque[tuple[Array, Array, float]], model: Callable[[Array], Array]) -> Array:
-    """L-BFGS's inverse Hessian times `g [D, K]`: the two loops of Liu & Nocedal around the inverted model."""
+    """L-BFGS's inverse Hessian times ``g [D, K]``: the two loops of Liu & Nocedal around the inverted model."""
     scalar = g.dtype.type
     q, alphas = g.copy(), []
     for s, y, rho in reversed(pairs):
@@ -348,12 +348,12 @@ def _two_loops(g: Array, pairs: deque[tuple[Array, Array, float]], model: Callab
 def _line_search(
     problem: _Problem, theta: Array, logits: Array, value: float, gradient: Array, direction: Array
 ) -> tuple[float, Array, float, Array] | None:
-    """A step along `direction [D, K]` that leaves at most SLOPE_RATIO of the slope and does not go up.
+    """A step along ``direction [D, K]`` that leaves at most SLOPE_RATIO of the slope and does not go up.
 
     The objective is convex along the line, so its slope grows with the step: secants on the slope find its zero,
     kept inside the bracket known so far.
 
-    Returns: the step, and there the logits `[N, K]`, the loss and the probabilities `[N, K]`; None where there is none.
+    Returns: the step, and there the logits ``[N, K]``, the loss and the probabilities ``[N, K]``; None without one.
     """
     along = problem.Z @ direction  # [N, K]: how the logits change for a step of one
     along_label = _dot(problem.weight, problem.of_label(along))
@@ -385,6 +385,6 @@ def _line_search(
 
 
 def _dot(a: Array, b: Array) -> float:
-    """The sum of `a * b`, finished in float64. Not `np.vdot`: its threads cost more than they save on small arrays."""
+    """The sum of ``a * b``, finished in float64. Not ``np.vdot``, whose threads cost more than they save here."""
     products = a * b if a.ndim == 1 else np.einsum("nk,nk->n", a, b)  # [n]
     return float(products.sum(dtype=np.float64))

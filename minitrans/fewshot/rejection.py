@@ -25,9 +25,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import check_choice
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.errors import InputError, one_of
-from minitrans.fewshot.logistic import fit_logistic, softmax
+from minitrans.errors import InputError
+from minitrans.fewshot.logistic import fit_logistic, probabilities
 from minitrans.words import escaped
 
 Float32 = NDArray[np.float32]
@@ -47,9 +48,9 @@ class KnownClasses:
     """What a text is compared with.
 
     Attributes:
-        coef, intercept: `[K, H]` and `[K]`, of the logits.
-        examples: `[N, H]`, each class at least once.
-        codes: `[N]`, the class of each example, 0..K-1.
+        coef, intercept: ``[K, H]`` and ``[K]``, of the logits.
+        examples: ``[N, H]``, each class at least once.
+        codes: ``[N]``, the class of each example, 0..K-1.
     """
 
     coef: NDArray[np.floating]
@@ -59,47 +60,46 @@ class KnownClasses:
 
     @cached_property
     def unit_examples(self) -> Float32:
-        """`[H, N]`, the examples at length one; zeros stay zeros."""
+        """``[H, N]``, the examples at length one; zeros stay zeros."""
         return _unit(_float64(self.examples)).T.astype(np.float32, order="C")
 
     @cached_property
     def gaussians(self) -> tuple[Float64, Float64, Float64]:
-        """The mean of the class means `[H]`, a factor F `[H, H]` with `F F' = covariance^-1`, and the class means
-        `[H, K]` in whitened coordinates, `(mean - centre) F`.
+        """The mean of the class means ``[H]``, a factor F ``[H, H]`` with ``F F' = covariance^-1``, and the class means
+        ``[H, K]`` in whitened coordinates, ``(mean - centre) F``.
         """
         X, K = _float64(self.examples), len(self.coef)
-        totals = np.zeros((K, X.shape[1]))  # [K, H]
-        np.add.at(totals, self.codes, X)
-        means = totals / np.bincount(self.codes, minlength=K)[:, None]  # [K, H]
+        counts, order = np.bincount(self.codes), np.argsort(self.codes, kind="stable")  # [K], [N]
+        means = np.add.reduceat(X[order], np.cumsum(counts) - counts) / counts[:, None]  # [K, H]
         residuals = X - means[self.codes]  # [N, H]
         # Over the degrees of freedom: thresholds come from fits on fewer examples, so the scale must not follow N.
         covariance = residuals.T @ residuals / max(len(X) - K, 1)  # [H, H]
-        identity = np.eye(X.shape[1])
         scale = float(np.trace(covariance)) / X.shape[1]
+        covariance *= 1 - SHRINKAGE
         # Without any scatter, as with one example per class, this is the Euclidean distance.
-        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * scale * identity if scale else identity
-        factor = np.linalg.solve(np.linalg.cholesky(covariance), identity).T.copy()  # [H, H]
+        covariance[np.diag_indices(X.shape[1])] += SHRINKAGE * scale if scale else 1.0
+        factor = _inverse(np.linalg.cholesky(covariance)).T.copy()  # [H, H]
         centre = means.mean(axis=0)  # [H]
         return centre, factor, ((means - centre) @ factor).T.copy()
 
     @single_threaded_blas()
     def score(self, name: str, rows: NDArray[np.floating]) -> Float64:
-        """The score of that name for embeddings `[B, H]`: `[B]`, each the same whatever the other rows are.
+        """The scores ``[B]`` of that name for embeddings ``[B, H]``, each the same whatever the other rows are.
 
         Raises:
             InputError: no such score.
         """
-        check_score(name)
+        check_choice("score", name, SCORES)
         return SCORES[name](self, _float64(rows))
 
     def scores(self, rows: NDArray[np.floating]) -> dict[str, Float64]:
-        """Every score of embeddings `[B, H]` by its name: `[B]` each."""
+        """Name -> the scores ``[B]`` of embeddings ``[B, H]``."""
         return {name: self.score(name, rows) for name in SCORES}
 
 
 def row_products(rows: NDArray[_Float], matrix: NDArray[_Float]) -> NDArray[_Float]:
-    """`rows [B, H] @ matrix [H, D]`, one product per row: in a product of all rows, the rounding of one would depend
-    on how many there are. `matrix` has to be C-contiguous, as the order too decides on the rounding.
+    """``rows [B, H] @ matrix [H, D]``, one product per row: in a product of all rows, the rounding of one would depend
+    on how many there are. ``matrix`` has to be C-contiguous, as the order too decides on the rounding.
     """
     products: NDArray[_Float] = np.matmul(rows[:, None, :], matrix)[:, 0]
     return products
@@ -107,13 +107,13 @@ def row_products(rows: NDArray[_Float], matrix: NDArray[_Float]) -> NDArray[_Flo
 
 @single_threaded_blas()
 def logits(rows: NDArray[np.floating], coef: NDArray[np.floating], intercept: NDArray[np.floating]) -> Float64:
-    """Logits `[B, K]` of embeddings `[B, H]`, for `coef [K, H]` and `intercept [K]`, in float64."""
+    """Logits ``[B, K]`` of embeddings ``[B, H]``, for ``coef [K, H]`` and ``intercept [K]``, in float64."""
     answer: Float64 = row_products(_float64(rows), _float64(coef.T)) + intercept
     return answer
 
 
 def _probability(known: KnownClasses, rows: Float64) -> Float64:
-    return softmax(logits(rows, known.coef, known.intercept)).max(axis=1)
+    return probabilities(logits(rows, known.coef, known.intercept)).max(axis=1)
 
 
 def _energy(known: KnownClasses, rows: Float64) -> Float64:
@@ -142,19 +142,13 @@ SCORES: Mapping[str, Callable[[KnownClasses, Float64], Float64]] = {
 }
 
 
-def check_score(name: str) -> None:
-    """InputError unless the name is one of SCORES."""
-    if not isinstance(name, str) or name not in SCORES:
-        raise InputError(f"score is {name!r}; wanted {one_of(SCORES)}; name one of them")
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """Texts that were not fitted on, in scope all of them.
 
     Attributes:
-        scores: `[M]` by the name of the score.
-        right: `[M]`, whether the most probable class is the right one; None where that is not known.
+        scores: ``[M]`` by the name of the score.
+        right: ``[M]``, whether the most probable class is the right one; None where that is not known.
     """
 
     scores: Mapping[str, Float64]
@@ -173,9 +167,9 @@ def cross_fit(
     rejects only what is farther from all classes than the classes are from one another.
 
     Args:
-        X: `[N, H]` examples, without the names.
-        y: `[N]`, codes 0..K-1, each present.
-        names: `[K, H]`, one more example of each class that is never held out; or None.
+        X: ``[N, H]`` examples, without the names.
+        y: ``[N]``, codes 0..K-1, each present.
+        names: ``[K, H]``, one more example of each class that is never held out; or None.
         C: see `fit_logistic`.
         folds: how many, at least 2; no more are made than there are examples.
         seed: of the draw.
@@ -188,9 +182,9 @@ def cross_fit(
     """
     for what, value, least in (("folds", folds, 2), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise InputError(f"{what} is {value!r}; wanted an integer of at least {least}")
+            raise InputError(f"{what} is {value!r}, wanted an integer of at least {least}")
     if len(X) == 1 and names is None:
-        raise InputError("there is 1 example; wanted 2 to hold one out; add examples, or give held-out texts")
+        raise InputError("there is 1 example, wanted 2 to hold one out; add examples, or give held-out texts")
     alone = np.bincount(y)[y] == 1  # [N]
     vanishing = names is None and bool(alone.all())
     held_out = np.full(len(X), names is not None) | ~alone | vanishing  # [N]
@@ -244,13 +238,8 @@ class Rejection:
     accuracy: float | None
     auroc: dict[str, float] | None
 
-    def answer(self, labels: list[tuple[str | int, float]], score: float, reject: bool = True) -> Answer:
-        """For a text with these most probable labels and this score. Without `reject` it is never rejected."""
-        rejected = reject and score < self.threshold
-        return Answer(self.abstention if rejected else labels[0][0], labels, rejected, score)
-
     def summary(self) -> str:
-        """What was calibrated, in a line."""
+        """What was calibrated, in one line of text."""
         outside = "" if self.rejected is None else f" and {self.rejected:.1%} of {self.out_of_scope} out of it rejected"
         texts = "text" if self.in_scope == 1 else "texts"
         return (
@@ -285,7 +274,7 @@ class Answer:
         """A line for each label, tabs between label, probability and text.
 
         Of a rejected text the first line holds the abstention, with "-" for the probability; the labels follow where
-        `top` is more than one. What would break a line is written out by `words.escaped`.
+        ``top`` is more than one. What would break a line is written out by `words.escaped`.
         """
         labels = [] if self.rejected and top == 1 else self.labels
         pairs = [(str(self.label), "-")] * self.rejected + [(str(label), f"{p:.4f}") for label, p in labels]
@@ -318,13 +307,13 @@ def calibrate(
     auroc_of = None
     if out_of_scope is not None:
         if not all(map(len, out_of_scope.values())):
-            raise InputError("out_of_scope has 0 texts; wanted at least one; leave it out to calibrate without any")
+            raise InputError("out_of_scope has 0 texts, wanted at least one; leave it out to calibrate without any")
         auroc_of = {name: auroc(held_out.scores[name], out_of_scope[name]) for name in SCORES}
     if score == "auto":
         # The default comes first, so that it wins among equals.
         candidates = sorted(SCORES, key=lambda name: name != DEFAULT_SCORE)
         score = DEFAULT_SCORE if auroc_of is None else max(candidates, key=auroc_of.__getitem__)
-    check_score(score)
+    check_choice("score", score, SCORES)
     inside, outside = held_out.scores[score], None if out_of_scope is None else out_of_scope[score]
     if outside is None or keep is not None:
         threshold = threshold_that_keeps(inside, DEFAULT_KEEP if keep is None else keep)
@@ -345,14 +334,14 @@ def calibrate(
 
 
 def threshold_that_keeps(in_scope: ArrayLike, keep: float) -> float:
-    """The highest threshold that at least this share of the scores `[M]` reach.
+    """The highest threshold that at least this share of the scores ``[M]`` reach.
 
     Raises:
         InputError: no scores, scores that are not finite, or a share outside (0, 1].
     """
     scores = _scores(in_scope, "in_scope")
     if isinstance(keep, bool) or not isinstance(keep, int | float | np.number) or not 0 < keep <= 1:
-        raise InputError(f"keep is {keep!r}; wanted a share above 0 and up to 1, such as {DEFAULT_KEEP}")
+        raise InputError(f"keep is {keep!r}, wanted a share above 0 and up to 1, such as {DEFAULT_KEEP}")
     return float(np.sort(scores)[len(scores) - math.ceil(keep * len(scores))])
 
 
@@ -379,7 +368,7 @@ def auroc(in_scope: ArrayLike, out_of_scope: ArrayLike) -> float:
     """The area under the ROC curve: the share of pairs in which the text in scope has the higher score, ties half.
 
     Raises:
-        InputError: no scores on either side, or scores that are not finite `[M]`.
+        InputError: no scores on either side, or scores that are not finite ``[M]``.
     """
     inside, outside = _scores(in_scope, "in_scope"), np.sort(_scores(out_of_scope, "out_of_scope"))
     below = np.searchsorted(outside, inside, side="left") + np.searchsorted(outside, inside, side="right")
@@ -399,7 +388,7 @@ def _scores(values: ArrayLike, what: str) -> Float64:
     scores = np.asarray(values)
     if scores.ndim != 1 or not len(scores) or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
         seen = f"shape {scores.shape} and type {scores.dtype}"
-        raise InputError(f"{what} has {seen}; wanted finite numbers [M], at least one; drop NaN and infinity")
+        raise InputError(f"{what} has {seen}, wanted finite numbers [M], at least one; drop NaN and infinity")
     return scores.astype(np.float64)
 
 
@@ -408,8 +397,20 @@ def _float64(values: NDArray[np.floating]) -> Float64:
 
 
 def _squares(rows: Float64) -> Float64:
-    """The squared length of each row `[B, H]`: `[B]`."""
+    """The squared lengths ``[B]`` of rows ``[B, H]``."""
     return np.matmul(rows[:, None, :], rows[:, :, None])[:, 0, 0]
+
+
+def _inverse(lower: Float64) -> Float64:
+    """The inverse of a lower triangular matrix ``[H, H]``, by halves: a general solver computes with the zeros too."""
+    half = len(lower) // 2
+    inverse = np.zeros_like(lower)
+    if half < 24:
+        inverse[:] = np.linalg.inv(lower)
+        return inverse
+    inverse[:half, :half], inverse[half:, half:] = _inverse(lower[:half, :half]), _inverse(lower[half:, half:])
+    inverse[half:, :half] = -inverse[half:, half:] @ (lower[half:, :half] @ inverse[:half, :half])
+    return inverse
 
 
 def _unit(rows: Float64) -> Float64:

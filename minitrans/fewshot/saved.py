@@ -1,10 +1,8 @@
 """The folder of a saved classifier: what it holds, how it changes, and its validation. Nothing in it is trusted.
 
-Arrays are in files that are named after their content, and classifier.json holds their digests: the one rename of
-classifier.json changes the whole classifier. Files that it does not name any more are removed after that, so whoever
-finds one gone or of another digest reads classifier.json again.
+Its files change together (see `minitrans.together`); nothing else may lie in it.
 
-Version 3 is this. Versions 1 and 2 (with `rejection`) had fixed names and no digests; they are read.
+Version 3 is this. Versions 1 and 2 (with ``rejection``) had fixed names and no digests; they are read.
 
 Dimension letters: N examples, H embedding width, K classes.
 """
@@ -19,7 +17,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,30 +25,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.arguments import as_int
 from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
-from minitrans.fewshot.rejection import SCORES
-from minitrans.files import (
-    consistent,
-    content_name,
-    is_sha256,
-    locked,
-    make_folder,
-    remove_stale,
-    remove_unnamed,
-    reporting,
-    target_of,
-    write_file,
-)
+from minitrans.fewshot.examples import storable
+from minitrans.fewshot.head import CLASSES_LIMIT, Head
+from minitrans.fewshot.rejection import SCORES, Rejection
+from minitrans.files import is_sha256, remove_stale, remove_unnamed, reporting, target_of, write_file
+from minitrans.together import consistent, content_name, write_together
 
 if TYPE_CHECKING:
     from minitrans.encoder.policy import PruningPolicy
 
 FORMAT, PLAIN_VERSION, REJECTION_VERSION, VERSION = "minitrans-classifier", 1, 2, 3
 JSON_FILE = "classifier.json"
-LABEL_LENGTH = 1000  # characters
-CLASSES_LIMIT = 1 << 25  # bytes of an array of the classes, which gives each the room of the longest
 _ARRAYS = re.compile(r"(classifier|pruning)(-[0-9a-f]{16})?\.safetensors")
 # What may lie in such a folder besides: a killed save's, a volume's, and what NFS keeps for those that still read it.
 _BESIDE = re.compile(rf"{re.escape(JSON_FILE)}|\.(classifier|pruning).*\.tmp|lost\+found|\.nfs.*", re.DOTALL)
@@ -71,52 +58,42 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
             raise InputError(f"{target} leads nowhere ({error}); name another folder") from None
         held = {path.name for path in target.iterdir()} if target.is_dir() else {"a file"} if target.exists() else set()
     if others := {name for name in held if not _ARRAYS.fullmatch(name) and not _BESIDE.fullmatch(name)}:
-        raise InputError(f"{target} holds {min(others)}; wanted a new folder or a classifier's; name another")
+        raise InputError(f"{target} holds {min(others)}, wanted a new folder or a classifier's; name another")
     return target
 
 
-def write_folder(
-    target: Path,
-    description: dict[str, Any],
-    tensors: Mapping[str, NDArray[Any] | None],
-    policy: PruningPolicy | None = None,
-) -> None:
-    """Write all files of a folder that `check_folder` allowed, or none. Tensors that are None are left out."""
+def write_folder(target: Path, head: Head, described: Mapping[str, Any], policy: PruningPolicy | None = None) -> None:
+    """Write all files of a folder that `check_folder` allowed, or none.
+
+    Args:
+        target: the folder.
+        head: what was learned.
+        described: what classifier.json says besides.
+        policy: of the encoder, if it has one.
+    """
     from safetensors.numpy import save
 
-    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items() if tensor is not None})
+    tensors = {"coef": head.coef, "intercept": head.intercept, "embeddings": head.embeddings, "codes": head.codes}
+    tensors |= {} if head.names is None else {"names": head.names}
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()})
     sha256 = hashlib.sha256(data).hexdigest()
-    values = {"format": FORMAT, "version": VERSION, "tensors": sha256} | description
+    values: dict[str, Any] = {"format": FORMAT, "version": VERSION, "tensors": sha256}
+    values |= {"label_kind": "str" if head.classes.dtype.kind == "U" else "int", "classes": head.classes.tolist()}
+    values |= {"converged": head.converged, **described}
+    if head.rejection is not None:
+        values["rejection"] = asdict(head.rejection)
     text = json.dumps(values, indent=2) + "\n"
     if len(text) > JSON_LIMIT:  # it is ASCII: `load` would refuse it
         raise InputError(
             f"{JSON_FILE} would have {len(text)} bytes, wanted at most {JSON_LIMIT}; leave the examples' texts out: "
             "save(folder, keep_texts=False), or `minitrans fit --no-keep-texts`"
         )
-    fitted = None if policy is None else policy.fitted
-    json_file = target / JSON_FILE
-
-    def write_arrays() -> None:
-        write_file(target / content_name("classifier", sha256), data, like=json_file)
-        if fitted is not None:
-            fitted.save(target / content_name("pruning", fitted.sha256), like=json_file)
-
-    with reporting(target):
-        new = make_folder(target)
-    try:
-        with locked(target) as held:
-            try:
-                write_arrays()
-                write_file(json_file, text.encode())
-                if not all((target / name).exists() for name in _named(values)):
-                    write_arrays()  # another process, without locks, saw no use for them
-            finally:
-                _clean(target, held)
-    except BaseException:
-        with suppress(OSError):
-            for each in new:
-                each.rmdir()
-        raise
+    arrays: dict[str, Callable[[Path, Path], object]] = {
+        content_name("classifier", sha256): lambda path, like: write_file(path, data, like)
+    }
+    if policy is not None and policy.fitted is not None:
+        arrays[content_name("pruning", policy.fitted.sha256)] = policy.fitted.save
+    write_together(target / JSON_FILE, text.encode(), arrays, lambda held: _clean(target, held))
 
 
 def _named(values: Mapping[str, Any]) -> set[str]:
@@ -147,13 +124,13 @@ class Saved:
     Attributes:
         file: classifier.json, for messages.
         values: what it holds, checked.
-        tensors: by their names, checked.
+        head: what was learned.
         policy: of the encoder; None where it has none, or was not asked for.
     """
 
     file: Path
     values: dict[str, Any]
-    tensors: dict[str, NDArray[Any]]
+    head: Head
     policy: PruningPolicy | None
 
 
@@ -174,22 +151,24 @@ def read_folder(folder: str | os.PathLike[str], with_policy: bool) -> Saved:
             N = len(tensors["codes"])
             fine = type(texts) is list and all(type(text) is str for text in texts) and len(texts) == N
             _wanted(fine, file, f"texts is {reprlib.repr(texts)}", f"{N} texts, as many as there are examples, or null")
-        return Saved(file, values, tensors, _read_policy(path, values) if with_policy else None)
+        return Saved(file, values, _head(values, tensors), _read_policy(path, values) if with_policy else None)
 
     return consistent(path, read)
 
 
-def storable(label: object) -> bool:
-    """Whether a label can be saved, and held in an array that gives each label the room of the longest."""
-    if isinstance(label, str):
-        return "\0" not in label and len(label) <= LABEL_LENGTH
-    number = as_int(label)
-    return number is not None and -(2**63) <= number < 2**63
+def _head(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Head:
+    return Head(
+        classes=np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64),
+        converged=values["converged"],
+        names=tensors.get("names"),
+        rejection=None if values.get("rejection") is None else Rejection(**values["rejection"]),
+        **{name: tensors[name] for name in ("coef", "intercept", "embeddings", "codes")},
+    )
 
 
 def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
     if not ok:
-        raise ClassifierError(f"{file}: {seen}; wanted {wanted}; save the classifier again")
+        raise ClassifierError(f"{file}: {seen}, wanted {wanted}; save the classifier again")
 
 
 def file_of(folder: Path, name: str) -> Path:
@@ -198,7 +177,7 @@ def file_of(folder: Path, name: str) -> Path:
     try:
         is_file = path.is_file()
     except OSError as error:
-        raise ClassifierError(f"cannot read {path}: {error}; wanted a folder that may be looked into") from error
+        raise ClassifierError(f"cannot read {path}: {error}, wanted a folder that may be looked into") from error
     _wanted(is_file, path, "no such file", "a folder that FewShotClassifier.save wrote")
     _wanted(path.resolve().parent == folder.resolve(), path, f"it leads to {path.resolve()}", "a file in the folder")
     return path
@@ -237,8 +216,12 @@ _REJECTION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
 }
-_ENCODER_FIELDS: dict[str, Any] = {"name_or_path": str, "path": str, "precision": str, "pruning": dict}
-_ENCODER_FIELDS |= {"identity": dict | str, "model_sha256": str}
+_STR_OR_NULL = ("str or null", lambda seen: isinstance(seen, str | None))
+_ENCODER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("name_or_path", "path", "precision", "model_sha256"), _STR_OR_NULL),
+    "pruning": ("dict or null", lambda seen: isinstance(seen, dict | None)),
+    "identity": ("str, dict or null", lambda seen: isinstance(seen, str | dict | None)),
+}
 
 
 def _is_share(seen: object) -> bool:
@@ -251,8 +234,7 @@ def read_description(file: Path) -> dict[str, Any]:
         values = read_json(file)
     except ConfigError as error:
         raise ClassifierError(f"{error}; save the classifier again") from error
-    for key, (wanted, fits) in _FIELDS.items():
-        _wanted(fits(values.get(key)), file, f"{key} is {reprlib.repr(values.get(key))}", wanted)
+    _check_fields(values, _FIELDS, "", file)
     classes, kind = values["classes"], {"str": str, "int": int}[values["label_kind"]]
     for label in classes:
         if type(label) is not kind or not storable(label):  # in words only then: there may be a million
@@ -263,11 +245,7 @@ def read_description(file: Path) -> dict[str, Any]:
     for a, b in pairwise(classes):
         if a >= b:
             _wanted(False, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
-    for key, type_ in _ENCODER_FIELDS.items():
-        seen = values["encoder"].get(key)
-        fine = isinstance(seen, type_ | None)
-        wanted = getattr(type_, "__name__", "str or dict")
-        _wanted(fine, file, f"encoder.{key} is {reprlib.repr(seen)}", f"{wanted} or null")
+    _check_fields(values["encoder"], _ENCODER_FIELDS, "encoder.", file)
     version, rejection, digest = values["version"], values.get("rejection"), values.get("tensors")
     if version == PLAIN_VERSION:
         _wanted("rejection" not in values, file, f"rejection is there in version {version}", f"version {VERSION}")
@@ -278,12 +256,18 @@ def read_description(file: Path) -> dict[str, Any]:
     return values
 
 
+def _check_fields(
+    values: Mapping[str, Any], fields: Mapping[str, tuple[str, Callable[[Any], bool]]], prefix: str, file: Path
+) -> None:
+    for key, (wanted, fits) in fields.items():
+        _wanted(fits(values.get(key)), file, f"{prefix}{key} is {reprlib.repr(values.get(key))}", wanted)
+
+
 def _check_rejection(seen: Any, classes: list[Any], kind: type, file: Path) -> None:
     _wanted(type(seen) is dict, file, f"rejection is {reprlib.repr(seen)}", "an object")
     unknown = seen.keys() ^ _REJECTION_FIELDS.keys()
     _wanted(not unknown, file, f"rejection has {sorted(seen)}", f"just {sorted(_REJECTION_FIELDS)}")
-    for key, (wanted, fits) in _REJECTION_FIELDS.items():
-        _wanted(fits(seen[key]), file, f"rejection.{key} is {reprlib.repr(seen[key])}", wanted)
+    _check_fields(seen, _REJECTION_FIELDS, "rejection.", file)
     label = seen["abstention"]
     fine = type(label) is kind and label not in classes
     _wanted(fine, file, f"rejection.abstention is {reprlib.repr(label)}", f"{kind.__name__}, and none of the classes")
@@ -301,7 +285,7 @@ def _read_tensors(folder: Path, values: Mapping[str, Any]) -> dict[str, NDArray[
         _wanted(plain or sha256 == values["tensors"], file, f"its sha256 is {sha256}", f"{values.get('tensors')}")
         stored = dict(deserialize(data))  # type: ignore[no-untyped-call]
     except (SafetensorError, OSError) as error:
-        raise ClassifierError(f"{file} is not safetensors ({error}); wanted a whole file; save it again") from error
+        raise ClassifierError(f"{file} is not safetensors ({error}), wanted a whole file; save it again") from error
     seen = {name: (tensor["dtype"], tuple(tensor["shape"])) for name, tensor in stored.items()}
     sizes = ((*seen.get(name, ("", ()))[1], 0, 0)[axis] for name, axis in (("codes", 0), ("coef", 1)))  # 0: refused
     K, (N, H) = len(values["classes"]), sizes

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.errors import ClassifierError, MinitransError, ModelNotFoundError
+from minitrans.errors import ClassifierError, InputError, MinitransError, ModelNotFoundError
 from minitrans.fewshot.saved import Saved
 from minitrans.files import sha256_of
 from minitrans.models.identity import Identity
@@ -22,9 +21,10 @@ _REMEDY = "put the model there, or name it: load(folder, encoder=MODEL), `minitr
 
 def describe_encoder(encoder: object, target: Path) -> dict[str, Any]:
     """What classifier.json in the folder ``target`` says of an encoder, as far as that offers it."""
-    policy = getattr(encoder, "pruning", None)
+    policy, identity = getattr(encoder, "pruning", None), identity_of(encoder)
     described = {key: getattr(encoder, key, None) for key in ("name_or_path", "precision")}
-    described |= {"identity": identity_of(encoder), "pruning": None if policy is None else policy.to_dict()}
+    described["identity"] = identity.to_dict() if isinstance(identity, Identity) else identity
+    described["pruning"] = None if policy is None else policy.to_dict()
     name = described["name_or_path"]
     if isinstance(name, str) and Path(name).is_absolute() and Path(name).is_dir():
         with suppress(ValueError):  # on another drive: it cannot be moved together with the classifier
@@ -32,11 +32,11 @@ def describe_encoder(encoder: object, target: Path) -> dict[str, Any]:
     return described
 
 
-def identity_of(encoder: object) -> dict[str, str] | str | None:
-    """The parts of a `SentenceEncoder`'s identity; of another encoder its ``identity`` or ``model_sha256``, if any."""
+def identity_of(encoder: object) -> Identity | str | None:
+    """The identity of a `SentenceEncoder`; of another encoder its ``identity`` or ``model_sha256``, if any."""
     identity = getattr(encoder, "identity", None)
     if isinstance(identity, Identity):
-        return identity.to_dict()
+        return identity
     names = (identity, getattr(encoder, "model_sha256", None))
     return next((name for name in names if isinstance(name, str)), None)
 
@@ -47,21 +47,24 @@ def check_identity(saved: Saved, encoder: object) -> None:
     wanted, seen = described.get("identity"), identity_of(encoder)
     if wanted is None and described.get("model_sha256") is not None:  # of versions 1 and 2
         wanted, seen = described["model_sha256"], _weights_sha256(encoder)
-    if wanted is None or seen is None or wanted == seen:
+    if wanted is None or seen is None:
         return
-    name, given = described.get("name_or_path"), getattr(encoder, "name_or_path", encoder)
-    if isinstance(wanted, Mapping) and isinstance(seen, Mapping):
-        parts = [key for key in wanted if key != "sha256" and wanted[key] != seen.get(key)]
-        differs = f"has another {', '.join(parts)}; wanted the"
+    if not isinstance(wanted, str):
+        try:
+            wanted = Identity.from_dict(wanted)
+        except InputError as error:
+            raise ClassifierError(f"{saved.file}: {error}; save the classifier again") from error
+    if wanted == seen:
+        return
+    if isinstance(wanted, Identity) and isinstance(seen, Identity):
+        differs = f"has another {wanted.difference(seen)}, wanted the"
     else:
-        differs = f"is {_short(seen)}; wanted {_short(wanted)}, the"
+        own, other = (each.sha256 if isinstance(each, Identity) else each for each in (seen, wanted))
+        differs = f"is {own}, wanted {other}, the"
+    name, given = described.get("name_or_path"), getattr(encoder, "name_or_path", encoder)
     raise ClassifierError(
         f"{saved.file}: the encoder {given} {differs} encoder {name!r} of fit; load that, or fit again"
     )
-
-
-def _short(identity: Mapping[str, str] | str) -> str:
-    return identity if isinstance(identity, str) else str(identity.get("sha256"))
 
 
 def _weights_sha256(encoder: object) -> str | None:
@@ -99,7 +102,7 @@ def saved_encoder(
     if name is None or (described.get("identity") is None and described.get("model_sha256") is None):
         key = "name_or_path" if name is None else "identity"
         raise ClassifierError(
-            f"{saved.file} does not identify its encoder; wanted encoder.{key}; pass load(folder, encoder)"
+            f"{saved.file} does not identify its encoder, wanted encoder.{key}; pass load(folder, encoder)"
         )
     if path is None and not Path(name).is_absolute():
         return load(name)

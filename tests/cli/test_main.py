@@ -255,7 +255,7 @@ def test_predict_of_nothing_prints_nothing(run, careful):
         (("--abstention", "x"), "--abstention is 'x', but"),
         (("--score", "energy"), "--score is 'energy', but"),
         (("--reject", "--score", "msp"), "'msp' is not one of"),
-        (("--reject", "--keep", "0"), "keep is 0.0; wanted a share above 0"),
+        (("--reject", "--keep", "0"), "keep is 0.0, wanted a share above 0"),
         (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
         (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
         (("--out-of-scope", os.devnull), "holds no text, wanted at least one"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minitrans.data.files import Examples, read_examples, read_texts
+from minitrans.data.files import read_examples, read_texts
 from minitrans.data.rows import check_delimiter, decoded, table_rows, text_lines
 from minitrans.errors import DataWarning, InputError, InputTypeError
 
@@ -286,11 +286,6 @@ def test_a_broken_mark_never_yields_fewer_rows_unseen(tmp_path_factory, rows, pl
     path.write_text(data[:place] + letter + data[place + 1 :], newline="")
     found = reading(path)
     assert found is None or len(found) >= len(rows) - 1  # one line end may have been the letter that broke
-
-
-def test_examples_and_texts_agree(tmp_path):
-    path = write(tmp_path / "a.csv", [("hi", "a"), ("bye", "b")], ",")
-    assert read_examples(path) == Examples(read_texts(path), read_texts(path, "label"))
 
 
 @pytest.mark.parametrize("column", [5, None, ["text"]])

@@ -70,7 +70,7 @@ def test_probabilities_do_not_depend_on_the_neighbours(fitted):
 def test_no_texts_give_no_labels(fitted):
     assert fitted.predict([]).shape == (0,)
     assert fitted.predict_proba([]).shape == (0, 3)
-    assert fitted.rank([]) == []
+    assert fitted.answer([]) == []
 
 
 def test_label_names_are_examples(encoder):
@@ -129,15 +129,6 @@ def test_one_class_has_probability_one(encoder):
     assert classifier.predict_proba(["anything", ""]).tolist() == [[1.0], [1.0]]
 
 
-def test_one_example(encoder):
-    assert FewShotClassifier(encoder).fit(["hello"], ["greeting"]).predict_proba("x").tolist() == [1.0]
-
-
-def test_one_example_per_class(encoder):
-    classifier = FewShotClassifier(encoder).fit([TEXTS[0], TEXTS[3]], ["a", "b"])
-    assert classifier.predict([TEXTS[0], TEXTS[3]]).tolist() == ["a", "b"]
-
-
 def test_duplicates_count(encoder):
     once = FewShotClassifier(encoder, label_names=False).fit(["yes please", "no thanks"], ["yes", "no"])
     often = FewShotClassifier(encoder, label_names=False).fit(["yes please"] * 5 + ["no thanks"], ["yes"] * 5 + ["no"])
@@ -164,7 +155,7 @@ def test_equal_probabilities_take_the_first_class(encoder):
     classifier = FewShotClassifier(encoder, label_names=False).fit(["this", "that"], ["b", "a"])
     classifier.coef_[:], classifier.intercept_[:] = 0, 0
     assert classifier.predict("this") == "a"
-    assert classifier.rank(["this"]) == [[("a", 0.5), ("b", 0.5)]]
+    assert classifier.answer(["this"])[0].labels == [("a", 0.5), ("b", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -200,22 +191,55 @@ def same_model(one, other):
     assert one.labels_.tolist() == other.labels_.tolist()
 
 
+@pytest.mark.parametrize("names", [{label: label for label in LABELS}, dict(zip(LABELS[::3], [5, 1, 9], strict=True))])
 @pytest.mark.parametrize("label_names", [True, False])
-@pytest.mark.parametrize("first", [2, 4, 8])
-def test_partial_fit_equals_fit_on_all(encoder, first, label_names):
+@pytest.mark.parametrize("first", [2, 8])
+def test_partial_fit_and_remove_equal_a_fit_on_all(encoder, first, label_names, names):
     # Taken in turn, the classes come in at different times and not in their order.
     order = [6, 0, 3, 7, 1, 4, 8, 2, 5]
-    texts, labels = [TEXTS[i] for i in order], [LABELS[i] for i in order]
-    whole = FewShotClassifier(encoder, label_names=label_names).fit(texts, labels)
-    parts = FewShotClassifier(encoder, label_names=label_names).fit(texts[:first], labels[:first])
+    texts, labels = [TEXTS[i] for i in order], [names[LABELS[i]] for i in order]
+    options = {"label_names": label_names}
+    whole = FewShotClassifier(encoder, **options).fit(texts, labels)
+    parts = FewShotClassifier(encoder, **options).fit(texts[:first], labels[:first])
     assert parts.partial_fit(texts[first:], labels[first:]) is parts
     same_model(parts, whole)
+    encoder.calls.clear()
+    assert parts.remove(texts[first:], labels[first:]) is parts
+    assert encoder.calls == []
+    same_model(parts, FewShotClassifier(encoder, **options).fit(texts[:first], labels[:first]))
+    assert parts.texts_ == texts[:first]
 
 
-def test_partial_fit_with_int_labels(encoder):
-    labels = [5] * 3 + [1] * 3 + [9] * 3
-    parts = FewShotClassifier(encoder).fit(TEXTS[:6], labels[:6]).partial_fit(TEXTS[6:], labels[6:])
-    same_model(parts, FewShotClassifier(encoder).fit(TEXTS, labels))
+@pytest.mark.filterwarnings("ignore::minitrans.errors.DataWarning")
+def test_which_examples_are_removed(encoder):
+    texts, labels = ["a", "b", "b", "b", "c"], ["x", "x", "y", "y", "z"]
+    by_label = FewShotClassifier(encoder).fit(texts, labels).remove(["b"], ["y"])
+    assert list(zip(by_label.texts_, by_label.labels_, strict=True)) == [("a", "x"), ("b", "x"), ("c", "z")]
+    assert by_label.classes_.tolist() == ["x", "z"]
+    assert FewShotClassifier(encoder).fit(texts, labels).remove(["b"]).texts_ == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((["nowhere"],), InputError, "'nowhere' is no example, wanted one of fit"),
+        ((TEXTS[:1], LABELS[-1:]), InputError, "is no example"),
+        ((TEXTS,), InputError, "9 of 9 examples would go"),
+        ((TEXTS[:1], [5]), InputTypeError, "wanted the kind of the classes"),
+        (("a text",), InputTypeError, "texts is a str"),
+    ],
+)
+def test_examples_that_cannot_be_removed(fitted, arguments, error, message):
+    before = pickle.dumps(vars(fitted))
+    with pytest.raises(error, match=message):
+        fitted.remove(*arguments)
+    assert pickle.dumps(vars(fitted)) == before
+
+
+def test_examples_without_texts_cannot_be_removed(encoder):
+    arrays = FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS)
+    with pytest.raises(InputError, match=r"were not kept, wanted all of them; fit_embeddings on"):
+        arrays.remove(TEXTS[:1])
 
 
 def test_first_partial_fit_is_fit(encoder, fitted):
@@ -247,12 +271,36 @@ def test_a_failed_partial_fit_changes_nothing(fitted, texts, labels):
 # ---------------------------------------------------------------- arrays
 
 
-def test_embeddings_in_place_of_texts(encoder, fitted):
-    rows = encoder.encode(TEXTS)
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_embeddings_say_what_their_texts_say(encoder, fitted, calibrated):
+    rows, beyond = encoder.encode(TEXTS), ["zzz zzz", "qqq"]
     arrays = FewShotClassifier(encoder).fit_embeddings(rows, LABELS)
+    if calibrated:
+        fitted.calibrate_rejection(TEXTS, LABELS, out_of_scope=beyond)
+        arrays.calibrate_rejection_embeddings(rows, LABELS, out_of_scope=encoder.encode(beyond))
     np.testing.assert_array_equal(arrays.coef_, fitted.coef_)
-    np.testing.assert_array_equal(arrays.predict_proba_embeddings(rows), fitted.predict_proba(TEXTS))
-    assert arrays.predict_embeddings(rows).tolist() == LABELS
+    assert arrays.rejection_ == fitted.rejection_
+    asked = [*TEXTS, *beyond]
+    for name, arguments in (("predict", ()), ("predict_proba", ()), ("score_in_scope", ()), ("answer", (2,))):
+        said = getattr(fitted, name)(asked, *arguments)
+        assert list(map(str, getattr(arrays, f"{name}_embeddings")(encoder.encode(asked), *arguments))) == [
+            *map(str, said)
+        ]
+
+
+def test_answers(fitted):
+    answers = fitted.answer(TEXTS, 2)
+    assert [len(answer.labels) for answer in answers] == [2] * 9
+    assert [answer.labels[0][0] for answer in answers] == [answer.label for answer in answers] == LABELS
+    assert all(answer.labels[0][1] >= answer.labels[1][1] for answer in answers)
+    json.dumps([answer.to_dict() for answer in answers])  # plain str and float
+    assert len(fitted.answer(TEXTS[:1], 99)[0].labels) == 3
+
+
+@pytest.mark.parametrize("top", [0, -1, 1.5, "2", True])
+def test_how_many_labels_an_answer_may_have(fitted, top):
+    with pytest.raises(InputError, match="top is"):
+        fitted.answer(TEXTS, top)
 
 
 def test_embeddings_and_names_need_no_encoder(encoder, fitted):
@@ -273,9 +321,9 @@ def test_embeddings_are_copied(encoder):
     ("rows", "message"),
     [
         (np.ones(3), r"embeddings: shape \(3,\)"),
-        (np.ones((2, 3)), "3 wide; wanted 48"),
+        (np.ones((2, 3)), "3 wide, wanted 48"),
         (np.full((1, 48), np.nan), "row 0 holds NaN"),
-        (np.full((1, 48), 1e60), "row 0 holds NaN or infinity; wanted finite"),
+        (np.full((1, 48), 1e60), "row 0 holds NaN or infinity, wanted finite"),
         ([["a"]], "wanted numbers"),
     ],
 )
@@ -285,14 +333,14 @@ def test_embeddings_that_do_not_fit(fitted, rows, message):
 
 
 def test_names_that_do_not_fit(encoder):
-    with pytest.raises(InputError, match=r"shape \(2, 48\); wanted \(3, 48\)"):
+    with pytest.raises(InputError, match=r"shape \(2, 48\), wanted \(3, 48\)"):
         FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS, np.ones((2, 48)))
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (np.ones((1, 8), np.float32), "returned 1 embeddings; wanted 9"),
+        (np.ones((1, 8), np.float32), "returned 1 embeddings, wanted 9"),
         (np.ones(9, np.float32), r"shape \(9,\)"),
         (np.full((9, 8), np.nan, np.float32), "row 0 holds NaN"),
     ],
@@ -306,21 +354,6 @@ def test_an_encoder_that_misbehaves(answer, message):
         FewShotClassifier(Broken()).fit(TEXTS, LABELS)
 
 
-def test_rank(fitted):
-    ranked = fitted.rank(TEXTS, 2)
-    assert [len(row) for row in ranked] == [2] * 9
-    assert [row[0][0] for row in ranked] == LABELS
-    assert all(row[0][1] >= row[1][1] for row in ranked)
-    json.dumps(ranked)  # plain str and float
-    assert len(fitted.rank(TEXTS[:1], 99)[0]) == 3
-
-
-@pytest.mark.parametrize("top", [0, -1, 1.5, "2"])
-def test_rank_refuses(fitted, top):
-    with pytest.raises(InputError, match="top is"):
-        fitted.rank(TEXTS, top)
-
-
 # ---------------------------------------------------------------- refused input
 
 
@@ -328,12 +361,12 @@ def test_rank_refuses(fitted, top):
 @pytest.mark.parametrize(
     ("texts", "labels", "error", "message"),
     [
-        ("a text", ["a"], InputTypeError, "texts is a str; wanted a list"),
+        ("a text", ["a"], InputTypeError, "texts is a str, wanted a list"),
         (b"a text", ["a"], InputTypeError, "texts is a bytes"),
         ({"a": 1}, ["a"], InputTypeError, "texts is a dict"),
         (5, ["a"], InputTypeError, "texts is a int"),
         (np.array([["a", "b"]]), ["a"], InputTypeError, "texts has 2 dimensions"),
-        (["a", 5], ["a", "b"], InputTypeError, "text 1 is 5 of type int; wanted str"),
+        (["a", 5], ["a", "b"], InputTypeError, "text 1 is 5 of type int, wanted str"),
         (["a", None], ["a", "b"], InputTypeError, "text 1 is None of type NoneType"),
         (["a"], "a", InputTypeError, "labels is a str"),
         (["a", "b"], ["a", None], InputTypeError, "label 1 is None of type NoneType"),
@@ -345,7 +378,7 @@ def test_rank_refuses(fitted, top):
         (["a"], [2**63], InputError, "an integer of 64 bits"),
         (["a", "b"], ["a"], InputError, "2 texts and 1 labels"),
         (["a"], ["a", "b"], InputError, "1 texts and 2 labels"),
-        ([], [], InputError, "0 texts and 0 labels; wanted .* at least one"),
+        ([], [], InputError, "0 texts and 0 labels, wanted .* at least one"),
     ],
 )
 def test_refused_examples(encoder, fitted, method, texts, labels, error, message):
@@ -356,7 +389,7 @@ def test_refused_examples(encoder, fitted, method, texts, labels, error, message
 
 @pytest.mark.parametrize("method", ["partial_fit", "score"])
 def test_labels_of_another_kind_than_before(fitted, method):
-    with pytest.raises(InputTypeError, match=r"label 0 is .*1.*; wanted the kind of the classes, as .*cancelOrder"):
+    with pytest.raises(InputTypeError, match=r"label 0 is .*1.*, wanted the kind of the classes, as .*cancelOrder"):
         getattr(fitted, method)(["a"], [1])
 
 
@@ -389,7 +422,7 @@ def test_parameters_are_checked_when_saved(encoder, tmp_path, name, value):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", ["predict", "predict_proba", "rank"])
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "answer"])
 @pytest.mark.parametrize(("texts", "seen"), [([1], "text 0 is 1"), (None, "texts is a NoneType"), (b"x", "a bytes")])
 def test_refused_texts(fitted, method, texts, seen):
     with pytest.raises(InputTypeError, match=seen):
@@ -404,7 +437,13 @@ def test_refused_texts(fitted, method, texts, seen):
         lambda c, folder: c.predict([]),
         lambda c, folder: c.predict_proba(["a"]),
         lambda c, folder: c.predict_embeddings(np.ones((1, 48))),
-        lambda c, folder: c.rank(["a"]),
+        lambda c, folder: c.calibrate_rejection(),
+        lambda c, folder: c.calibrate_rejection_embeddings(np.ones((1, 48))),
+        lambda c, folder: c.score_in_scope("a"),
+        lambda c, folder: c.score_in_scope_embeddings(np.ones((1, 48))),
+        lambda c, folder: c.answer(["a"]),
+        lambda c, folder: c.answer_embeddings(np.ones((1, 48))),
+        lambda c, folder: c.remove(["a"]),
         lambda c, folder: c.score(["a"], ["a"]),
         lambda c, folder: c.save(folder / "x"),
     ],
@@ -423,7 +462,7 @@ def test_parameters(encoder):
     assert classifier.get_params() == {"encoder": encoder, "C": 3.0, "label_names": False}
     assert classifier.set_params(C=4.0) is classifier
     assert classifier.C == 4.0
-    with pytest.raises(InputError, match="'penalty' is no parameter; wanted some of encoder, C, label_names"):
+    with pytest.raises(InputError, match="'penalty' is no parameter, wanted some of encoder, C, label_names"):
         classifier.set_params(penalty="l1", C=5.0)
     assert classifier.C == 4.0
 
@@ -435,12 +474,6 @@ def test_repr(encoder):
         assert repr(FewShotClassifier()) == "FewShotClassifier(None, C=10.0, label_names=True)"
     finally:
         del encoder.__class__.__repr__
-
-
-def test_pickle(fitted):
-    again = pickle.loads(pickle.dumps(fitted))
-    np.testing.assert_array_equal(again.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
-    assert pickle.loads(pickle.dumps(FewShotClassifier(C=2.0))).C == 2.0
 
 
 def test_clone(fitted):
@@ -566,12 +599,6 @@ def test_round_trip_of_labels(encoder, tmp_path, labels, label_names):
     assert (again.C, again.label_names) == (2.0, label_names)
 
 
-def test_partial_fit_goes_on_after_load(encoder, tmp_path):
-    FewShotClassifier(encoder).fit(TEXTS[:7], LABELS[:7]).save(tmp_path / "saved")
-    again = FewShotClassifier.load(tmp_path / "saved", encoder).partial_fit(TEXTS[7:], LABELS[7:])
-    same_model(again, FewShotClassifier(encoder).fit(TEXTS, LABELS))
-
-
 def test_what_the_json_says(folder):
     values = json.loads((folder / "classifier.json").read_text())
     assert values == {
@@ -602,7 +629,7 @@ def test_texts_are_kept_as_long_as_all_are_known(encoder, tmp_path):
     assert FewShotClassifier(encoder).fit_embeddings(encoder.encode(TEXTS), LABELS).texts_ is None
 
 
-def test_texts_that_are_too_long_to_be_kept_leave_what_was_there(encoder, tmp_path, monkeypatch):
+def test_texts_too_long_to_be_kept_leave_what_was_there(encoder, tmp_path, monkeypatch):
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
     classifier.save(tmp_path / "saved")
     before = (tmp_path / "saved" / "classifier.json").read_bytes()
@@ -619,14 +646,14 @@ def test_an_encoder_without_identity(tmp_path, encoder):
 
     FewShotClassifier(Plain()).fit(TEXTS, LABELS).save(tmp_path / "saved")
     assert FewShotClassifier.load(tmp_path / "saved", encoder).predict(TEXTS).tolist() == LABELS
-    with pytest.raises(ClassifierError, match=r"does not identify its encoder; .*pass load\(folder, encoder\)"):
+    with pytest.raises(ClassifierError, match=r"does not identify its encoder, .*pass load\(folder, encoder\)"):
         FewShotClassifier.load(tmp_path / "saved")
 
 
 def test_another_model_is_refused(folder):
     other = HashEncoder()
     other.identity = "cd" * 32
-    with pytest.raises(ClassifierError, match=f"hash is {'cd' * 32}; wanted {'ab' * 32}, the encoder 'hash' of fit"):
+    with pytest.raises(ClassifierError, match=f"hash is {'cd' * 32}, wanted {'ab' * 32}, the encoder 'hash' of fit"):
         FewShotClassifier.load(folder, other)
 
 
@@ -680,16 +707,9 @@ def test_save_makes_parents_and_takes_an_empty_folder(fitted, tmp_path):
 
 def test_save_refuses_a_folder_with_anything_else(fitted, folder):
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"holds notes.txt; wanted a new folder.*name another"):
+    with pytest.raises(InputError, match=r"holds notes.txt, wanted a new folder.*name another"):
         fitted.save(folder)
     assert (folder / "notes.txt").read_text() == "mine"
-
-
-def test_save_refuses_a_file(fitted, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="holds a file"):
-        fitted.save(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.parametrize("fails_at", ["safetensors.numpy.save", "pathlib.Path.write_bytes", "pathlib.Path.replace"])
@@ -726,52 +746,48 @@ def refused(folder, message):
     assert "wanted" in str(caught.value)
 
 
-@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
-def test_missing_file(folder, find):
-    path = find(folder)
+def emptied(path):
     path.unlink()
-    refused(folder, f"{path.name}: no such file")
+    path.mkdir()
+
+
+def led_away(path):
+    path.symlink_to(path.rename(path.parents[1] / "elsewhere"))
+
+
+def in_a_circle(path):
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (emptied, "no such file"),
+        (in_a_circle, "no such file"),
+        (led_away, "it leads to .*elsewhere, wanted a file in the folder"),
+    ],
+)
+def test_files_that_are_none(folder, find, damage, message):
+    path = find(folder)
+    damage(path)
+    refused(folder, f"{path.name}: {message}")
 
 
 def test_missing_folder(tmp_path):
     refused(tmp_path / "nowhere", "no such file")
 
 
-@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
-def test_folder_in_place_of_a_file(folder, find):
-    path = find(folder)
-    path.unlink()
-    path.mkdir()
-    refused(folder, "no such file")
-
-
-@pytest.mark.parametrize("find", [lambda folder: folder / "classifier.json", arrays_of], ids=["JSON", "arrays"])
-def test_symlink_out_of_the_folder(folder, find):
-    path, elsewhere = find(folder), folder.parent / "elsewhere"
-    path.rename(elsewhere)
-    path.symlink_to(elsewhere)
-    refused(folder, f"{path.name}: it leads to .*elsewhere; wanted a file in the folder")
-
-
-def test_symlink_in_a_circle(folder):
-    (folder / "classifier.json").unlink()
-    (folder / "classifier.json").symlink_to("classifier.json")
-    refused(folder, "no such file")
-
-
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b"{'a': 1}", b"[" * 200_000, b'{"C": ' + b"1" * 10_000 + b"}"],
-    ids=["empty", "cut", "not UTF-8", "not JSON", "nested", "a huge number"],
+    [b"", b"{", b"\xff\xfe", b"{'a': 1}", b"[" * 200_000, b'{"C": ' + b"1" * 10_000 + b"}", b"[1, 2]"],
+    ids=["empty", "cut", "not UTF-8", "not JSON", "nested", "a huge number", "a list"],
 )
 def test_not_json(folder, content):
     (folder / "classifier.json").write_bytes(content)
-    refused(folder, "is not valid JSON|format is None")
-
-
-def test_json_of_another_kind(folder):
-    (folder / "classifier.json").write_text("[1, 2]")
-    refused(folder, "a JSON list, wanted a dict")
+    refused(folder, "is not valid JSON|format is None|a JSON list, wanted a dict")
 
 
 def test_huge_json(folder):
@@ -782,42 +798,44 @@ def test_huge_json(folder):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format", "something-else", "format is 'something-else'; wanted 'minitrans-classifier'"),
+        ("format", "something-else", "format is 'something-else', wanted 'minitrans-classifier'"),
         ("format", None, "format is None"),
-        ("version", 2, "rejection is None; wanted an object"),
-        ("version", 4, "version is 4; wanted 1 to 3"),
-        ("version", 0, "version is 0; wanted 1 to 3"),
-        ("rejection", {}, "rejection has .*; wanted just"),
-        ("rejection", None, "rejection is None; wanted an object"),
-        ("tensors", None, "tensors is None; wanted a sha256"),
-        ("tensors", "../" * 21 + "a", "tensors is .*; wanted a sha256"),
+        ("version", 2, "rejection is None, wanted an object"),
+        ("version", 4, "version is 4, wanted 1 to 3"),
+        ("version", 0, "version is 0, wanted 1 to 3"),
+        ("rejection", {}, "rejection has .*, wanted just"),
+        ("rejection", None, "rejection is None, wanted an object"),
+        ("tensors", None, "tensors is None, wanted a sha256"),
+        ("tensors", "../" * 21 + "a", "tensors is .*, wanted a sha256"),
         ("version", True, "version is True"),
         ("version", "1", "version is '1'"),
-        ("label_kind", "float", "label_kind is 'float'; wanted 'str' or 'int'"),
+        ("label_kind", "float", "label_kind is 'float', wanted 'str' or 'int'"),
         ("label_kind", ["str"], "label_kind is "),
-        ("label_kind", "int", "a class is 'cancelOrder'; wanted int"),
-        ("classes", "abc", "classes is 'abc'; wanted a list"),
+        ("label_kind", "int", "a class is 'cancelOrder', wanted int"),
+        ("classes", "abc", "classes is 'abc', wanted a list"),
         ("classes", [], "wanted a list of at least one"),
-        ("classes", ["a", 1, "c"], "a class is 1; wanted str"),
+        ("classes", ["a", 1, "c"], "a class is 1, wanted str"),
         ("classes", ["a", None, "c"], "a class is None"),
+        ("classes", ["a" * 1_000_000, "b", "c"], "a class is 'aaa.*, wanted str"),
         ("classes", ["a", "b\0", "c"], "a class is 'b.*wanted str"),
-        ("classes", ["a", "a", "c"], "'a' comes after 'a'; wanted classes sorted, each once"),
+        ("classes", ["a", "a", "c"], "'a' comes after 'a', wanted classes sorted, each once"),
         ("classes", ["b", "a", "c"], "'a' comes after 'b'"),
         ("classes", ["a", "b"], r"is \('F32', \(3,.*wanted F32 \(2,"),
-        ("C", 0.0, "C is 0.0; wanted a finite float above 0"),
+        ("C", 0.0, "C is 0.0, wanted a finite float above 0"),
         ("C", -1.0, "C is -1.0"),
         ("C", float("nan"), "C is nan"),
         ("C", float("inf"), "C is inf"),
         ("C", "10", "C is '10'"),
-        ("label_names", 1, "label_names is 1; wanted true or false"),
+        ("label_names", 1, "label_names is 1, wanted true or false"),
         ("converged", "yes", "converged is 'yes'"),
-        ("encoder", "hash", "encoder is 'hash'; wanted an object"),
-        ("encoder", {"name_or_path": 5}, "encoder.name_or_path is 5; wanted str or null"),
+        ("encoder", "hash", "encoder is 'hash', wanted an object"),
+        ("encoder", {"name_or_path": 5}, "encoder.name_or_path is 5, wanted str or null"),
         ("encoder", {"identity": ["ab"]}, "encoder.identity is"),
-        ("encoder", {"path": 5}, "encoder.path is 5; wanted str or null"),
+        ("encoder", {"identity": {"weights": "ab"}}, "an encoder's identity is .* wanted an object of weights"),
+        ("encoder", {"path": 5}, "encoder.path is 5, wanted str or null"),
         ("encoder", {"precision": 8}, "encoder.precision is 8"),
-        ("encoder", {"pruning": "all"}, "encoder.pruning is 'all'; wanted dict or null"),
-        ("texts", "abc", f"texts is 'abc'; wanted {len(TEXTS)} texts"),
+        ("encoder", {"pruning": "all"}, "encoder.pruning is 'all', wanted dict or null"),
+        ("texts", "abc", f"texts is 'abc', wanted {len(TEXTS)} texts"),
         ("texts", ["a"], f"texts is .* wanted {len(TEXTS)} texts, as many as there are examples"),
         ("texts", [*TEXTS[1:], 5], "texts is"),
     ],
@@ -835,12 +853,6 @@ def test_json_with_a_field_missing(folder, key):
     refused(folder, f"{key} is None")
 
 
-def test_json_integers_beyond_64_bits(encoder, tmp_path):
-    FewShotClassifier(encoder).fit(TEXTS, [1] * 4 + [2] * 5).save(tmp_path / "saved")
-    edit(tmp_path / "saved", lambda values: values.update(classes=[1, 2**63]))
-    refused(tmp_path / "saved", "a class is 9223372036854775808; wanted int")
-
-
 def with_value(array, value):
     array = array.copy()
     array.flat[0] = value
@@ -854,7 +866,7 @@ def with_value(array, value):
         (lambda t: t.pop("intercept"), "intercept is missing"),
         (lambda t: t.pop("embeddings"), "embeddings is missing"),
         (lambda t: t.pop("codes"), "codes is missing"),
-        (lambda t: t.update(extra=np.ones(1)), "there is a tensor 'extra'; wanted only"),
+        (lambda t: t.update(extra=np.ones(1)), "there is a tensor 'extra', wanted only"),
         (lambda t: t.update(coef=t["coef"].astype(np.float64)), r"coef is \('F64'.*wanted F32 \(3, 48\)"),
         (lambda t: t.update(coef=t["coef"].astype(np.float16)), r"coef is \('F16'"),
         (lambda t: t.update(codes=t["codes"].astype(np.int32)), r"codes is \('I32'.*wanted I64 \(9,\)"),
@@ -904,17 +916,12 @@ def test_broken_safetensors(folder, damage):
 def test_arrays_of_another_digest(folder):
     data = arrays_of(folder).read_bytes()
     arrays_of(folder).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    refused(folder, f"its sha256 is .*; wanted {hashlib.sha256(data).hexdigest()}")
+    refused(folder, f"its sha256 is .*, wanted {hashlib.sha256(data).hexdigest()}")
 
 
 def test_a_label_of_any_length_would_cost_memory_for_all(encoder):
     with pytest.raises(InputError, match="at most 1000 characters"):
         FewShotClassifier(encoder).fit(TEXTS, ["x" * 1001, *LABELS[1:]])
-
-
-def test_hostile_labels_are_refused_before_they_take_memory(folder):
-    edit(folder, lambda values: values.update(classes=["a" * 1_000_000, *values["classes"]]))
-    refused(folder, "a class is 'aaa.*; wanted str")
 
 
 def test_a_fitted_policy_is_saved_with_the_classifier(tmp_path):

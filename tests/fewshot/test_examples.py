@@ -30,7 +30,7 @@ def test_fit_refuses_one_label_in_two_spellings(other):
     assert classifier().fit(["a", "b", "c"], labels).classes_.tolist() == ["bye", "card"]
 
 
-def test_composed_and_decomposed_labels_are_told_apart_in_the_message():
+def test_composed_and_decomposed_labels_are_told_apart():
     with pytest.raises(InputError, match=r"'caf\\xe9' and 'cafe\\u0301' are one"):
         label_array(["caf\u00e9", "cafe\u0301"], 2)
 

@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minitrans.errors import ClassifierError, InputError, InputTypeError, NotFittedError
+from minitrans.errors import ClassifierError, InputError, InputTypeError
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.fewshot.logistic import fit_logistic
 from minitrans.fewshot.rejection import (
@@ -130,7 +130,7 @@ def test_no_rows_have_no_scores(known, score):
 
 @pytest.mark.parametrize("name", ["msp", "", None, 3, ["energy"]])
 def test_unknown_scores(known, asked, name):
-    with pytest.raises(InputError, match=r"score is .*; wanted 'probability', 'energy', 'nearest' or 'mahalanobis'"):
+    with pytest.raises(InputError, match=r"score is .*, wanted 'probability', 'energy', 'nearest' or 'mahalanobis'"):
         known.score(name, asked)
 
 
@@ -184,15 +184,15 @@ def test_the_threshold_between_lies_in_the_middle():
 @pytest.mark.parametrize("values", [[], [[1.0]], [np.nan], [np.inf, 0.0], ["a"], 1.0])
 @pytest.mark.parametrize("use", [auroc, fpr_at, threshold_between])
 def test_scores_that_cannot_be_used(use, values):
-    with pytest.raises(InputError, match=r"in_scope has shape .*; wanted finite numbers"):
+    with pytest.raises(InputError, match=r"in_scope has shape .*, wanted finite numbers"):
         use(values, [1.0])
-    with pytest.raises(InputError, match=r"out_of_scope has shape .*; wanted finite numbers"):
+    with pytest.raises(InputError, match=r"out_of_scope has shape .*, wanted finite numbers"):
         use([1.0], values)
 
 
 @pytest.mark.parametrize("keep", [0, -0.5, 1.01, float("nan"), "all", True])
 def test_shares_that_cannot_be_kept(keep):
-    with pytest.raises(InputError, match=r"keep is .*; wanted a share above 0 and up to 1"):
+    with pytest.raises(InputError, match=r"keep is .*, wanted a share above 0 and up to 1"):
         threshold_that_keeps([1.0, 2.0], keep)
 
 
@@ -212,7 +212,8 @@ def test_each_example_is_scored_without_itself():
         assert held_out.right[i] == ((X[i] @ fitted.coef.T + fitted.intercept).argmax() == y[i])
 
 
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(2, 9), st.booleans(), st.integers(0, 3))
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(2, 5), st.booleans(), st.integers(0, 3))
+@settings(max_examples=40)
 def test_which_examples_are_held_out(counts, folds, named, seed):
     assume(sum(counts) > 1 or named)
     y = np.repeat(np.arange(len(counts)), counts)
@@ -257,12 +258,12 @@ def test_folds_are_stratified(monkeypatch):
 )
 def test_refused_folds_and_seeds(what, value):
     X, y, _ = clouds()
-    with pytest.raises(InputError, match=f"{what} is {value}; wanted an integer of at least"):
+    with pytest.raises(InputError, match=f"{what} is {value}, wanted an integer of at least"):
         cross_fit(X, y, None, C=10.0, **{what: value})
 
 
 def test_a_single_example_cannot_be_held_out():
-    with pytest.raises(InputError, match="there is 1 example; wanted 2 to hold one out"):
+    with pytest.raises(InputError, match="there is 1 example, wanted 2 to hold one out"):
         cross_fit(np.ones((1, H), np.float32), np.zeros(1, np.int64), None, C=10.0)
 
 
@@ -282,7 +283,7 @@ def test_auto_takes_the_score_that_tells_them_apart():
     assert (chosen.in_scope, chosen.out_of_scope, chosen.kept, chosen.rejected, chosen.accuracy) == (2, 2, 1, 1, 0.5)
 
 
-def test_auto_takes_the_default_among_equals_and_without_texts_out_of_scope():
+def test_auto_takes_the_default_where_nothing_says_otherwise():
     scores = held_out_scores()
     assert calibrate(HeldOut(scores, None), scores, abstention="oos").score == DEFAULT_SCORE
     alone = calibrate(HeldOut(scores, None), None, abstention="oos")
@@ -358,7 +359,7 @@ def test_calibration(fitted, score, out_of_scope):
         assert (rejection.kept + rejection.rejected) / 2 > 0.8
     assert fitted.predict(ASKED).tolist() == EXPECTED
     np.testing.assert_array_equal(fitted.predict_proba(ASKED), before)
-    assert [row[0][0] for row in fitted.rank(ASKED)] == fitted.classes_[before.argmax(axis=1)].tolist()
+    assert [answer.labels[0][0] for answer in fitted.answer(ASKED)] == fitted.classes_[before.argmax(axis=1)].tolist()
 
 
 def test_labels_are_abstained_from_below_the_threshold(calibrated):
@@ -381,16 +382,6 @@ def test_a_single_text(calibrated):
     assert calibrated.predict([]).shape == calibrated.score_in_scope([]).shape == (0,)
 
 
-@every_score
-def test_predictions_do_not_depend_on_the_neighbours(fitted, score):
-    fitted.calibrate_rejection(score=score)
-    texts = ASKED + BEYOND
-    scores, labels = fitted.score_in_scope(texts), fitted.predict(texts)
-    for i, text in enumerate(texts):
-        assert fitted.score_in_scope(text) == scores[i]
-        assert fitted.predict(text) == labels[i]
-
-
 def test_scores_without_calibration(fitted):
     np.testing.assert_array_equal(fitted.score_in_scope(ASKED), fitted.score_in_scope(ASKED, DEFAULT_SCORE))
 
@@ -404,16 +395,6 @@ def test_texts_that_were_not_in_fit(fitted):
     # What was calibrated before does not count when the accuracy is measured again.
     assert fitted.calibrate_rejection(ASKED[:3], EXPECTED[:3], keep=0.3).rejection_.accuracy == pytest.approx(1 / 3)
     assert fitted.calibrate_rejection(ASKED[:3], EXPECTED[:3], keep=1.0).rejection_.accuracy == 1.0
-
-
-def test_embeddings_in_place_of_texts(encoder, fitted):
-    other = FewShotClassifier(encoder).fit(TEXTS, LABELS)
-    fitted.calibrate_rejection(ASKED[:3], EXPECTED[:3], out_of_scope=BEYOND)
-    other.calibrate_rejection_embeddings(encoder.encode(ASKED[:3]), EXPECTED[:3], out_of_scope=encoder.encode(BEYOND))
-    assert other.rejection_ == fitted.rejection_
-    rows = encoder.encode(ASKED)
-    np.testing.assert_array_equal(other.score_in_scope_embeddings(rows), fitted.score_in_scope(ASKED))
-    assert other.predict_embeddings(rows).tolist() == fitted.predict(ASKED).tolist()
 
 
 def test_the_share_of_right_labels_counts_rejections(calibrated):
@@ -454,7 +435,7 @@ def test_a_single_class(encoder):
     assert classifier.calibrate_rejection(out_of_scope=BEYOND).rejection_.score in ("nearest", "mahalanobis")
     assert classifier.predict(ASKED[:1] + ASKED[3:]).tolist() == ["play_music", "oos", "oos"]
     for score in ("probability", "energy"):
-        with pytest.raises(InputError, match=f"score is '{score}', .* one class; wanted 'mahalanobis'"):
+        with pytest.raises(InputError, match=f"score is '{score}', .* one class, wanted 'mahalanobis'"):
             classifier.calibrate_rejection(score=score)
 
 
@@ -477,13 +458,37 @@ def test_fit_forgets_the_threshold(calibrated):
     assert "oos" not in calibrated.predict(ASKED)
 
 
-def test_partial_fit_keeps_the_threshold_and_scores_by_all_examples(calibrated, encoder):
+def test_partial_fit_keeps_the_threshold_and_moves_the_scores(calibrated, encoder):
     before, low = calibrated.rejection_, calibrated.score_in_scope("boil two eggs")
     calibrated.partial_fit(["boil two eggs", "please boil two eggs"], ["cook", "cook"])
     assert calibrated.rejection_ is before
     assert calibrated.score_in_scope("boil two eggs") > low
     assert calibrated.predict("boil two eggs") == "cook"
     assert calibrated.predict(ASKED[4]) == "oos"
+
+
+@every_score
+def test_remove_keeps_the_threshold_where_its_score_still_tells(fitted, score):
+    before = fitted.calibrate_rejection(score=score).rejection_
+    assert fitted.remove(TEXTS[:8]).rejection_ is before
+    if score in ("probability", "energy"):
+        with pytest.raises(InputError, match=f"score is '{score}', .* one class"):
+            fitted.remove(TEXTS[8:16])
+    else:
+        assert fitted.remove(TEXTS[8:16]).classes_.tolist() == ["card_lost"]
+
+
+def test_a_loaded_head_scores_without_a_solver(calibrated, encoder, tmp_path, monkeypatch):
+    wanted = calibrated.score_in_scope(ASKED)
+    calibrated.save(tmp_path / "saved")
+
+    def solved(*_, **__):
+        raise AssertionError("a solver was called")
+
+    monkeypatch.setattr("minitrans.fewshot.head.fit_logistic", solved)
+    monkeypatch.setattr("minitrans.fewshot.rejection.fit_logistic", solved)
+    monkeypatch.setattr(np.linalg, "solve", solved)
+    np.testing.assert_array_equal(FewShotClassifier.load(tmp_path / "saved", encoder).score_in_scope(ASKED), wanted)
 
 
 def test_partial_fit_refuses_the_abstention_as_a_class(calibrated):
@@ -496,24 +501,24 @@ def test_partial_fit_refuses_the_abstention_as_a_class(calibrated):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"score": "msp"}, InputError, "score is 'msp'; wanted 'probability'"),
+        ({"score": "msp"}, InputError, "score is 'msp', wanted 'auto', 'probability'"),
         ({"keep": 0.0}, InputError, "keep is 0.0"),
-        ({"folds": 1}, InputError, "folds is 1; wanted an integer of at least 2"),
+        ({"folds": 1}, InputError, "folds is 1, wanted an integer of at least 2"),
         ({"seed": -1}, InputError, "seed is -1"),
         ({"abstention": "set_alarm"}, InputError, "abstention is 'set_alarm' of type str, which is a class"),
-        ({"abstention": "set_alarm\u200b "}, InputError, "which is a class; wanted a label that is none"),
-        ({"abstention": "\u200b"}, InputError, "which shows nothing; wanted a name"),
+        ({"abstention": "set_alarm\u200b "}, InputError, "which is a class, wanted a label that is none"),
+        ({"abstention": "\u200b"}, InputError, "which shows nothing, wanted a name"),
         ({"score": np.array(["auto", "energy"])}, InputError, "score is array"),
-        ({"abstention": -1}, InputTypeError, "abstention is -1 of type int; wanted the kind of the classes"),
+        ({"abstention": -1}, InputTypeError, "abstention is -1 of type int, wanted the kind of the classes"),
         ({"abstention": "a\0"}, InputError, "wanted a str without NUL"),
-        ({"abstention": 1.5}, InputTypeError, "abstention is 1.5 of type float; wanted str or int"),
-        ({"labels": ["set_alarm"]}, InputError, "labels without texts; wanted both, or neither"),
-        ({"texts": ["a"], "labels": ["oos"]}, InputError, "the label 'oos' is no class; .* give it as out_of_scope"),
+        ({"abstention": 1.5}, InputTypeError, "abstention is 1.5 of type float, wanted str or int"),
+        ({"labels": ["set_alarm"]}, InputError, "labels without texts, wanted both, or neither"),
+        ({"texts": ["a"], "labels": ["oos"]}, InputError, "the label 'oos' is no class, .* give it as out_of_scope"),
         ({"texts": ["a"], "labels": [1]}, InputTypeError, "wanted the kind of the classes"),
         ({"texts": ["a", "b"], "labels": ["set_alarm"]}, InputError, "2 texts and 1 labels"),
-        ({"texts": "a text"}, InputTypeError, "texts is a str; wanted a list"),
+        ({"texts": "a text"}, InputTypeError, "texts is a str, wanted a list"),
         ({"texts": []}, InputError, r"in_scope has shape \(0,\)"),
-        ({"out_of_scope": []}, InputError, "out_of_scope has 0 texts; wanted at least one"),
+        ({"out_of_scope": []}, InputError, "out_of_scope has 0 texts, wanted at least one"),
         ({"out_of_scope": [1]}, InputTypeError, "text 0 is 1"),
     ],
 )
@@ -526,43 +531,9 @@ def test_refused_calibrations_change_nothing(calibrated, arguments, error, messa
 
 def test_a_class_that_is_called_oos(encoder):
     classifier = FewShotClassifier(encoder).fit(TEXTS, ["oos" if label == "set_alarm" else label for label in LABELS])
-    with pytest.raises(InputError, match=r"'oos' .*, which is a class; wanted a label that is none; name one"):
+    with pytest.raises(InputError, match=r"'oos' .*, which is a class, wanted a label that is none; name one"):
         classifier.calibrate_rejection()
     assert classifier.calibrate_rejection(abstention="none").predict(ASKED[1]) == "oos"
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda c: c.calibrate_rejection(),
-        lambda c: c.calibrate_rejection_embeddings(np.ones((1, 32))),
-        lambda c: c.score_in_scope("a"),
-        lambda c: c.score_in_scope_embeddings(np.ones((1, 32))),
-    ],
-)
-def test_not_fitted(encoder, use):
-    with pytest.raises(NotFittedError, match=r"call fit\(texts, labels\)"):
-        use(FewShotClassifier(encoder))
-
-
-def test_pickle(calibrated):
-    calibrated.predict(ASKED)
-    again = pickle.loads(pickle.dumps(calibrated))
-    assert again.rejection_ == calibrated.rejection_
-    assert again.predict(ASKED).tolist() == EXPECTED
-
-
-def test_clone_is_not_calibrated(calibrated):
-    sklearn = pytest.importorskip("sklearn")
-    assert sklearn.clone(calibrated).rejection_ is None
-
-
-def test_pipeline(encoder):
-    pipeline = pytest.importorskip("sklearn.pipeline")
-    model = pipeline.make_pipeline(FewShotClassifier(encoder)).fit(TEXTS, LABELS)
-    model[-1].calibrate_rejection(out_of_scope=BEYOND)
-    assert model.predict(ASKED).tolist() == EXPECTED
-    assert model.score(ASKED, EXPECTED) == 1.0
 
 
 # ---------------------------------------------------------------- files
@@ -595,7 +566,7 @@ def test_what_the_json_says(calibrated, folder):
     assert values["rejection"] == asdict(calibrated.rejection_)
 
 
-def test_an_uncalibrated_classifier_has_no_rejection_in_its_json(calibrated, folder):
+def test_json_of_an_uncalibrated_classifier(calibrated, folder):
     calibrated.fit(TEXTS, LABELS).save(folder)
     assert "rejection" not in json.loads((folder / "classifier.json").read_text())
 
@@ -617,31 +588,31 @@ def refused(folder, message):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("score", "msp", "rejection.score is 'msp'; wanted 'probability', "),
+        ("score", "msp", "rejection.score is 'msp', wanted 'probability', "),
         ("score", ["energy"], "rejection.score is"),
-        ("threshold", float("nan"), "rejection.threshold is nan; wanted a finite float"),
+        ("threshold", float("nan"), "rejection.threshold is nan, wanted a finite float"),
         ("threshold", float("-inf"), "rejection.threshold is -inf"),
         ("threshold", "0.5", "rejection.threshold is '0.5'"),
         ("threshold", None, "rejection.threshold is None"),
         ("threshold", 10**400, "rejection.threshold is 1000"),
-        ("abstention", "set_alarm", "rejection.abstention is 'set_alarm'; wanted str, and none of the classes"),
-        ("abstention", -1, "rejection.abstention is -1; wanted str"),
+        ("abstention", "set_alarm", "rejection.abstention is 'set_alarm', wanted str, and none of the classes"),
+        ("abstention", -1, "rejection.abstention is -1, wanted str"),
         ("abstention", None, "rejection.abstention is None"),
         ("abstention", ["oos"], r"rejection.abstention is \['oos'\]"),
         ("abstention", "a" * 1_000_000, "rejection.abstention is 'aaa"),
-        ("in_scope", -1, "rejection.in_scope is -1; wanted an integer"),
+        ("in_scope", -1, "rejection.in_scope is -1, wanted an integer"),
         ("in_scope", True, "rejection.in_scope is True"),
         ("out_of_scope", 1.5, "rejection.out_of_scope is 1.5"),
         ("out_of_scope", 2**63, "rejection.out_of_scope is 9223372036854775808"),
-        ("kept", None, "rejection.kept is None; wanted a float in 0..1"),
+        ("kept", None, "rejection.kept is None, wanted a float in 0..1"),
         ("kept", 1.5, "rejection.kept is 1.5"),
         ("kept", float("nan"), "rejection.kept is nan"),
-        ("rejected", -0.1, "rejection.rejected is -0.1; wanted a float in 0..1 or null"),
+        ("rejected", -0.1, "rejection.rejected is -0.1, wanted a float in 0..1 or null"),
         ("accuracy", "all", "rejection.accuracy is 'all'"),
-        ("auroc", 0.5, "rejection.auroc is 0.5; wanted null or an object"),
+        ("auroc", 0.5, "rejection.auroc is 0.5, wanted null or an object"),
         ("auroc", {"energy": 0.5}, "rejection.auroc is"),
         ("auroc", dict.fromkeys(SCORES, 2.0), "rejection.auroc is"),
-        ("extra", 1, "rejection has .*'extra'.*; wanted just"),
+        ("extra", 1, "rejection has .*'extra'.*, wanted just"),
     ],
 )
 def test_hostile_fields(folder, key, value, message):
@@ -654,10 +625,10 @@ def test_a_rejection_of_another_kind(folder, value):
     values = json.loads((folder / "classifier.json").read_text())
     values["rejection"] = value
     (folder / "classifier.json").write_text(json.dumps(values))
-    refused(folder, r"rejection (is|has) .*; wanted (an object|just)")
+    refused(folder, r"rejection (is|has) .*, wanted (an object|just)")
 
 
 def test_a_rejection_in_the_version_without_one(folder):
     values = json.loads((folder / "classifier.json").read_text())
     (folder / "classifier.json").write_text(json.dumps(values | {"version": 1}))
-    refused(folder, "rejection is there in version 1; wanted version 3")
+    refused(folder, "rejection is there in version 1, wanted version 3")

@@ -377,7 +377,7 @@ def test_a_folder_that_may_not_be_written(tmp_path):
 @pytest.mark.parametrize("path", ["folder", "device"])
 def test_a_file_in_place_of_what_is_no_file(tmp_path, path):
     place = tmp_path if path == "folder" else Path(os.devnull)
-    with pytest.raises(InputError, match=f"is a {path}; wanted a file"):
+    with pytest.raises(InputError, match=f"is a {path}[;,] wanted a file"):
         write_file(place, b"")
 
 
@@ -406,7 +406,7 @@ def test_permissions_of_what_is_replaced_are_kept(tmp_path, mode):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="who may give files away")
 @pytest.mark.parametrize("mine", [True, False])
-def test_owner_and_group_are_kept_or_the_group_may_no_more_than_others(tmp_path, monkeypatch, mine):
+def test_owner_and_group_are_kept_as_far_as_they_can_be(tmp_path, monkeypatch, mine):
     TWO.save(tmp_path)
     path = tmp_path / "classifier.json"
     path.chmod(0o664)
@@ -553,7 +553,7 @@ def test_loading_takes_the_memory_of_the_files(tmp_path, K):
         if K == 2:
             assert FewShotClassifier.load(tmp_path, HashEncoder()).codes_.tolist() == codes.tolist()
         else:
-            with pytest.raises(ClassifierError, match=f"take {4000 * K} bytes; wanted at most"):
+            with pytest.raises(ClassifierError, match=f"take {4000 * K} bytes, wanted at most"):
                 FewShotClassifier.load(tmp_path, HashEncoder())
         peak = tracemalloc.get_traced_memory()[1]
     finally:

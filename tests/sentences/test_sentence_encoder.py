@@ -142,13 +142,13 @@ def test_a_very_long_text(encoder):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["a", 3], r"text 1 is 3 of type int; wanted str; convert it with str\(\)"),
-        ([None], "text 0 is None of type NoneType; wanted str; it is a missing value: drop it or fill it"),
-        (["a", "b", b"c"], "text 2 is b'c' of type bytes; wanted str; decode it"),
+        (["a", 3], r"text 1 is 3 of type int, wanted str; convert it with str\(\)"),
+        ([None], "text 0 is None of type NoneType, wanted str; it is a missing value: drop it or fill it"),
+        (["a", "b", b"c"], "text 2 is b'c' of type bytes, wanted str; decode it"),
         ([["a"]], r"text 0 is \['a'\] of type list"),
         (np.array([1.5]), "text 0 is .*1.5.* of type float64"),
-        (bytearray(b"a"), "sentences is a bytearray; wanted a list of str; decode it"),
-        (b"text", "sentences is a bytes; wanted a list of str; decode it"),
+        (bytearray(b"a"), "sentences is a bytearray, wanted a list of str; decode it"),
+        (b"text", "sentences is a bytes, wanted a list of str; decode it"),
         ({"a": "b"}, "sentences is a dict"),
         (3, "sentences is a int"),
         (None, "sentences is a NoneType"),

@@ -62,7 +62,6 @@ def same(one, other):
         lambda c: c.predict(TEXTS).tolist(),
         lambda c: c.predict(TEXTS[0]),
         lambda c: c.predict_proba(TEXTS).tolist(),
-        lambda c: c.rank(TEXTS),
         lambda c: c.answer(TEXTS),
         lambda c: c.score_in_scope(TEXTS).tolist(),
         lambda c: c.score(TEXTS, LABELS),
@@ -122,7 +121,7 @@ def test_a_threshold_is_never_that_of_other_weights(encoder):
     assert classifier.rejection_ == whole.rejection_
 
 
-def test_a_calibration_that_does_not_fit_what_was_learned_meanwhile(encoder):
+def test_a_calibration_after_another_fit_meanwhile(encoder):
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS)
     encoder.action = lambda: classifier.fit(OTHER, OTHER_LABELS)
     with pytest.raises(InputError, match="is no class"):
@@ -151,6 +150,7 @@ def test_pickles_keep_everything_that_was_learned(encoder):
     classifier = FewShotClassifier(encoder).fit(TEXTS, LABELS).calibrate_rejection()
     assert len(pickle.dumps(classifier)) < 20_000  # without what can be made again
     same(pickle.loads(pickle.dumps(classifier)), classifier)
+    assert pickle.loads(pickle.dumps(FewShotClassifier(C=2.0))).C == 2.0
 
 
 # ---------------------------------------------------------------- which encoder
@@ -210,7 +210,7 @@ def test_a_classifier_moves_without_its_model(beside):
     assert FewShotClassifier.load(alone).encoder_.name_or_path == str(beside.parent / "model")
 
 
-def test_another_model_beside_the_moved_classifier_is_passed_over(beside, random_folder):
+def test_another_model_beside_a_moved_classifier(beside, random_folder):
     there = beside.parents[1] / "there"
     shutil.copytree(beside, there / "intents")
     shutil.copytree(random_folder("twelve_layers"), there / "model")
@@ -253,7 +253,7 @@ def test_a_model_that_was_changed_is_another(beside, model, change, part, given)
         (model / "sentence_bert_config.json").write_text("{}")
     change(model)
     encoder = {"nothing": None, "encoder": SentenceEncoder(model, threads=1), "path": model}[given]
-    with pytest.raises(ClassifierError, match=f"has another {part}; wanted the encoder .* of fit"):
+    with pytest.raises(ClassifierError, match=f"has another {part}, wanted the encoder .* of fit"):
         FewShotClassifier.load(beside, encoder)
 
 

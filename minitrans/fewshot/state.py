@@ -17,7 +17,7 @@ from minitrans.fewshot.head import Head
 from minitrans.fewshot.rejection import Rejection
 
 Float32 = NDArray[np.float32]
-Self = TypeVar("Self", bound="LearnedAttributes")
+Self = TypeVar("Self", bound="StateAttributes")
 
 _SWAP = threading.RLock()  # held for the moment of a comparison and an assignment
 if hasattr(os, "register_at_fork"):  # a child has no other threads: what they hold would stay locked in it
@@ -25,8 +25,8 @@ if hasattr(os, "register_at_fork"):  # a child has no other threads: what they h
 
 
 @dataclass(frozen=True, eq=False)
-class Learned:
-    """Whoever reads it once has one state, whatever other threads fit meanwhile.
+class State:
+    """What a classifier knows at one moment: who reads it once has all of one fit, whatever others fit meanwhile.
 
     Attributes:
         encoder: a name, a folder or None stands for an encoder that was not needed yet.
@@ -39,24 +39,24 @@ class Learned:
     head: Head
 
 
-class LearnedAttributes:
+class StateAttributes:
     """The attributes that `fit` sets, read off the present state. NotFittedError, an AttributeError, before `fit`."""
 
-    _learned: Learned | None = None
+    _present: State | None = None
 
     @property
     def classes_(self) -> Labels:
-        """`[K]`; this and the following as the class describes them."""
+        """``[K]``; `FewShotClassifier` describes this and the following."""
         return self._state().head.classes
 
     @property
     def coef_(self) -> Float32:
-        """`[K, H]`."""
+        """``[K, H]``."""
         return self._state().head.coef
 
     @property
     def intercept_(self) -> Float32:
-        """`[K]`."""
+        """``[K]``."""
         return self._state().head.intercept
 
     @property
@@ -77,17 +77,17 @@ class LearnedAttributes:
 
     @property
     def embeddings_(self) -> Float32:
-        """`[N, H]`."""
+        """``[N, H]``."""
         return self._state().head.embeddings
 
     @property
     def codes_(self) -> NDArray[np.int64]:
-        """`[N]`."""
+        """``[N]``."""
         return self._state().head.codes
 
     @property
     def labels_(self) -> Labels:
-        """`[N]`, made when asked for."""
+        """``[N]``, made when asked for."""
         return self._state().head.labels
 
     @property
@@ -97,34 +97,34 @@ class LearnedAttributes:
 
     @property
     def name_embeddings_(self) -> Float32 | None:
-        """`[K, H]`, or None."""
+        """``[K, H]``, or None."""
         return self._state().head.names
 
     @property
     def rejection_(self) -> Rejection | None:
         """None until `calibrate_rejection`."""
-        return None if self._learned is None else self._learned.head.rejection
+        return None if self._present is None else self._present.head.rejection
 
-    def _state(self) -> Learned:
-        if self._learned is None:
+    def _state(self) -> State:
+        if self._present is None:
             raise NotFittedError(f"{self!r} is not fitted; call fit(texts, labels) or load(folder) first")
-        return self._learned
+        return self._present
 
-    def _set(self: Self, learned: Learned) -> Self:
+    def _set(self: Self, state: State) -> Self:
         with _SWAP:
-            self._learned = learned
+            self._present = state
         return self
 
-    def _swap(self, before: Learned | None, after: Learned) -> bool:
+    def _swap(self, before: State | None, after: State) -> bool:
         """Put one state in the place of another, unless another thread has put one there meanwhile."""
         with _SWAP:
-            if self._learned is not before:
+            if self._present is not before:
                 return False
-            self._learned = after
+            self._present = after
             return True
 
-    def _change(self: Self, state: Callable[[], Learned], change: Callable[[Learned], Learned]) -> Self:
-        """Put what `change` makes of the state in its place; made again where another thread was quicker."""
+    def _change(self: Self, state: Callable[[], State], change: Callable[[State], State]) -> Self:
+        """Put what ``change`` makes of the state in its place; made again where another thread was quicker."""
         while True:
             before = state()
             if self._swap(before, change(before)):
