@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
+from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
-from minitrans.contents import INDEX_FILE, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
+from minitrans.contents import INDEX_FILE, OUTER_FILES, TOKEN_FILES, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError
 from minitrans.files import sha256_of
 from minitrans.hub.manifest import KnownModel
@@ -24,14 +24,13 @@ from minitrans.models.identity import PROVENANCE
 from minitrans.models.sentence import PoolingConfig, pooling_file, sentence_settings
 from minitrans.models.tokenization.tokenizer import Tokenizer
 from minitrans.models.weights import canonical_name
+from minitrans.words import counted
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
-_OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
-_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE, "modules.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
@@ -77,9 +76,9 @@ def audit_folder(
             f"{folder} is no model folder: it holds none of {', '.join(_ESSENTIAL)}; give the folder that holds them"
         )
     names = files_read(folder)
-    sizes, faults = _measure(folder, names)
+    sizes, faults = _sizes(folder, names)
     published_names = {each for known in known_models() for each in known.files} - {*names}
-    more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
+    more, _ = _sizes(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
     digests = digests_of(name or folder.name or str(folder), seen, weights)
@@ -102,7 +101,7 @@ def audit_folder(
 
 
 def _sealed_as(sealed: Digests | None) -> KnownModel | None:
-    """The known model whose weights given digests demand."""
+    """The known model whose weights the given digests ask for, if there is one."""
     wanted = None if sealed is None else sealed.files.get(WEIGHTS_FILE)
     return next((each for each in known_models() if wanted and each.files.get(WEIGHTS_FILE) == wanted), None)
 
@@ -116,7 +115,7 @@ def files_read(folder: Path) -> list[str]:
     modules: list[tuple[str, str]] = []
     with suppress(MinitransError):  # the check of the configuration says why
         modules = read_modules(folder)
-    names = [*_OUTER_FILES, *map(there.name, TRANSFORMER_FILES)]
+    names = [*OUTER_FILES, PROVENANCE, *map(there.name, TRANSFORMER_FILES)]
     names += [pooling_file(path) for kind, path in modules if path and kind not in ("Transformer", "Pooling")]
     names = [name for name in names if os.path.lexists(folder / name)]
     if there.has("tokenizer.json") and there.has("vocab.txt"):
@@ -132,7 +131,7 @@ def files_read(folder: Path) -> list[str]:
 
 
 def _opened(folder: Path) -> ModelFolder:
-    """Where the transformer lies; beside modules.json where that cannot be told."""
+    """The folder, opened; one that cannot be is taken to hold its transformer beside modules.json."""
     try:
         return ModelFolder.open(folder)
     except MinitransError:  # the check of the configuration says why
@@ -149,7 +148,7 @@ def _shards(there: ModelFolder) -> list[str]:
     return sorted({PurePosixPath(name).as_posix() for name in names if isinstance(name, str) and name})
 
 
-def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     """Size of every file that may be read, and a fault of each that may not, or is not as long as its header says."""
     sizes, faults = {}, []
     for name in names:
@@ -318,8 +317,8 @@ def _compared(
     both = [name for name in right.files if name in seen]
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
-    # What the encoder reads only where it is there has an effect by not being there.
-    counts = {*names, *_OUTER_FILES, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
+    # A file that is read only if it is present changes the result by its absence too.
+    counts = {*names, *OUTER_FILES, PROVENANCE, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
     rest = sorted(set(names) & set(seen) - set(right.files))
@@ -413,7 +412,7 @@ def declared_tokens(folder: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     there = _opened(folder)
-    for name in filter(there.has, _TOKEN_FILES):
+    for name in filter(there.has, ("tokenizer.json", *TOKEN_FILES)):
         values = read_json(there.file(name))
         for each in values if name == "added_tokens.json" else _tokens_in(values):
             found.setdefault(each, name)
@@ -450,7 +449,7 @@ def _added_tokens(title: str, tokenizer: Tokenizer, declared: Mapping[str, str])
 
 
 def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
-    """Texts of about the longest length that there is, and what the files say of that length."""
+    """Whether texts of about the greatest length are cut where they should be, and what the files say of it."""
     limit, special = tokenizer.max_seq_length, tokenizer.prefix + tokenizer.suffix
     faults = []
     if limit > config.max_position_embeddings:
@@ -462,12 +461,9 @@ def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfi
             faults.append(f"a text of {words} words and {special} special tokens becomes {len(ids)} of {length} ids")
     says = [f"{config.max_position_embeddings} positions"]
     there = ModelFolder.open(folder)
-    for name, key in (
-        *((name, "max_seq_length") for name in SENTENCE_CONFIGS),
-        ("tokenizer_config.json", "model_max_length"),
-    ):
-        value = read_json(there.file(name)).get(key) if there.has(name) else None
-        if value is not None:
+    said = {"max_seq_length": there.sentence_settings()[1], "model_max_length": there.settings("tokenizer_config.json")}
+    for key, settings in said.items():
+        if (value := settings.get(key)) is not None:
             says.append(f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value!r:.40}")
     wanted = "one id a word, cut at the limit"
     return judged(TOKENIZER, title, not faults, f"up to {limit} tokens a text", wanted, [*faults, ", ".join(says)])
@@ -475,8 +471,7 @@ def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfi
 
 def _special_tokens(folder: Path) -> list[str]:
     """What stands before a text, for an unknown word, and behind a text: as tokenizer_config.json says, or BERT's."""
-    there = _opened(folder)
-    settings = read_json(there.file("tokenizer_config.json")) if there.has("tokenizer_config.json") else {}
+    settings = _opened(folder).settings("tokenizer_config.json")
     tokens = []
     for key, usual in (("cls_token", "[CLS]"), ("unk_token", "[UNK]"), ("sep_token", "[SEP]")):
         token = settings.get(key)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.audit.checks import FOLDER, Check, counted, judged, skipped
+from minitrans.audit.checks import FOLDER, Check, judged, skipped
 from minitrans.audit.digests import Digests, TensorDigest, WeightFile, differing, implausible
 from minitrans.contents import WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError, WeightsError
@@ -21,10 +21,8 @@ from minitrans.hub.names import known_models
 from minitrans.hub.resolve import find_local
 from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import model_file
-from minitrans.models.parameters import (
-    named_arrays,
-    tensor_shapes,
-)
+from minitrans.models.identity import PROVENANCE
+from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import (
     StoredTensor,
@@ -34,6 +32,7 @@ from minitrans.models.weights import (
     load_parameters,
     weight_files,
 )
+from minitrans.words import counted
 
 NO_ORIGINAL = "the float32 original is not on this machine"
 
@@ -76,19 +75,19 @@ class Sources:
         name, wanted = _made_from(folder, known)
         remedy = f"`minitrans pull {name}`, or --original FOLDER" if name else "--original FOLDER"
         original = given if given is not None or name is None else _local(name)
-        if original is None or wanted is None:
-            return cls(copy, original, remedy)
-        try:
-            seen = {file.name: sha256_of(file) for file in weight_files(original)}
-        except MinitransError:
-            if given is not None:
-                raise
-            return cls(copy, None, remedy)
-        if seen == wanted:
-            return cls(copy, original, remedy)
-        if given is not None:
-            raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, the weights that {folder} was made from")
-        return cls(copy, None, remedy)
+        if original is not None and wanted is not None:
+            try:
+                seen = {file.name: sha256_of(file) for file in weight_files(original)}
+            except MinitransError:
+                if given is not None:
+                    raise
+                seen = {}
+            if seen != wanted:
+                if given is not None:
+                    made = f"the weights that {folder} was made from"
+                    raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, {made}; give another original")
+                original = None
+        return cls(copy, original, remedy)
 
     @cached_property
     def requantised(self) -> Mapping[str, NDArray[np.float32] | NDArray[np.int8]] | None:
@@ -123,13 +122,13 @@ def _local(name: str) -> Path | None:
 
 
 def _made_from(folder: Path, known: KnownModel | None) -> tuple[str | None, Mapping[str, str] | None]:
-    """Name and weight digests of what an int8 folder was made from: of the manifest, or as its provenance.json says."""
+    """Name and weight digests of what an int8 folder was made from: as the manifest or its provenance says."""
     if known is not None and known.derived_from is not None:
         source = next((each for each in known_models() if each.name == known.derived_from), None)
         digests = None if source is None else {WEIGHTS_FILE: source.files.get(WEIGHTS_FILE, "")}
         return known.derived_from, digests
     try:
-        said = read_json(model_file(folder, "provenance.json")).get("from")
+        said = read_json(model_file(folder, PROVENANCE)).get("from")
     except MinitransError:
         said = None
     said = said if isinstance(said, dict) else {}
