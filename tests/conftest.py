@@ -90,6 +90,17 @@ def plain(random_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundled_audit():
+    """The audit of the bundled model, made once, as it takes long; transformers is not asked."""
+    from minitrans.audit import oracle
+    from minitrans.audit.signoff import sign_off
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle, "find_spec", lambda name: None)
+        return sign_off()
+
+
+@pytest.fixture(scope="session")
 def float32_folder() -> Path:
     """The float32 all-MiniLM-L6-v2 (mark the test `float32`)."""
     if folder := os.environ.get("MINITRANS_FLOAT32"):

@@ -13,7 +13,7 @@ from typing import Any
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
-from minitrans.contents import INDEX_FILE, OUTER_FILES, TOKEN_FILES, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
+from minitrans.contents import INDEX_FILE, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError
 from minitrans.files import sha256_of
 from minitrans.hub.manifest import KnownModel
@@ -31,6 +31,8 @@ MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
+_OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
+_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE, "modules.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
@@ -115,7 +117,7 @@ def files_read(folder: Path) -> list[str]:
     modules: list[tuple[str, str]] = []
     with suppress(MinitransError):  # the check of the configuration says why
         modules = read_modules(folder)
-    names = [*OUTER_FILES, PROVENANCE, *map(there.name, TRANSFORMER_FILES)]
+    names = [*_OUTER_FILES, *map(there.name, TRANSFORMER_FILES)]
     names += [pooling_file(path) for kind, path in modules if path and kind not in ("Transformer", "Pooling")]
     names = [name for name in names if os.path.lexists(folder / name)]
     if there.has("tokenizer.json") and there.has("vocab.txt"):
@@ -131,7 +133,7 @@ def files_read(folder: Path) -> list[str]:
 
 
 def _opened(folder: Path) -> ModelFolder:
-    """The folder, opened; one that cannot be is taken to hold its transformer beside modules.json."""
+    """Where the transformer lies; beside modules.json where that cannot be told."""
     try:
         return ModelFolder.open(folder)
     except MinitransError:  # the check of the configuration says why
@@ -318,7 +320,7 @@ def _compared(
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
     # A file that is read only if it is present changes the result by its absence too.
-    counts = {*names, *OUTER_FILES, PROVENANCE, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
+    counts = {*names, *_OUTER_FILES, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
     rest = sorted(set(names) & set(seen) - set(right.files))
@@ -412,7 +414,7 @@ def declared_tokens(folder: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     there = _opened(folder)
-    for name in filter(there.has, ("tokenizer.json", *TOKEN_FILES)):
+    for name in filter(there.has, _TOKEN_FILES):
         values = read_json(there.file(name))
         for each in values if name == "added_tokens.json" else _tokens_in(values):
             found.setdefault(each, name)
@@ -461,9 +463,12 @@ def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfi
             faults.append(f"a text of {words} words and {special} special tokens becomes {len(ids)} of {length} ids")
     says = [f"{config.max_position_embeddings} positions"]
     there = ModelFolder.open(folder)
-    said = {"max_seq_length": there.sentence_settings()[1], "model_max_length": there.settings("tokenizer_config.json")}
-    for key, settings in said.items():
-        if (value := settings.get(key)) is not None:
+    for name, key in (
+        *((name, "max_seq_length") for name in SENTENCE_CONFIGS),
+        ("tokenizer_config.json", "model_max_length"),
+    ):
+        value = read_json(there.file(name)).get(key) if there.has(name) else None
+        if value is not None:
             says.append(f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value!r:.40}")
     wanted = "one id a word, cut at the limit"
     return judged(TOKENIZER, title, not faults, f"up to {limit} tokens a text", wanted, [*faults, ", ".join(says)])
@@ -471,7 +476,8 @@ def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfi
 
 def _special_tokens(folder: Path) -> list[str]:
     """What stands before a text, for an unknown word, and behind a text: as tokenizer_config.json says, or BERT's."""
-    settings = _opened(folder).settings("tokenizer_config.json")
+    there = _opened(folder)
+    settings = read_json(there.file("tokenizer_config.json")) if there.has("tokenizer_config.json") else {}
     tokens = []
     for key, usual in (("cls_token", "[CLS]"), ("unk_token", "[UNK]"), ("sep_token", "[SEP]")):
         token = settings.get(key)

@@ -76,12 +76,12 @@ class Sources:
         remedy = f"`minitrans pull {name}`, or --original FOLDER" if name else "--original FOLDER"
         original = given if given is not None or name is None else _local(name)
         if original is not None and wanted is not None:
+            seen = None
             try:
                 seen = {file.name: sha256_of(file) for file in weight_files(original)}
             except MinitransError:
                 if given is not None:
                     raise
-                seen = {}
             if seen != wanted:
                 if given is not None:
                     made = f"the weights that {folder} was made from"
@@ -222,7 +222,7 @@ def _compared(digests: Digests, weights: Sequence[WeightFile], sources: Sources,
             detail.append(f"{name}: not there, or not readable")
             continue
         for tensor, digest in tensors.items():
-            found = list(_differs(file, tensor, digest, sources))
+            found = _differs(file, tensor, digest, sources)
             equal += not found
             detail += found
         detail += [f"{file.place(each)}: not in {digests.label}" for each in file.tensors if each not in tensors]
@@ -233,52 +233,40 @@ def _compared(digests: Digests, weights: Sequence[WeightFile], sources: Sources,
     )
 
 
-def _differs(file: WeightFile, name: str, digest: TensorDigest, sources: Sources) -> Iterator[str]:
+def _differs(file: WeightFile, name: str, digest: TensorDigest, sources: Sources) -> list[str]:
     """Nothing for a tensor that is as it should be; else where it lies, and as far as can be told, what is wrong."""
     if name not in file.tensors:
-        yield f"{file.name}: {name} is missing, wanted {digest.dtype} {list(digest.shape)}"
-        return
+        return [f"{file.name}: {name} is missing, wanted {digest.dtype} {list(digest.shape)}"]
     tensor = file.tensors[name]
-    seen = hashlib.sha256(tensor.data).hexdigest()
-    if (tensor.dtype, tensor.shape, seen) == (digest.dtype, digest.shape, digest.sha256):
-        return
     if (tensor.dtype, tensor.shape) != (digest.dtype, digest.shape):
-        yield f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"
-        return
-    yield file.place(name)
-    yield f"  sha256 {seen[:16]}.., wanted {digest.sha256[:16]}.."
+        return [f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"]
+    seen = hashlib.sha256(tensor.data).hexdigest()
+    if seen == digest.sha256:
+        return []
     right = sources.bytes_of(name, digest.sha256)
-    if right is not None:
-        yield from (f"  {line}" for line in differing(tensor, right, file.begins[name]))
-        return
-    gross = [f"  {line}" for line in implausible(name, tensor)]
-    yield from gross
-    if not gross:
-        yield "  which elements differ can be told only beside another copy" + (
-            f" or the original: {sources.remedy}" if sources.remedy else " of the model"
-        )
+    lines = list(implausible(name, tensor) if right is None else differing(tensor, right, file.begins[name]))
+    if right is None and not lines:
+        beside = f"or the original: {sources.remedy}" if sources.remedy else "of the model"
+        lines = [f"which elements differ can be told only beside another copy {beside}"]
+    return _located(file, name, [f"sha256 {seen[:16]}.., wanted {digest.sha256[:16]}..", *lines])
+
+
+def _located(file: WeightFile, name: str, lines: Iterable[str]) -> list[str]:
+    return [file.place(name), *(f"  {line}" for line in lines)]
 
 
 def _plausible(weights: Sequence[WeightFile]) -> Check:
-    found = [
-        line
-        for file in weights
-        for name, tensor in file.tensors.items()
-        for line in _located(file, name, implausible(name, tensor))
-    ]
-    wanted = "no value far outside its tensor"
     if not weights:
         return skipped(FOLDER, "plausible values", "the weights cannot be read")
+    found: list[str] = []
+    for file in weights:
+        for name, tensor in file.tensors.items():
+            if lines := list(implausible(name, tensor)):
+                found += _located(file, name, lines)
     hint = "finds gross damage only: small changes, and most of int8 weights, show in digests alone"
     measured = f"{sum(len(file.tensors) for file in weights)} tensors looked at"
+    wanted = "no value far outside its tensor"
     return judged(FOLDER, "plausible values", not found, measured, wanted, [*found, hint])
-
-
-def _located(file: WeightFile, name: str, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        if not number:
-            yield file.place(name)
-        yield f"  {line}"
 
 
 def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
@@ -299,8 +287,7 @@ def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
             if made is None or made.shape != tensor.shape or made.nbytes != len(tensor.data):
                 detail.append(f"{file.place(name)}: the original has no such tensor")
             elif made.tobytes() != tensor.data:
-                detail.append(file.place(name))
-                detail += [f"  {line}" for line in differing(tensor, made.tobytes(), file.begins[name])]
+                detail += _located(file, name, differing(tensor, made.tobytes(), file.begins[name]))
             else:
                 equal += 1
     measured = f"{equal} of {counted(len(right), 'tensor')}"

@@ -62,9 +62,7 @@ PRUNING_HELP = "A policy as JSON, or a name: POLICIES."
 _MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
 _PRUNING = click.option("--pruning", metavar="FILE", help=PRUNING_HELP)
 LOCAL_FILES_ONLY = click.option("--local-files-only", is_flag=True, help="Never open a connection.")
-DELIMITER = click.option(
-    "--delimiter", metavar="CHARACTER", help="Of .csv and .tsv, between columns. Default: detected."
-)
+DELIMITER = click.option("--delimiter", metavar="CHARACTER", help="Of .csv and .tsv. Default: found from the header.")
 COLUMN = click.option("--column", default="text", show_default=True, help="Which column of --input.")
 _TEXTS = (
     click.argument("texts", nargs=-1),

@@ -37,9 +37,8 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         yield ""
         yield " ".join(_shown(token.token) for token in explanation.tokens)
     yield ""
-    names = [_shown(token.token) for token in explanation.tokens]
-    gone = [token.dropped_at is not None for token in explanation.tokens]
-    yield "  " + " ".join(mark(name) if dropped else name for name, dropped in zip(names, gone, strict=True))
+    marks = [mark if token.dropped_at is not None else str for token in explanation.tokens]
+    yield "  " + " ".join(put(_shown(token.token)) for put, token in zip(marks, explanation.tokens, strict=True))
     yield ""
     total, kept = len(explanation.tokens), len(explanation.kept)
     yield (

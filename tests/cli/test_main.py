@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import numpy as np
 import pytest
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
 from minitrans.cli.main import cli
+from minitrans.evaluation.demo import run_demo
 from minitrans.files import bundled
 
 TRAIN = "text,label\nhi there,greeting\ngood morning,greeting\nwhere is my parcel,tracking\ntrack my order,tracking\n"
@@ -254,7 +256,7 @@ def test_predict_of_nothing_prints_nothing(run, careful):
         (("--keep", "0.9"), "--keep is 0.9, but nothing is rejected; add --reject or --out-of-scope FILE"),
         (("--abstention", "x"), "--abstention is 'x', but"),
         (("--score", "energy"), "--score is 'energy', but"),
-        (("--reject", "--score", "msp"), "'msp' is not one of"),
+        (("--reject", "--score", "msp"), "--score is 'msp', wanted 'auto', 'probability'"),
         (("--reject", "--keep", "0"), "keep is 0.0; wanted a share above 0"),
         (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
         (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
@@ -270,17 +272,11 @@ def test_a_rejection_that_cannot_be_calibrated_writes_nothing(run, tmp_path, arg
     assert not (tmp_path / "new").exists()
 
 
-def test_the_scores_are_those_that_there_are():
-    from minitrans.fewshot.rejection import SCORES
-
-    (option,) = [each for each in cli.commands["fit"].params if each.name == "score"]
-    assert list(option.type.choices) == ["auto", *SCORES]
-
-
 QUESTION = "could you tell me where my parcel is"
 
 
-def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
+def test_explain_marks_what_is_dropped_and_says_what_it_saves(run, monkeypatch):
+    monkeypatch.setattr("minitrans.explain.explanation.SECONDS", 0.0)
     code, out, err = run("explain", QUESTION, "--no-timing")
     assert (code, err) == (0, "")
     assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3, ranked by the attention received: 8 of 10 tokens stay")
@@ -291,7 +287,7 @@ def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
     assert "time        " in run("explain", QUESTION)[1]
 
 
-def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, intents, tmp_path):
+def test_explain_takes_the_classifiers_policy_or_another(run, intents, tmp_path):
     policy = PruningPolicy(min_tokens=3, quantile=0.5, layer=1)
     policy.save(tmp_path / "policy.json")
     (tmp_path / "train.csv").write_text(TRAIN)
@@ -309,25 +305,27 @@ def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, i
         assert out.count("nearest examples") == 2
 
 
-def test_pruning_takes_files_and_names(run, intents):
-    from minitrans.cli import options
+def test_help_names_the_policies_and_scores_that_there_are(run):
     from minitrans.encoder.policy import shipped_policies
+    from minitrans.fewshot.rejection import SCORES
 
-    assert {"default", "none", *shipped_policies()} == {*options.PRUNING_HELP.split(": ")[1].rstrip(".").split(", ")}
+    said = " ".join(run("fit", "--help")[1].split()).replace("- ", "-")
+    assert f"a name: {', '.join(('default', *shipped_policies(), 'none'))}." in said
+    assert f"rejected by: {', '.join(('auto', *SCORES))}." in said
+
+
+def test_pruning_takes_files_and_names(run, intents):
     text = "could you tell me where my parcel is, please, because I need it"
-    for name in (*shipped_policies(), "default"):
-        _, out, _ = run("embed", text, "--pruning", name)
-        assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=name))
-    assert run("embed", text, "--pruning", "none")[1] == run("embed", text)[1]
-    assert (
-        "there is no pruning policy 'balance', wanted 'default', 'balanced'"
-        in run("embed", "a", "--pruning", "balance")[2]
-    )
+    unpruned = SentenceEncoder().encode(text)
+    for name, same in (("default", False), ("fast", False), ("none", True)):
+        code, out, _ = run("embed", text, "--pruning", name)
+        assert (code, np.array_equal(parse(out)[0], unpruned)) == (0, same)
+    assert "there is no pruning policy 'balance', wanted 'default'" in run("embed", "a", "--pruning", "balance")[2]
     assert "no/such.json" in run("embed", "a", "--pruning", "no/such.json")[2]
     assert "layer 2" not in run("explain", text, "--classifier", intents, "--pruning", "none", "--no-timing")[1]
 
 
-def test_explain_with_a_classifier_takes_the_options_that_can_be_taken(run, intents):
+def test_explain_with_a_classifier_takes_some_options(run, intents):
     code, _, err = run("explain", "a", "--classifier", intents, "--model", "whatever")
     assert (code, "leave --model out" in err) == (2, True)
     code, _, err = run("explain", "word " * 300, "--classifier", intents, "--on-truncation", "error")
@@ -502,7 +500,18 @@ def test_ctrl_c_ends_quietly(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["many.txt"]
 
 
-def test_demo_prints_a_table_and_needs_no_network(run, no_network):
+@cache
+def demo_report():
+    return run_demo(SentenceEncoder(), None)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """The demo is run once for all tests."""
+    monkeypatch.setattr("minitrans.evaluation.demo.run_demo", lambda encoder, policy: demo_report())
+
+
+def test_demo_prints_a_table_and_needs_no_network(run, no_network, demo):
     code, out, err = run("demo")
     assert (code, err) == (0, "Fitting and testing, with and without pruning ...\n")
     lines = out.splitlines()
@@ -513,7 +522,7 @@ def test_demo_prints_a_table_and_needs_no_network(run, no_network):
     assert "[-" in out  # some dropped token is marked
 
 
-def test_demo_json_reports_what_was_measured(run):
+def test_demo_json_reports_what_was_measured(run, demo):
     report = json.loads(run("demo", "--json")[1])
     assert report["intents"] >= 12
     assert report["training_examples"] == report["test_examples"] == 10 * report["intents"]
