@@ -91,12 +91,14 @@ def plain(random_folder) -> Path:
 
 @pytest.fixture(scope="session")
 def bundled_audit():
-    """The audit of the bundled model, made once, as it takes long; transformers is not asked."""
-    from minitrans.audit import oracle
+    """The audit of the bundled model, made once: without transformers, with one order and size for invariance."""
+    from minitrans.audit import invariance, oracle
     from minitrans.audit.signoff import sign_off
 
+    shuffled = invariance.Setting("shuffled", 3, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(oracle, "find_spec", lambda name: None)
+        patch.setattr(invariance, "settings", lambda threads: [shuffled])
         return sign_off()
 
 

@@ -637,7 +637,7 @@ GONE = {"content": "[GONE]", "lstrip": False}
         ("plain", another_vocabulary, "tokenizer", "has id 200"),
         ("plain", edited("tokenizer_config.json", sep_token="[GONE]"), "tokenizer", "'[GONE]'"),
         ("plain", edited("tokenizer_config.json", sep_token=GONE), "tokenizer", "'[GONE]'"),
-        ("plain", changed_words, "token ids", "'where is my parcel?' becomes ['now'"),
+        ("plain", changed_words, "token ids", "'where is my parcel?' becomes ['no', '##w'"),
     ],
 )
 def test_each_fault_fails_its_check_and_is_sealed_out(copy, model, change, name, message):

@@ -11,7 +11,7 @@ import pytest
 import random_models
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
-from minitrans.audit import oracle, signoff
+from minitrans.audit import invariance, oracle, signoff
 from minitrans.audit.checks import NOTES, SHOWN, Audit, Check, counted, judged, skipped
 from minitrans.audit.digests import Digests
 from minitrans.audit.signoff import sign_off
@@ -41,6 +41,19 @@ def folder(plain, tmp_path):
 def no_transformers(monkeypatch):
     """What transformers says is tested in test_oracle.py."""
     monkeypatch.setattr(oracle, "find_spec", lambda name: None)
+
+
+@pytest.fixture(autouse=True)
+def few_ways(request, monkeypatch):
+    """Whether bits depend on the call is tried in one way, but for tests that take the fixture `all_ways`."""
+    if "all_ways" not in request.fixturenames:
+        first = next(invariance.settings((1, 2, 4)))
+        monkeypatch.setattr(invariance, "settings", lambda threads: [first])
+
+
+@pytest.fixture
+def all_ways():
+    """As users have it."""
 
 
 def groups_of(audit):
@@ -90,7 +103,7 @@ RANDOM = [(spec.name, False) for spec in random_models.SPECS] + [(name, True) fo
 
 
 @pytest.mark.parametrize(("name", "int8"), RANDOM, ids=lambda each: each if isinstance(each, str) else None)
-def test_every_random_model_is_signed_off(random_folder, tmp_path, name, int8):
+def test_every_random_model_is_signed_off(random_folder, tmp_path, all_ways, name, int8):
     folder = random_folder(name)
     original = folder if int8 else None
     audit = sign_off(quantize_folder(folder, tmp_path / "int8") if int8 else folder, original=original, threads=3)
@@ -439,7 +452,7 @@ def test_the_shipped_digests_are_what_the_command_writes(run, tmp_path, no_netwo
     assert written == json.loads(bundled(f"weights/digests/{name}.json").read_text())
 
 
-def test_texts_and_a_policy_come_from_files(run, plain, tmp_path):
+def test_texts_and_a_policy_come_from_files(run, plain, tmp_path, all_ways):
     (tmp_path / "texts.csv").write_text("q\nhello there\nwhere is it\n")
     PruningPolicy(min_tokens=2, layer=0).save(tmp_path / "mine.json")
     code, out, _ = run(

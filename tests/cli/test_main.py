@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,12 +11,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from minitrans import PruningPolicy, SentenceEncoder, __version__
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, __version__
 from minitrans.cli.main import cli
+from minitrans.data.files import read_examples
 from minitrans.evaluation.demo import run_demo
 from minitrans.files import bundled
 
 TRAIN = "text,label\nhi there,greeting\ngood morning,greeting\nwhere is my parcel,tracking\ntrack my order,tracking\n"
+CHATTER = "what is the capital of France\nwho won the cup in 1954\nsing me a song\n"
 COMMANDS = sorted(cli.commands)
 
 
@@ -25,17 +28,42 @@ def run(run_cli):
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    return SentenceEncoder().encode(["hello", "two words"])
+def vectors(encoder):
+    return encoder.encode(["hello", "two words"])
+
+
+def write_intents(folder, encoder, **rejection):
+    examples = read_examples(folder.parent / "train.csv")
+    classifier = FewShotClassifier(encoder).fit(examples.texts, examples.labels)
+    if rejection:
+        classifier.calibrate_rejection(**rejection)
+    classifier.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SentenceEncoder()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, encoder):
+    """Two classifiers of the same examples, not to be changed: one of them abstains."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    (folder / "train.csv").write_text(TRAIN)
+    rejection = {"out_of_scope": CHATTER.splitlines(), "score": "nearest", "abstention": "none of these"}
+    return write_intents(folder / "intents", encoder), write_intents(folder / "careful", encoder, **rejection)
 
 
 @pytest.fixture
-def intents(tmp_path, run):
-    (tmp_path / "train.csv").write_text(TRAIN)
-    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents")
-    assert (code, out) == (0, "")
-    assert "2 classes from 4 examples" in err
-    return tmp_path / "intents"
+def intents(saved):
+    return saved[0]
+
+
+@pytest.fixture
+def careful(saved):
+    """A folder with a threshold, calibrated with texts out of scope."""
+    return saved[1]
 
 
 def parse(out):
@@ -88,11 +116,11 @@ def test_embed_writes_files(run, vectors, tmp_path, name):
         assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), vectors)
 
 
-def test_embed_prunes_as_the_policy_file_says(run, tmp_path):
+def test_embed_prunes_as_the_policy_file_says(run, tmp_path, encoder):
     policy, text = PruningPolicy(min_tokens=3, quantile=0.5, layer=1), "could you tell me where my parcel is"
     policy.save(tmp_path / "policy.json")
     _, out, _ = run("embed", text, "--pruning", tmp_path / "policy.json")
-    assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=policy))
+    assert np.array_equal(parse(out)[0], encoder.encode(text, pruning=policy))
 
 
 def test_embed_of_nothing_prints_nothing(run):
@@ -123,9 +151,6 @@ def test_predict_json_has_the_top_labels_and_their_probabilities(run, intents):
     assert sum(each["probability"] for each in row["labels"]) == pytest.approx(1)
 
 
-CHATTER = "what is the capital of France\nwho won the cup in 1954\nsing me a song\n"
-
-
 def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
     (tmp_path / "train.csv").write_text(TRAIN)
     code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", "--reject", "--keep", "0.75", "--json")
@@ -146,9 +171,11 @@ def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
 def test_blank_lines_are_no_texts_out_of_scope(run, tmp_path):
     (tmp_path / "train.csv").write_text(TRAIN)
     (tmp_path / "chatter.txt").write_text("\n" + CHATTER.replace("\n", "\n\n \n"))
-    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--json"]
-    code, out, _ = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments)
+    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--score", "nearest", "--abstention", "none of these"]
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments, "--json")
     assert (code, json.loads(out)["rejection"]["out_of_scope"]) == (0, 3)
+    assert "2 classes from 4 examples" in err
+    assert re.search("nearest below .* gives 'none of these'.* of 3 out of it rejected", err)
 
 
 def test_every_line_has_its_answer(run, intents, tmp_path):
@@ -193,21 +220,6 @@ def test_fit_without_rejection_says_nothing_of_it(run, tmp_path):
     assert code == 0
     assert json.loads(out)["rejection"] is None
     assert len(err.splitlines()) == 1
-
-
-@pytest.fixture
-def careful(run, tmp_path):
-    """A folder with a threshold, calibrated with texts out of scope."""
-    (tmp_path / "train.csv").write_text(TRAIN)
-    (tmp_path / "chatter.txt").write_text(CHATTER)
-    folder = tmp_path / "careful"
-    options = ("--out-of-scope", tmp_path / "chatter.txt", "--score", "nearest", "--abstention", "none of these")
-    code, out, err = run("fit", tmp_path / "train.csv", folder, *options)
-    assert (code, out) == (0, "")
-    assert "nearest below" in err
-    assert "gives 'none of these'" in err
-    assert "of 3 out of it rejected" in err
-    return folder
 
 
 def test_predict_abstains_where_there_is_a_threshold(run, careful):
@@ -276,7 +288,8 @@ QUESTION = "could you tell me where my parcel is"
 
 
 def test_explain_marks_what_is_dropped_and_says_what_it_saves(run, monkeypatch):
-    monkeypatch.setattr("minitrans.explain.explanation.SECONDS", 0.0)
+    for name, value in (("SECONDS", 0.0), ("COPIES", 4)):
+        monkeypatch.setattr(f"minitrans.explain.explanation.{name}", value)
     code, out, err = run("explain", QUESTION, "--no-timing")
     assert (code, err) == (0, "")
     assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3, ranked by the attention received: 8 of 10 tokens stay")
@@ -314,9 +327,9 @@ def test_help_names_the_policies_and_scores_that_there_are(run):
     assert f"rejected by: {', '.join(('auto', *SCORES))}." in said
 
 
-def test_pruning_takes_files_and_names(run, intents):
+def test_pruning_takes_files_and_names(run, intents, encoder):
     text = "could you tell me where my parcel is, please, because I need it"
-    unpruned = SentenceEncoder().encode(text)
+    unpruned = encoder.encode(text)
     for name, same in (("default", False), ("fast", False), ("none", True)):
         code, out, _ = run("embed", text, "--pruning", name)
         assert (code, np.array_equal(parse(out)[0], unpruned)) == (0, same)
@@ -507,7 +520,8 @@ def demo_report():
 
 @pytest.fixture
 def demo(monkeypatch):
-    """The demo is run once for all tests."""
+    """The demo is run once for all tests, and timed in one round."""
+    monkeypatch.setattr("minitrans.evaluation.demo.ROUNDS", 1)
     monkeypatch.setattr("minitrans.evaluation.demo.run_demo", lambda encoder, policy: demo_report())
 
 
@@ -537,8 +551,6 @@ def test_demo_json_reports_what_was_measured(run, demo):
 
 @pytest.mark.parametrize("split", ["train", "test", "out_of_scope"])
 def test_the_demo_data_are_what_their_description_says(split):
-    from minitrans.data.files import read_examples
-
     examples = read_examples(bundled(f"examples/data/{split}.csv"))
     counts = {label: examples.labels.count(label) for label in examples.labels}
     assert len(set(examples.texts)) == len(examples.texts)
