@@ -345,7 +345,7 @@ class SentenceEncoder:
         return pack(self.tokenized(sentences, prompt_name).ids, self.tokenizer.prefix, self.tokenizer.suffix)
 
     def tokenized(self, sentences: str | Iterable[str], prompt_name: str | None = None) -> Tokenized:
-        """The ids that `tokenize` packs of ``sentences`` and ``prompt_name``, and how many there were before cutting."""
+        """The ids that `tokenize` packs of ``sentences`` and ``prompt_name``, and how many there were uncut."""
         prompt, texts, call = self._prompt(None, prompt_name), as_texts(sentences), self._call(None)
         found = self.tokenizer.encode([prompt + text for text in texts])
         lengths = Lengths(call)
