@@ -109,7 +109,7 @@ def atomic_file(
     old = path if like is None else Path(like)
     with reporting(path, size):
         if path.exists() and not path.is_file():
-            raise InputError(f"{path} is {'a folder' if path.is_dir() else 'a device'}; wanted a file; name another")
+            raise InputError(f"{path} is {kind_of(path)}, wanted a file; name another")
         make_folder(path.parent)
         remove_stale(path.parent, path.name)
     with _claimed(path, lambda temporary: _make_file(temporary, 0o600 if old.exists() else 0o666)) as temporary:
@@ -123,6 +123,12 @@ def atomic_file(
                 os.fsync(file.fileno())
             temporary.replace(path)
             sync_folder(path.parent)
+
+
+def kind_of(path: Path) -> str:
+    """What there is, in words: "a file", "a folder", "a pipe", "a socket" or "a device". OSError: nothing."""
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(path.stat().st_mode), "a device")
 
 
 def write_file(path: str | os.PathLike[str], data: bytes, like: str | os.PathLike[str] | None = None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 # Joiners shape Persian, Hindi and families of emoji: between two characters beyond Latin they are part of the writing.
 _JOINED = re.compile("(?<=[^\x00-\xff])[\u200c\u200d](?=[^\x00-\xff])")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ISOLATE, _POP = "\u2068", "\u2069"  # first strong isolate, pop directional isolate
 _JOINER, _EMOJI = "\u200d", "\ufe0f"
 
@@ -30,6 +31,15 @@ def printable(text: str) -> str:
 def escaped(value: object) -> str:
     r"""The value for a line with tabs: `printable`, and a backslash doubled, so that ``\t`` can only be a tab."""
     return printable(str(value).replace("\\", "\\\\"))
+
+
+def without_surrogates(text: str) -> str:
+    """The text with the usual replacement for half of a surrogate pair, which is no character and has no UTF-8 form."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _LONE_SURROGATE.sub("\ufffd", text)
+    return text
 
 
 def isolated(text: str) -> str:
@@ -74,6 +84,11 @@ def shortened(text: str, width: int) -> str:
     while columns(text[:end]) > width - 1:
         end -= 1
     return text[:end] + "~"
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 file", "2 files"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def listed(names: Sequence[str]) -> str:

@@ -90,6 +90,19 @@ def plain(random_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def bundled_audit():
+    """The audit of the bundled model, made once: without transformers, with one order and size for invariance."""
+    from minitrans.audit import invariance, oracle
+    from minitrans.audit.signoff import sign_off
+
+    shuffled = invariance.Setting("shuffled", 3, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(oracle, "find_spec", lambda name: None)
+        patch.setattr(invariance, "settings", lambda threads: [shuffled])
+        return sign_off()
+
+
+@pytest.fixture(scope="session")
 def float32_folder() -> Path:
     """The float32 all-MiniLM-L6-v2 (mark the test `float32`)."""
     if folder := os.environ.get("MINITRANS_FLOAT32"):

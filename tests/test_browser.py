@@ -108,7 +108,7 @@ def shown(browser, written):
 
 
 def by_python(policy, scores, quantile, least, threshold):
-    """What pruning.py keeps of one text."""
+    """What `minitrans.encoder.selection` keeps of one text."""
     guard = int(policy.protect_special)
     count = kept_count(np.array([len(scores)]), quantile, max(least, 2 * guard))
     ranking = Ranking(

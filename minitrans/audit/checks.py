@@ -6,12 +6,12 @@ import json
 import math
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from minitrans.audit.digests import Digests
 from minitrans.models.identity import Identity
-from minitrans.words import listed, printable
+from minitrans.words import counted, listed, printable
 
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
@@ -70,15 +70,9 @@ class Check:
         """Plain JSON values."""
         # JSON has no NaN and no infinity.
         values = {key: each if math.isfinite(each) else None for key, each in self.values.items()}
-        return {
-            "group": self.group,
-            "name": self.name,
-            "verdict": self.verdict,
-            "measured": self.measured,
-            "wanted": self.wanted,
-            "detail": list(self.detail),
-            "values": values,
-        }
+        plain = asdict(self) | {"detail": list(self.detail), "values": values}
+        del plain["reason"]
+        return plain
 
 
 def judged(
@@ -94,10 +88,18 @@ def judged(
     return Check(group, name, "PASS" if passes else "FAIL", measured, wanted, tuple(detail), values or {})
 
 
+def broken(group: str, name: str, wanted: str, error: Exception) -> Check:
+    """A check that failed because what it is about raised an error."""
+    return judged(group, name, False, "no result", wanted, [str(error)])
+
+
 def skipped(
     group: str, name: str, why: str, remedy: str = "", detail: Iterable[str] = (), *, reason: str = "", checks: int = 1
 ) -> Check:
-    """A check that could not be made, or so many at once: why, also in a few words, and how to have it made."""
+    """A check that could not be made (or several, ``checks`` of them): why, and how to have it made.
+
+    ``reason`` says why in the few words that the last line of an audit has room for.
+    """
     values = {"checks": checks} if checks > 1 else {}
     return Check(group, name, "SKIP", why, remedy, tuple(detail), values, reason or why)
 
@@ -180,12 +182,7 @@ class Audit:
             "identity": self.identity,
             "encoder_identity": None if self.encoder_identity is None else self.encoder_identity.to_dict(),
             "skipped": [
-                {
-                    "group": check.group,
-                    "name": check.name,
-                    "checks": check.stands_for,
-                    "reason": check.measured,
-                }
+                {"group": check.group, "name": check.name, "checks": check.stands_for, "reason": check.measured}
                 for check in self.skipped
             ],
             "files": {} if self.digests is None else dict(self.digests.files),
@@ -240,8 +237,3 @@ def _because(why: str, checks: Sequence[Check]) -> str:
     names = [check.group if check.name == "all" else check.name for check in checks]
     total = sum(check.stands_for for check in checks)
     return f"{listed(names)} ({why}{f'; {total} checks' if total > len(checks) else ''})"
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 file", "2 files"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

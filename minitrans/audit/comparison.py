@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.audit.checks import NUMBERS, PRUNING, Check, counted, judged
+from minitrans.audit.checks import NUMBERS, PRUNING, Check, broken, judged
 from minitrans.encoder.blocks import Blocks, Tapped
 from minitrans.encoder.forward import Encoded, forward
 from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
@@ -29,6 +29,7 @@ from minitrans.models.parameters import Float32
 from minitrans.models.sentence import PoolingConfig
 from minitrans.models.tokenization.tokenizer import Tokenizer
 from minitrans.sentences.batches import over_batches
+from minitrans.words import counted
 
 _PARAGRAPH = (
     "The parcel that I ordered on Monday has not arrived, although your message said that it would be here by noon. I "
@@ -134,7 +135,7 @@ class Sample:
         return pack(self.ids[part], self.prefix, self.suffix)
 
     def named(self, text: int) -> str:
-        """A text, for messages."""
+        """How messages call a text: its number and how it begins."""
         if not self.texts[text]:
             return f"text {text}, the empty text"
         words = ascii(self.texts[text])
@@ -356,7 +357,7 @@ def number_checks(
     try:
         found = compare(reference, other, sample, pooling)
     except MinitransError as error:
-        return [judged(NUMBERS, name, False, "no result", "finite numbers", [str(error)]) for name in names]
+        return [broken(NUMBERS, name, "finite numbers", error) for name in names]
     return [
         difference_check(NUMBERS, names[0], found.blocks, bars.block),
         difference_check(NUMBERS, names[1], found.layers, bars.layer),
@@ -379,7 +380,7 @@ def difference_check(group: str, name: str, tallies: Mapping[str, Tally], bars: 
 
 
 def series(values: Mapping[str, float], by_largest: bool) -> Iterator[str]:
-    """Those of "layer 0", "layer 1", .. in a line: "layer 0..5: 2e-06 3e-06 ..." """
+    """Lines of values, with those of "layer 0", "layer 1" and so on in one: "layer 0..5: 2e-06 3e-06"."""
     lines: dict[str, list[float]] = {}
     for place, value in values.items():
         what, _, number = place.rpartition(" ")
@@ -431,7 +432,7 @@ def pruning_check(
             right += one.stages
             rest += two.stages
     except MinitransError as error:
-        return judged(PRUNING, name, False, "no result", "the same rows", [str(error)])
+        return broken(PRUNING, name, "the same rows", error)
     same, ties, faults, furthest = kept_rows(right, rest, sample, bars.tie, threshold)
     if not differences.scores <= SCORE_BAR:
         faults.append(

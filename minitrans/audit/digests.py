@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import reprlib
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from minitrans.arguments import as_int
 from minitrans.contents import read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
-from minitrans.files import bundled, is_inside, is_sha256, write_file
+from minitrans.files import bundled, is_inside, is_sha256, kind_of, write_file
 from minitrans.hub.manifest import KnownModel
 from minitrans.models.identity import Identity
 from minitrans.models.weights import StoredTensor, read_tensors
@@ -72,8 +70,7 @@ class Digests:
         return self.source or self.model
 
     def save(self, path: Path) -> None:
-        """Write a digests file, whole or not at all. InputError: as `check_destination` has it."""
-        check_destination(path)
+        """Write a digests file, whole or not at all. InputError, WriteError: see `minitrans.files.atomic_file`."""
         values = {
             "format": FORMAT,
             "version": VERSION,
@@ -105,40 +102,13 @@ class Digests:
         try:
             # A device may have no end, and opening a pipe waits for a writer.
             if path.exists() and not path.is_file():
-                raise InputError(f"{path} is {_kind(path)}, wanted a regular file; {origin}")
+                raise InputError(f"{path} is {kind_of(path)}, wanted a regular file; {origin}")
             values = read_json(path)
         except ConfigError as error:
             raise InputError(f"{error}; {origin}") from None
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}; {origin}") from None
         return replace(_Reader(path).digests(values), source=path.name)
-
-
-def check_destination(path: str | os.PathLike[str]) -> Path:
-    """The path of a digests file that can be written; folders on the way to it need not exist yet.
-
-    Raises:
-        InputError: it is a folder or a device, or the folder for it cannot be had or written to.
-    """
-    path = Path(path)
-    name_another = "name another file for the digests"
-    try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is {_kind(path)}, wanted the name of a file; {name_another}")
-        parent = next(each for each in path.absolute().parents if each.exists())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; {name_another}") from None
-    if not parent.is_dir():
-        raise InputError(f"cannot write {path}: {parent} is {_kind(parent)}, wanted a folder; {name_another}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {path}: the folder {parent} may not be written to; {name_another}")
-    return path
-
-
-def _kind(path: Path) -> str:
-    mode = path.stat().st_mode
-    kinds = {stat.S_ISREG: "a file", stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket"}
-    return next((name for is_kind, name in kinds.items() if is_kind(mode)), "a device")
 
 
 @dataclass(frozen=True)
@@ -233,15 +203,24 @@ def differing(seen: StoredTensor, wanted: bytes, begin: int) -> Iterator[str]:
         return
     width = len(wanted) // values.size
     different = np.frombuffer(seen.data, np.uint8) != np.frombuffer(wanted, np.uint8)
+
+    def line(place: int) -> str:
+        now, then = _shown(values.flat[place]), _shown(right.flat[place])
+        return f"element {_index(place, seen.shape)} is {now}, wanted {then} (byte {begin + place * width})"
+
     places = np.flatnonzero(different.reshape(-1, width).any(axis=1))
-    for place in places[:NAMED].tolist():
-        index = [int(i) for i in np.unravel_index(place, seen.shape)]
-        yield (
-            f"element {index} is {_shown(values.flat[place])}, wanted {_shown(right.flat[place])} "
-            f"(byte {begin + place * width})"
-        )
+    yield from _named(places, line, f"{values.size - NAMED} elements")
+
+
+def _named(places: NDArray[np.intp], line: Callable[[int], str], others: str) -> Iterator[str]:
+    """A line for each of the first places, then how many others there are."""
+    yield from map(line, places[:NAMED].tolist())
     if len(places) > NAMED:
-        yield f"and {len(places) - NAMED} of its other {values.size - NAMED} elements"
+        yield f"and {len(places) - NAMED} of its other {others}"
+
+
+def _index(place: int, shape: tuple[int, ...]) -> list[int]:
+    return [int(i) for i in np.unravel_index(place, shape)]
 
 
 def implausible(name: str, tensor: StoredTensor) -> Iterator[str]:
@@ -273,27 +252,23 @@ def implausible(name: str, tensor: StoredTensor) -> Iterator[str]:
     gross = size > GROSS * typical
     if name.endswith("_scale"):
         gross &= size != 1
-    places = np.flatnonzero(gross)
-    for place in places[:NAMED].tolist():
-        index = [int(i) for i in np.unravel_index(place, tensor.shape)]
-        yield (
-            f"element {index} is {_shown(values.flat[place])}, {size[place] / typical:.0e} times what 99 of 100 of its "
-            "values stay below"
-        )
-    if len(places) > NAMED:
-        yield f"and {len(places) - NAMED} of its other elements"
+
+    def line(place: int) -> str:
+        found = f"element {_index(place, tensor.shape)} is {_shown(values.flat[place])}"
+        return f"{found}, {size[place] / typical:.0e} times what 99 of 100 of its values stay below"
+
+    yield from _named(np.flatnonzero(gross), line, "elements")
 
 
 def _implausible_rows(values: NDArray[np.int8]) -> Iterator[str]:
     largest = np.abs(values.astype(np.int16)).max(axis=1)  # [N]
-    rows = np.flatnonzero((largest != 127) & (largest != 0))
-    for row in rows[:NAMED].tolist():
+
+    def line(row: int) -> str:
         if largest[row] == 128:
-            yield f"element {[row, int(values[row].argmin())]} is -128, which int8 weights never are"
-        else:
-            yield f"the largest value of row {row} is {largest[row]}, which is 127 in every row that was quantised"
-    if len(rows) > NAMED:
-        yield f"and {len(rows) - NAMED} of its other rows"
+            return f"element {[row, int(values[row].argmin())]} is -128, which int8 weights never are"
+        return f"the largest value of row {row} is {largest[row]}, which is 127 in every row that was quantised"
+
+    yield from _named(np.flatnonzero((largest != 127) & (largest != 0)), line, "rows")
 
 
 def _one_line(entry: re.Match[str]) -> str:
@@ -310,72 +285,56 @@ class _Reader:
     def __init__(self, source: Path) -> None:
         self.source = source
 
+    def check(self, fine: bool, where: str, seen: object, wanted: str) -> None:
+        if not fine:
+            raise InputError(
+                f"{self.source}: {where} is {reprlib.repr(seen)}, wanted {wanted}; write the file anew with {_COMMAND}"
+            )
+
     def digests(self, values: Mapping[str, Any]) -> Digests:
         keys = {"format", "version", "made_by", "model", "files", "tensors", *({"identity"} & {*values})}
-        if values.get("format") != FORMAT:
-            self.fail("format", values.get("format"), repr(FORMAT))
-        if as_int(values.get("version")) != VERSION:  # which True and 1.0 equal, too
-            self.fail("version", values.get("version"), f"{VERSION}, which this release reads")
-        if set(values) != keys:
-            self.fail("the top level", sorted(values), f"the keys {sorted(keys)}")
+        self.check(values.get("format") == FORMAT, "format", values.get("format"), repr(FORMAT))
+        version = values.get("version")
+        self.check(as_int(version) == VERSION, "version", version, f"{VERSION}, which this release reads")
+        self.check(set(values) == keys, "the top level", sorted(values), f"the keys {sorted(keys)}")
         model = values["model"]
-        if not isinstance(model, str) or not 0 < len(model) <= 4096:
-            self.fail("model", model, "a name")
-        files = self.table(values["files"], "files", empty=False)
+        self.check(isinstance(model, str) and 0 < len(model) <= 4096, "model", model, "a name")
+        files, tensors = (self.table(values[name], name) for name in ("files", "tensors"))
+        for where, table in (("files", files), ("tensors", tensors)):
+            self.check(bool(table), where, table, "at least one entry: nothing would be compared")
+            for name in table:
+                self.check(is_inside(name), where, name, "a relative path with forward slashes and without '..'")
+                self.check(name in files, where, name, "a file that stands under files too")
         for name, digest in files.items():
-            self.path(name, "files")
             self.sha256(digest, f"files, {name!r}")
-        tensors = self.table(values["tensors"], "tensors", empty=False)
-        for name in tensors:
-            self.path(name, "tensors")
-            if name not in files:
-                self.fail("tensors", name, "a file that stands under files too")
-        found = {name: self.tensors(entry, name) for name, entry in tensors.items()}
+        found = {name: self.tensors(entry, f"tensors, {name!r}") for name, entry in tensors.items()}
         return Digests(model, files, found, self.identity(values.get("identity")))
 
     def identity(self, entry: object) -> Identity | None:
-        if entry is None:
-            return None
         try:
-            return Identity.from_dict(entry)
+            return None if entry is None else Identity.from_dict(entry)
         except InputError as error:
             raise InputError(f"{self.source}: {error}; write the file anew with {_COMMAND}") from None
 
-    def tensors(self, entry: object, file: str) -> dict[str, TensorDigest]:
-        found = {}
-        for name, values in self.table(entry, f"tensors, {file!r}").items():
-            where = f"tensors, {file!r}, {name!r}"
-            values = self.table(values, where)
-            if set(values) != {"dtype", "shape", "sha256"}:
-                self.fail(where, sorted(values), "the keys dtype, shape and sha256")
-            dtype, shape = values["dtype"], values["shape"]
-            if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
-                self.fail(f"{where}, dtype", dtype, "the name of an element type, as F32")
-            sizes = [as_int(size) for size in shape] if isinstance(shape, list) and len(shape) <= 8 else [None]
-            if not all(size is not None and 0 <= size < 2**48 for size in sizes):
-                self.fail(f"{where}, shape", shape, "a list of at most 8 sizes")
-            found[name] = TensorDigest(
-                dtype, tuple(size for size in sizes if size is not None), self.sha256(values["sha256"], where)
-            )
-        return found
+    def tensors(self, entry: object, where: str) -> dict[str, TensorDigest]:
+        return {name: self.tensor(each, f"{where}, {name!r}") for name, each in self.table(entry, where).items()}
 
-    def table(self, value: object, where: str, *, empty: bool = True) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            self.fail(where, value, "a JSON object")
-        if not value and not empty:
-            self.fail(where, value, "at least one entry: nothing would be compared")
-        return value
+    def tensor(self, entry: object, where: str) -> TensorDigest:
+        values = self.table(entry, where)
+        keys = ("dtype", "shape", "sha256")
+        self.check(set(values) == {*keys}, where, sorted(values), "the keys dtype, shape and sha256")
+        dtype, shape, digest = (values[key] for key in keys)
+        named = isinstance(dtype, str) and _DTYPE.fullmatch(dtype) is not None
+        self.check(named, f"{where}, dtype", dtype, "the name of an element type, as F32")
+        sizes = [as_int(size) for size in shape] if isinstance(shape, list) and len(shape) <= 8 else [None]
+        known = tuple(size for size in sizes if size is not None and 0 <= size < 2**48)
+        self.check(len(known) == len(sizes), f"{where}, shape", shape, "a list of at most 8 sizes")
+        return TensorDigest(dtype, known, self.sha256(digest, where))
 
-    def path(self, name: str, where: str) -> None:
-        if not is_inside(name):
-            self.fail(where, name, "a relative path with forward slashes and without '..'")
+    def table(self, value: Any, where: str) -> dict[str, Any]:
+        self.check(isinstance(value, dict), where, value, "a JSON object")
+        return dict(value)
 
-    def sha256(self, value: object, where: str) -> str:
-        if not is_sha256(value):
-            self.fail(f"{where}, sha256", value, "64 lower-case hexadecimal digits")
-        return value
-
-    def fail(self, where: str, seen: object, wanted: str) -> NoReturn:
-        raise InputError(
-            f"{self.source}: {where} is {reprlib.repr(seen)}, wanted {wanted}; write the file anew with {_COMMAND}"
-        )
+    def sha256(self, value: Any, where: str) -> str:
+        self.check(is_sha256(value), f"{where}, sha256", value, "64 lower-case hexadecimal digits")
+        return str(value)

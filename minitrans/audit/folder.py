@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, counted, judged, skipped
+from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
 from minitrans.contents import INDEX_FILE, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
@@ -24,6 +24,7 @@ from minitrans.models.identity import PROVENANCE
 from minitrans.models.sentence import PoolingConfig, pooling_file, sentence_settings
 from minitrans.models.tokenization.tokenizer import Tokenizer
 from minitrans.models.weights import canonical_name
+from minitrans.words import counted
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 MOST_DECLARED = 10_000  # tokens besides the vocabulary
@@ -77,9 +78,9 @@ def audit_folder(
             f"{folder} is no model folder: it holds none of {', '.join(_ESSENTIAL)}; give the folder that holds them"
         )
     names = files_read(folder)
-    sizes, faults = _measure(folder, names)
+    sizes, faults = _sizes(folder, names)
     published_names = {each for known in known_models() for each in known.files} - {*names}
-    more, _ = _measure(folder, (each for each in published_names if (folder / each).is_file()))
+    more, _ = _sizes(folder, (each for each in published_names if (folder / each).is_file()))
     seen = {each: sha256_of(folder / each) for each in sorted({*sizes, *more})}
     weights, unread = read_weights(folder)
     digests = digests_of(name or folder.name or str(folder), seen, weights)
@@ -102,7 +103,7 @@ def audit_folder(
 
 
 def _sealed_as(sealed: Digests | None) -> KnownModel | None:
-    """The known model whose weights given digests demand."""
+    """The known model whose weights the given digests ask for, if there is one."""
     wanted = None if sealed is None else sealed.files.get(WEIGHTS_FILE)
     return next((each for each in known_models() if wanted and each.files.get(WEIGHTS_FILE) == wanted), None)
 
@@ -149,7 +150,7 @@ def _shards(there: ModelFolder) -> list[str]:
     return sorted({PurePosixPath(name).as_posix() for name in names if isinstance(name, str) and name})
 
 
-def _measure(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
+def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
     """Size of every file that may be read, and a fault of each that may not, or is not as long as its header says."""
     sizes, faults = {}, []
     for name in names:
@@ -318,7 +319,7 @@ def _compared(
     both = [name for name in right.files if name in seen]
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
-    # What the encoder reads only where it is there has an effect by not being there.
+    # A file that is read only if it is present changes the result by its absence too.
     counts = {*names, *_OUTER_FILES, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
@@ -450,7 +451,7 @@ def _added_tokens(title: str, tokenizer: Tokenizer, declared: Mapping[str, str])
 
 
 def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
-    """Texts of about the longest length that there is, and what the files say of that length."""
+    """Whether texts of about the greatest length are cut where they should be, and what the files say of it."""
     limit, special = tokenizer.max_seq_length, tokenizer.prefix + tokenizer.suffix
     faults = []
     if limit > config.max_position_embeddings:

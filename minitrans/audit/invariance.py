@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minitrans.audit.checks import INVARIANCE, Check, counted, judged
+from minitrans.audit.checks import INVARIANCE, Check, broken, judged
 from minitrans.audit.comparison import Sample
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.forward import forward
@@ -19,6 +19,7 @@ from minitrans.models.parameters import Float32
 from minitrans.sentences.batches import over_batches
 from minitrans.sentences.call import measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.words import counted
 
 # Tokens of a packed batch, one after the other; ``encode`` takes 512.
 CHUNKS = (1, 64, 200, 100_000)
@@ -79,7 +80,7 @@ def invariance_check(
             faults += _differences(alone, packed, everything, sample, f"chunks of up to {tokens} tokens")
             ways += 1
     except MinitransError as error:
-        return judged(INVARIANCE, name, False, "no result", "the same bits", [str(error)])
+        return broken(INVARIANCE, name, "the same bits", error)
     finally:
         encoder.threads = before
     measured = f"{counted(len(sample.texts), 'text')} in {ways} ways" + (f", {len(faults)} differ" if faults else "")

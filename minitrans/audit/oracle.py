@@ -1,6 +1,6 @@
 """transformers as the second opinion: the folder's own weights in its BertModel, and its tokenizer, compared with ours.
 
-This module and sentence_oracle.py import torch and transformers, and only inside functions: nothing else needs them.
+This module and `sentence_oracle` import torch and transformers, and only inside functions: nothing else needs them.
 The model is built from those keys of config.json that minitrans reads and validates, and filled with the weights that
 it validated, as float32; nothing is fetched, no code of the folder is run. One text at a time and no padding, so that
 there is no mask to get wrong.
@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.audit.checks import PEER, Check, counted, judged
+from minitrans.audit.checks import PEER, Check, broken, judged
 from minitrans.audit.comparison import (
     BARS,
     Kept,
@@ -48,37 +48,37 @@ from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import ModelFolder
 from minitrans.models.parameters import Float32, Parameters, named_arrays
 from minitrans.models.sentence import PoolingConfig
-from minitrans.words import listed
+from minitrans.words import counted, listed, without_surrogates
 
+MODULES = ("torch", "transformers")
 BLIND = ("random", "first")  # scores that look at no number
 REMEDY = 'pip install "minitrans[transformers]"'
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def why_not() -> str | None:
     """Why transformers cannot be asked, or None."""
-    if missing := missing_modules("torch", "transformers"):
+    return cannot_import(MODULES, "BertModel")
+
+
+def cannot_import(modules: Sequence[str], name: str) -> str | None:
+    """Why a name of the last of these modules cannot be imported, in words; None if it can."""
+    if missing := listed([_shown(module) for module in modules if find_spec(module) is None]):
         return f"{missing} not installed"
     try:
-        import torch  # noqa: F401
-        from transformers import BertModel  # noqa: F401
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"transformers cannot be imported: {str(error).splitlines()[0]}"
+        with quiet():
+            getattr(import_module(modules[-1]), name)
+    except Exception as error:  # of torch, scipy and scikit-learn too, whatever they raise
+        return f"{_shown(modules[-1])} cannot be imported: {first_line(error)}"
     return None
 
 
-def missing_modules(*names: str) -> str:
-    """Which of these modules are not installed, in words; "" if all are."""
-    return listed([name.replace("_", "-") for name in names if find_spec(name) is None])
+def versions(modules: Sequence[str]) -> dict[str, str]:
+    """Package -> version, of modules that are installed."""
+    return {_shown(module): str(import_module(module).__version__) for module in modules}
 
 
-def versions() -> dict[str, str]:
-    """Of torch and transformers."""
-    import torch
-    import transformers
-
-    return {"torch": str(torch.__version__), "transformers": str(transformers.__version__)}
+def _shown(module: str) -> str:
+    return module.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -168,21 +168,16 @@ class Oracle:
         values = read_json(self.folder.file("config.json"))
         config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
-            alone = Path(name)
+            copy = Path(name)
             for each in filter(self.folder.has, TRANSFORMER_FILES):
-                shutil.copyfile(self.folder.file(each), alone / each)
-            (alone / "config.json").write_text(json.dumps(config), encoding="utf-8")
-            tokenizer = AutoTokenizer.from_pretrained(str(alone), local_files_only=True, trust_remote_code=False)
+                shutil.copyfile(self.folder.file(each), copy / each)
+            (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            tokenizer = AutoTokenizer.from_pretrained(str(copy), local_files_only=True, trust_remote_code=False)
         if self.folder.sentence_settings()[1].get("do_lower_case") is True:  # a step that sentence-transformers adds
             backend = tokenizer.backend_tokenizer
             backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), backend.normalizer])
-        texts = without_surrogates(texts)
-        return [[int(i) for i in tokenizer(text, truncation=True, max_length=limit)["input_ids"]] for text in texts]
-
-
-def without_surrogates(texts: Iterable[str]) -> tuple[str, ...]:
-    """The texts with the usual replacement for half of a surrogate pair, which other libraries refuse."""
-    return tuple(_LONE_SURROGATE.sub("\ufffd", text) for text in texts)
+        encoded = (tokenizer(without_surrogates(text), truncation=True, max_length=limit) for text in texts)
+        return [[int(i) for i in each["input_ids"]] for each in encoded]
 
 
 def encoder_keys(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,27 +203,22 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """On texts this short torch's threads mostly wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, warnings or log lines of the libraries; afterwards as before."""
+    """The libraries without progress bars, warnings, log lines and requests, on one thread; afterwards as before.
+
+    On texts this short torch's threads mostly wait for each other.
+    """
+    import torch
+    from huggingface_hub import constants
     from transformers.utils import logging as of_transformers
 
-    bars = of_transformers.is_progress_bar_enabled()
     loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers")]
     levels = [logger.level for logger in loggers]
+    bars, threads = of_transformers.is_progress_bar_enabled(), torch.get_num_threads()
+    offline = constants.HF_HUB_OFFLINE
     of_transformers.disable_progress_bar()
+    torch.set_num_threads(1)
+    constants.HF_HUB_OFFLINE = True
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
@@ -238,6 +228,8 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+        torch.set_num_threads(threads)
         if bars:
             of_transformers.enable_progress_bar()
 
@@ -306,7 +298,7 @@ def oracle_checks(
     Raises:
         BackendError: transformers cannot build or run the model.
     """
-    with one_thread(), quiet():
+    with quiet():
         oracle = Oracle(folder, parameters)
         yield token_check(PEER, probes, lambda: oracle.token_ids(probes.texts, limit))
         opinions = [oracle.ask(ids) for ids in sample.ids]
@@ -353,7 +345,7 @@ def _number_checks(
                     place = "embeddings" if layer < 0 else f"layer {layer}"
                     layers.setdefault(place, Tally()).add(theirs, state[rows])
     except MinitransError as error:
-        yield judged(PEER, f"layers, {name}", False, "no result", "finite numbers", [str(error)])
+        yield broken(PEER, f"layers, {name}", "finite numbers", error)
         return
     bars = BARS["float32"]
     yield difference_check(PEER, f"layers, {name}", layers, bars.layer)
@@ -365,8 +357,8 @@ def _kept_check(name: str, policy: PruningPolicy, blocks: Blocks, theirs: list[l
     try:
         ours = [stages[:1] for _, _, watch, _ in watched(blocks, sample, policy) for stages in watch.stages]
     except MinitransError as error:
-        return judged(PEER, title, False, "no result", "the same rows", [str(error)])
-    threshold = float("inf") if policy.threshold is None else policy.threshold
+        return broken(PEER, title, "the same rows", error)
+    threshold = np.inf if policy.threshold is None else policy.threshold
     same, ties, faults, furthest = kept_rows(theirs, ours, sample, bar, threshold)
     more = len(policy.plan) - 1
     note = [f"the first of {more + 1} stages; the others start from fewer rows"] if more else []

@@ -18,17 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.audit.checks import SENTENCES, Check, counted, judged
+from minitrans.audit.checks import SENTENCES, Check, broken, judged
 from minitrans.audit.comparison import BARS, Sample, embedding_check
 from minitrans.audit.oracle import (
     as_backend_error,
+    cannot_import,
     encoder_keys,
-    first_line,
-    missing_modules,
-    one_thread,
     quiet,
     token_check,
-    without_surrogates,
 )
 from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
@@ -37,7 +34,9 @@ from minitrans.models.folder import ModelFolder, model_file
 from minitrans.models.parameters import Parameters, named_arrays
 from minitrans.models.weights import weight_files
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.words import counted, without_surrogates
 
+MODULES = ("torch", "transformers", "sentence_transformers")
 PROMPTS = 16  # of a model that are tried
 _READ = (".json", ".txt", ".jinja", ".model")  # what it may read besides weights; neither code nor pickles
 _WEIGHTS = (".safetensors", ".index.json")
@@ -45,23 +44,13 @@ _WEIGHTS = (".safetensors", ".index.json")
 
 def why_not() -> str | None:
     """Why SentenceTransformer cannot be asked, or None."""
-    if missing := missing_modules("torch", "transformers", "sentence_transformers"):
-        return f"{missing} not installed"
-    try:
-        with quiet():
-            from sentence_transformers import SentenceTransformer
-    except Exception as error:  # of torch, transformers, scipy and scikit-learn, whatever they raise
-        return f"sentence-transformers cannot be imported: {first_line(error)}"
+    if why := cannot_import(MODULES, "SentenceTransformer"):
+        return why
+    from sentence_transformers import SentenceTransformer
+
     if not hasattr(SentenceTransformer, "encode_query"):
         return "sentence-transformers is older than 5.0, which brought encode_query"
     return None
-
-
-def versions() -> dict[str, str]:
-    """Of sentence-transformers."""
-    import sentence_transformers
-
-    return {"sentence-transformers": str(sentence_transformers.__version__)}
 
 
 def how_many(encoder: SentenceEncoder) -> int:
@@ -83,9 +72,7 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
     """
     with _sentence_transformer(folder, parameters) as model:
         yield _settings(encoder, model)
-        yield token_check(
-            SENTENCES, sample, lambda: [_token_ids(model, text) for text in without_surrogates(sample.texts)]
-        )
+        yield token_check(SENTENCES, sample, lambda: [_token_ids(model, text) for text in sample.texts])
         few = Sample.of(_few(sample), encoder.tokenizer)
         yield _compared("embeddings", encoder.encode, model.encode, sample)
         yield _compared("queries", encoder.encode_query, model.encode_query, few)
@@ -122,7 +109,8 @@ def _settings(encoder: SentenceEncoder, model: Any) -> Check:
 
 
 def _token_ids(model: Any, text: str) -> list[int]:
-    features = model.preprocess([text]) if hasattr(model, "preprocess") else model.tokenize([text])
+    call = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+    features = call([without_surrogates(text)])
     return [int(i) for i in features["input_ids"][0]]
 
 
@@ -130,11 +118,11 @@ def _compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], s
     """The same call of both, all texts; differences are relative to the length of its vectors."""
     try:
         with as_backend_error("encode", "SentenceTransformer"):
-            texts = without_surrogates(sample.texts)
+            texts = map(without_surrogates, sample.texts)
             right = np.stack([theirs(text, show_progress_bar=False, **options) for text in texts])  # [B, W]
         seen = ours(list(sample.texts), pruning=None, **options)  # [B, W]
     except MinitransError as error:
-        return judged(SENTENCES, name, False, "no result", "the same vectors", [str(error)])
+        return broken(SENTENCES, name, "the same vectors", error)
     if right.shape != seen.shape:
         return judged(SENTENCES, name, False, f"{seen.shape[1]} numbers a text", f"{right.shape[1]}")
     length = np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)  # [B, 1]
@@ -146,13 +134,14 @@ def _prompts(encoder: SentenceEncoder, model: Any, sample: Sample) -> Check:
     """One text behind each prompt, together as one check."""
     names = list(encoder.prompts)[:PROMPTS]
     checks = [_compared(name, encoder.encode, model.encode, sample, prompt_name=name) for name in names]
-    faults = [f"{check.name!r}: {line}" for check in checks if check.verdict == "FAIL" for line in _why(check)]
+    faults = [
+        f"{check.name!r}: {line}"
+        for check in checks
+        if check.verdict == "FAIL"
+        for line in check.detail or (f"{check.measured}, wanted {check.wanted}",)
+    ]
     measured = f"{sum(check.verdict == 'PASS' for check in checks)} of {counted(len(checks), 'prompt')}"
     return judged(SENTENCES, "prompts", not faults, measured, "the same vectors", faults)
-
-
-def _why(check: Check) -> tuple[str, ...]:
-    return check.detail or (f"{check.measured}, wanted {check.wanted}",)
 
 
 # The copy that it is given
@@ -164,12 +153,12 @@ def _sentence_transformer(folder: Path, parameters: Parameters) -> Iterator[Any]
     import torch
     from sentence_transformers import SentenceTransformer
 
-    with TemporaryDirectory(ignore_cleanup_errors=True) as name, _offline(), quiet(), one_thread():
-        alone = Path(name) / "model"
-        lay_out(folder, alone, parameters)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name, quiet():
+        copy = Path(name) / "model"
+        lay_out(folder, copy, parameters)
         with as_backend_error("load this folder", "SentenceTransformer"):
             model = SentenceTransformer(
-                str(alone),
+                str(copy),
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
@@ -178,12 +167,12 @@ def _sentence_transformer(folder: Path, parameters: Parameters) -> Iterator[Any]
         yield model
 
 
-def lay_out(folder: Path, alone: Path, parameters: Parameters) -> None:
+def lay_out(folder: Path, copy: Path, parameters: Parameters) -> None:
     """Copy what SentenceTransformer may read of a model folder, as far as it lies inside it.
 
     Args:
         folder: the model's.
-        alone: where the copy goes; it does not exist yet.
+        copy: where the copy goes; it does not exist yet.
         parameters: the weights in float32: those of an int8 folder are written anew, as only minitrans reads them.
 
     Raises:
@@ -198,12 +187,13 @@ def lay_out(folder: Path, alone: Path, parameters: Parameters) -> None:
         except (ConfigError, ModelNotFoundError):
             continue  # a folder, or a link out of this one
         if file.stat().st_size <= 4 * JSON_LIMIT:
-            (alone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, alone / name)
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy / name)
             if each.name == "config.json" and "model_type" in (values := read_json(file)):
-                _write(alone / name, {"model_type": values["model_type"], **encoder_keys(values)})
-    _check_modules(alone / "modules.json")
-    _place_weights(folder, alone, parameters)
+                kept = {"model_type": values["model_type"], **encoder_keys(values)}
+                (copy / name).write_text(json.dumps(kept), encoding="utf-8")
+    _check_modules(copy / "modules.json")
+    _place_weights(folder, copy, parameters)
 
 
 def _check_modules(file: Path) -> None:
@@ -217,9 +207,9 @@ def _check_modules(file: Path) -> None:
             )
 
 
-def _place_weights(folder: Path, alone: Path, parameters: Parameters) -> None:
+def _place_weights(folder: Path, copy: Path, parameters: Parameters) -> None:
     there = ModelFolder.open(folder)
-    inner = alone / there.transformer
+    inner = copy / there.transformer
     if stored_precision(folder) == "int8":
         from safetensors.numpy import save_file
 
@@ -238,22 +228,3 @@ def _link(source: Path, target: Path) -> None:
         target.symlink_to(source.resolve())
     except OSError:  # not every system lets every user
         shutil.copyfile(source, target)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values), encoding="utf-8")
-
-
-# Its surroundings
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """No request to the hub, whatever the folder names; afterwards as before."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -23,6 +23,7 @@ from minitrans.audit.checks import (
     SENTENCES,
     Audit,
     Check,
+    broken,
     judged,
     skipped,
 )
@@ -131,7 +132,7 @@ def sign_off(
         machine |= {key: value for key, value in encoder.blocks.info().items() if value is not None}
         machine |= {"backend": encoder.backend, "precision": encoder.precision, "threads": str(encoder.threads)}
         for each, peer in PEERS.items():
-            versions |= {} if why_not[each] else peer.versions()
+            versions |= {} if why_not[each] else oracle.versions(peer.MODULES)
         how = f"in {encoder.precision}, on the {encoder.backend} backend"
         loads = judged(FOLDER, "loads", True, how, "without an error")
         identity = encoder.identity
@@ -139,13 +140,12 @@ def sign_off(
         written = replace(found.digests, identity=identity)
         given = pruning or {}
         policies = _policies(encoder, given)
-        sample = loaded.sample
         rest = [
-            *_numbers(loaded, sample, found.original, tell),
-            *_pruning(loaded, sample, policies, tell),
-            *_peer(folder, loaded, sample, policies, why_not[PEER], tell),
+            *_numbers(loaded, found.original, tell),
+            *_pruning(loaded, policies, tell),
+            *_peer(folder, loaded, policies, why_not[PEER], tell),
             *_sentences(folder, loaded, why_not[SENTENCES], tell),
-            *_invariance(loaded, sample, policies, given, threads, tell),
+            *_invariance(loaded, policies, given, threads, tell),
         ]
     of_folder = [check for check in found.checks if check.group == FOLDER]
     checks = *of_folder, loads, *of_encoder, *(check for check in found.checks if check.group != FOLDER), *rest
@@ -166,7 +166,7 @@ def _find(model: str | os.PathLike[str] | None) -> Path:
 
 @dataclass
 class Loaded:
-    """A model that can be run: as users run it, and in every backend and precision that there is here."""
+    """A model that can be run: as users run it, and in every backend and precision that this machine has."""
 
     encoder: SentenceEncoder
     sample: Sample
@@ -257,24 +257,25 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
     return policies
 
 
-def _numbers(loaded: Loaded, sample: Sample, original: Path | None, tell: Tell) -> Iterator[Check]:
-    pooling = loaded.encoder.pooling
+def _numbers(loaded: Loaded, original: Path | None, tell: Tell) -> Iterator[Check]:
+    sample, pooling = loaded.sample, loaded.encoder.pooling
     embeddings: dict[str, Float32 | MinitransError] = {}
     for precision in loaded.parameters:
         tell(f"reference against compiled, {precision}")
         backends = loaded.backends(precision)
         if "compiled" in backends:
             yield from number_checks(backends["reference"], backends["compiled"], sample, pooling, precision)
-        embeddings[precision] = _embedded(backends.get("compiled", backends["reference"]), sample, loaded.encoder)
+        embeddings[precision] = _embedded(backends.get("compiled", backends["reference"]), loaded)
     if "compiled" in loaded.missing:
         checks = len(NUMBER_CHECKS) * len(loaded.parameters)
         remedy = loaded.missing["compiled"]
         yield skipped(NUMBERS, "blocks", NO_KERNELS, remedy, reason="no compiled kernels", checks=checks)
+    title = "int8 to float32"
     for precision in ("int8", "float32"):
         if precision in loaded.missing:
-            yield skipped(NUMBERS, "int8 to float32", f"there is no {precision} form", loaded.missing[precision])
+            yield skipped(NUMBERS, title, f"there is no {precision} form", loaded.missing[precision])
             return
-    yield _int8("int8 to float32", embeddings["float32"], embeddings["int8"], sample)
+    yield _int8(title, embeddings["float32"], embeddings["int8"], sample)
     title = "int8 to the original"
     if loaded.encoder.precision != "int8":
         return
@@ -287,24 +288,25 @@ def _numbers(loaded: Loaded, sample: Sample, original: Path | None, tell: Tell) 
     except MinitransError as error:
         yield skipped(NUMBERS, title, f"the original cannot be read: {error}", reason="the original cannot be read")
         return
-    yield _int8(title, _embedded(blocks, sample, loaded.encoder), embeddings["int8"], sample)
+    yield _int8(title, _embedded(blocks, loaded), embeddings["int8"], sample)
 
 
-def _embedded(blocks: Blocks, sample: Sample, encoder: SentenceEncoder) -> Float32 | MinitransError:
+def _embedded(blocks: Blocks, loaded: Loaded) -> Float32 | MinitransError:
     try:
-        return embed(blocks, sample, encoder.pooling)
+        return embed(blocks, loaded.sample, loaded.encoder.pooling)
     except MinitransError as error:
         return error
 
 
 def _int8(title: str, full: Float32 | MinitransError, small: Float32 | MinitransError, sample: Sample) -> Check:
-    if isinstance(full, MinitransError) or isinstance(small, MinitransError):
-        faults = [str(each) for each in (full, small) if isinstance(each, MinitransError)]
-        return judged(NUMBERS, title, False, "no result", "finite numbers", faults)
+    if isinstance(full, MinitransError):
+        return broken(NUMBERS, title, "finite numbers", full)
+    if isinstance(small, MinitransError):
+        return broken(NUMBERS, title, "finite numbers", small)
     return int8_check(title, full, small, sample)
 
 
-def _pruning(loaded: Loaded, sample: Sample, policies: Mapping[str, PruningPolicy], tell: Tell) -> Iterator[Check]:
+def _pruning(loaded: Loaded, policies: Mapping[str, PruningPolicy], tell: Tell) -> Iterator[Check]:
     precision = loaded.encoder.precision
     backends = loaded.backends(precision)
     if "compiled" not in backends:
@@ -312,69 +314,60 @@ def _pruning(loaded: Loaded, sample: Sample, policies: Mapping[str, PruningPolic
         return
     for name, policy in policies.items():
         tell(f"pruning, {name}")
-        yield pruning_check(name, policy, backends["reference"], backends["compiled"], sample, precision)
+        yield pruning_check(name, policy, backends["reference"], backends["compiled"], loaded.sample, precision)
 
 
 def _peer(
-    folder: Path,
-    loaded: Loaded,
-    sample: Sample,
-    policies: Mapping[str, PruningPolicy],
-    why_not: str | None,
-    tell: Tell,
+    folder: Path, loaded: Loaded, policies: Mapping[str, PruningPolicy], why_not: str | None, tell: Tell
 ) -> Iterator[Check]:
-    if why_not is not None:
-        checks = oracle.how_many(loaded.backends("float32") if "float32" in loaded.parameters else {}, policies)
-        yield _not_asked(PEER, why_not, checks)
-        return
-    full = loaded.parameters.get("float32")
-    if full is None:
-        yield skipped(PEER, "all", "there is no float32 form", loaded.missing["float32"])
-        return
-    tell(PEER)
+    """Everything that transformers can be asked about."""
     encoder = loaded.encoder
-    try:
-        yield from oracle.oracle_checks(
-            folder,
-            full,
-            loaded.backends("float32"),
-            sample,
-            loaded.probes,
-            encoder.pooling,
-            encoder.max_seq_length,
-            policies,
-        )
-    except MinitransError as error:
-        yield judged(PEER, "all", False, "no result", "a second opinion", [str(error)])
+    blocks = loaded.backends("float32") if "float32" in loaded.parameters else {}
+
+    def ask(full: Parameters) -> Iterator[Check]:
+        pooling, limit = encoder.pooling, encoder.max_seq_length
+        return oracle.oracle_checks(folder, full, blocks, loaded.sample, loaded.probes, pooling, limit, policies)
+
+    return _asked(PEER, loaded, why_not, oracle.how_many(blocks, policies), tell, ask)
 
 
 def _sentences(folder: Path, loaded: Loaded, why_not: str | None, tell: Tell) -> Iterator[Check]:
-    if why_not is not None:
-        yield _not_asked(SENTENCES, why_not, sentence_oracle.how_many(loaded.encoder))
-        return
-    full = loaded.parameters.get("float32")
-    if full is None:
-        yield skipped(SENTENCES, "all", "there is no float32 form", loaded.missing["float32"])
-        return
-    tell(SENTENCES)
-    try:
+    """Everything that SentenceTransformer can be asked about."""
+
+    def ask(full: Parameters) -> Iterator[Check]:
         encoder = loaded.encoder
         if encoder.precision != "float32":
             encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
         yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
-    except MinitransError as error:
-        yield judged(SENTENCES, "all", False, "no result", "a third opinion", [str(error)])
+
+    return _asked(SENTENCES, loaded, why_not, sentence_oracle.how_many(loaded.encoder), tell, ask)
 
 
-def _not_asked(group: str, why_not: str, checks: int) -> Check:
-    reasons = ("not installed", "older than")
-    reason = next((each for each in reasons if each in why_not), "cannot be imported")
-    return skipped(group, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
+def _asked(
+    group: str,
+    loaded: Loaded,
+    why_not: str | None,
+    checks: int,
+    tell: Tell,
+    ask: Callable[[Parameters], Iterator[Check]],
+) -> Iterator[Check]:
+    """The checks of another library, given the float32 form; or one line in place of so many that says why not."""
+    if why_not is not None:
+        reasons = ("not installed", "older than")
+        reason = next((each for each in reasons if each in why_not), "cannot be imported")
+        yield skipped(group, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
+    elif "float32" not in loaded.parameters:
+        yield skipped(group, "all", "there is no float32 form", loaded.missing["float32"])
+    else:
+        tell(group)
+        try:
+            yield from ask(loaded.parameters["float32"])
+        except MinitransError as error:
+            yield broken(group, "all", "its answers", error)
 
 
 def _invariance(
     loaded: Loaded,
-    sample: Sample,
     policies: Mapping[str, PruningPolicy],
     given: Mapping[str, PruningPolicy],
     threads: int | None,
@@ -382,9 +375,7 @@ def _invariance(
 ) -> Iterator[Check]:
     """Without pruning, with the default policy, with one that is fitted, and with those of the user."""
     fitted = next((name for name, policy in policies.items() if policy.fitted is not None), None)
-    names = [name for name in policies if name in ("default", fitted, *given)]
-    tell("invariance, unpruned")
-    yield invariance_check("unpruned", loaded.encoder, sample, None, threads)
-    for name in names:
+    ways = {"unpruned": None} | {name: each for name, each in policies.items() if name in ("default", fitted, *given)}
+    for name, policy in ways.items():
         tell(f"invariance, {name}")
-        yield invariance_check(name, loaded.encoder, sample, policies[name], threads)
+        yield invariance_check(name, loaded.encoder, loaded.sample, policy, threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.audit.checks import FOLDER, Check, counted, judged, skipped
+from minitrans.audit.checks import FOLDER, Check, judged, skipped
 from minitrans.audit.digests import Digests, TensorDigest, WeightFile, differing, implausible
 from minitrans.contents import WEIGHTS_FILE, read_json
 from minitrans.errors import InputError, MinitransError, WeightsError
@@ -21,10 +21,8 @@ from minitrans.hub.names import known_models
 from minitrans.hub.resolve import find_local
 from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import model_file
-from minitrans.models.parameters import (
-    named_arrays,
-    tensor_shapes,
-)
+from minitrans.models.identity import PROVENANCE
+from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import (
     StoredTensor,
@@ -34,6 +32,7 @@ from minitrans.models.weights import (
     load_parameters,
     weight_files,
 )
+from minitrans.words import counted
 
 NO_ORIGINAL = "the float32 original is not on this machine"
 
@@ -76,19 +75,19 @@ class Sources:
         name, wanted = _made_from(folder, known)
         remedy = f"`minitrans pull {name}`, or --original FOLDER" if name else "--original FOLDER"
         original = given if given is not None or name is None else _local(name)
-        if original is None or wanted is None:
-            return cls(copy, original, remedy)
-        try:
-            seen = {file.name: sha256_of(file) for file in weight_files(original)}
-        except MinitransError:
-            if given is not None:
-                raise
-            return cls(copy, None, remedy)
-        if seen == wanted:
-            return cls(copy, original, remedy)
-        if given is not None:
-            raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, the weights that {folder} was made from")
-        return cls(copy, None, remedy)
+        if original is not None and wanted is not None:
+            seen = None
+            try:
+                seen = {file.name: sha256_of(file) for file in weight_files(original)}
+            except MinitransError:
+                if given is not None:
+                    raise
+            if seen != wanted:
+                if given is not None:
+                    made = f"the weights that {folder} was made from"
+                    raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, {made}; give another original")
+                original = None
+        return cls(copy, original, remedy)
 
     @cached_property
     def requantised(self) -> Mapping[str, NDArray[np.float32] | NDArray[np.int8]] | None:
@@ -123,13 +122,13 @@ def _local(name: str) -> Path | None:
 
 
 def _made_from(folder: Path, known: KnownModel | None) -> tuple[str | None, Mapping[str, str] | None]:
-    """Name and weight digests of what an int8 folder was made from: of the manifest, or as its provenance.json says."""
+    """Name and weight digests of what an int8 folder was made from: as the manifest or its provenance says."""
     if known is not None and known.derived_from is not None:
         source = next((each for each in known_models() if each.name == known.derived_from), None)
         digests = None if source is None else {WEIGHTS_FILE: source.files.get(WEIGHTS_FILE, "")}
         return known.derived_from, digests
     try:
-        said = read_json(model_file(folder, "provenance.json")).get("from")
+        said = read_json(model_file(folder, PROVENANCE)).get("from")
     except MinitransError:
         said = None
     said = said if isinstance(said, dict) else {}
@@ -223,7 +222,7 @@ def _compared(digests: Digests, weights: Sequence[WeightFile], sources: Sources,
             detail.append(f"{name}: not there, or not readable")
             continue
         for tensor, digest in tensors.items():
-            found = list(_differs(file, tensor, digest, sources))
+            found = _differs(file, tensor, digest, sources)
             equal += not found
             detail += found
         detail += [f"{file.place(each)}: not in {digests.label}" for each in file.tensors if each not in tensors]
@@ -234,52 +233,40 @@ def _compared(digests: Digests, weights: Sequence[WeightFile], sources: Sources,
     )
 
 
-def _differs(file: WeightFile, name: str, digest: TensorDigest, sources: Sources) -> Iterator[str]:
+def _differs(file: WeightFile, name: str, digest: TensorDigest, sources: Sources) -> list[str]:
     """Nothing for a tensor that is as it should be; else where it lies, and as far as can be told, what is wrong."""
     if name not in file.tensors:
-        yield f"{file.name}: {name} is missing, wanted {digest.dtype} {list(digest.shape)}"
-        return
+        return [f"{file.name}: {name} is missing, wanted {digest.dtype} {list(digest.shape)}"]
     tensor = file.tensors[name]
-    seen = hashlib.sha256(tensor.data).hexdigest()
-    if (tensor.dtype, tensor.shape, seen) == (digest.dtype, digest.shape, digest.sha256):
-        return
     if (tensor.dtype, tensor.shape) != (digest.dtype, digest.shape):
-        yield f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"
-        return
-    yield file.place(name)
-    yield f"  sha256 {seen[:16]}.., wanted {digest.sha256[:16]}.."
+        return [f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"]
+    seen = hashlib.sha256(tensor.data).hexdigest()
+    if seen == digest.sha256:
+        return []
     right = sources.bytes_of(name, digest.sha256)
-    if right is not None:
-        yield from (f"  {line}" for line in differing(tensor, right, file.begins[name]))
-        return
-    gross = [f"  {line}" for line in implausible(name, tensor)]
-    yield from gross
-    if not gross:
-        yield "  which elements differ can be told only beside another copy" + (
-            f" or the original: {sources.remedy}" if sources.remedy else " of the model"
-        )
+    lines = list(implausible(name, tensor) if right is None else differing(tensor, right, file.begins[name]))
+    if right is None and not lines:
+        beside = f"or the original: {sources.remedy}" if sources.remedy else "of the model"
+        lines = [f"which elements differ can be told only beside another copy {beside}"]
+    return _located(file, name, [f"sha256 {seen[:16]}.., wanted {digest.sha256[:16]}..", *lines])
+
+
+def _located(file: WeightFile, name: str, lines: Iterable[str]) -> list[str]:
+    return [file.place(name), *(f"  {line}" for line in lines)]
 
 
 def _plausible(weights: Sequence[WeightFile]) -> Check:
-    found = [
-        line
-        for file in weights
-        for name, tensor in file.tensors.items()
-        for line in _located(file, name, implausible(name, tensor))
-    ]
-    wanted = "no value far outside its tensor"
     if not weights:
         return skipped(FOLDER, "plausible values", "the weights cannot be read")
+    found: list[str] = []
+    for file in weights:
+        for name, tensor in file.tensors.items():
+            if lines := list(implausible(name, tensor)):
+                found += _located(file, name, lines)
     hint = "finds gross damage only: small changes, and most of int8 weights, show in digests alone"
     measured = f"{sum(len(file.tensors) for file in weights)} tensors looked at"
+    wanted = "no value far outside its tensor"
     return judged(FOLDER, "plausible values", not found, measured, wanted, [*found, hint])
-
-
-def _located(file: WeightFile, name: str, lines: Iterable[str]) -> Iterator[str]:
-    for number, line in enumerate(lines):
-        if not number:
-            yield file.place(name)
-        yield f"  {line}"
 
 
 def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
@@ -300,8 +287,7 @@ def _requantised(weights: Sequence[WeightFile], sources: Sources) -> Check:
             if made is None or made.shape != tensor.shape or made.nbytes != len(tensor.data):
                 detail.append(f"{file.place(name)}: the original has no such tensor")
             elif made.tobytes() != tensor.data:
-                detail.append(file.place(name))
-                detail += [f"  {line}" for line in differing(tensor, made.tobytes(), file.begins[name])]
+                detail += _located(file, name, differing(tensor, made.tobytes(), file.begins[name]))
             else:
                 equal += 1
     measured = f"{equal} of {counted(len(right), 'tensor')}"

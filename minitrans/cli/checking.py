@@ -11,7 +11,7 @@ import click
 
 from minitrans.cli import options
 from minitrans.errors import InputError
-from minitrans.words import printable
+from minitrans.words import counted, printable
 
 if TYPE_CHECKING:
     from minitrans.explain.html import Shown
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Insist on it; where installed, it is asked anyway.",
 )
 @click.option("-i", "--input", "file", metavar="FILE", help="More texts: a text a line, or .csv, .tsv, .jsonl.")
-@click.option("--column", default="text", show_default=True, help="Which column of --input.")
+@options.COLUMN
 @options.DELIMITER
 @click.option("--pruning", metavar="FILE", help="One more policy to check: as JSON, or a name.")
 @click.option("--threads", type=int, help="One more number of threads to check, besides 1, 2 and 4.")
@@ -63,14 +63,12 @@ def audit(
     with FAIL, exit code 1 and what is wrong where; the last line also says what was not checked. Exit code 2: the audit
     could not be made (no such model, no model in that folder, an option that cannot be used).
     """
-    from minitrans.audit.digests import Digests, check_destination
+    from minitrans.audit.digests import Digests
     from minitrans.audit.signoff import sign_off
 
     if digests is not None and write_digests is not None:
         raise InputError("--digests compares and --write-digests writes; give one of them")
     options.check_outputs({"--write-digests": write_digests}, [file, pruning])
-    if write_digests is not None:
-        check_destination(write_digests)
     policy = options.policy(pruning)
     result = sign_off(
         model,
@@ -112,10 +110,7 @@ def _tell(what: str) -> None:
     minitrans explain "..." --pruning balanced --classifier intents/ --html report.html
     minitrans explain --input questions.csv --json""",
 )
-@click.argument("texts", nargs=-1)
-@click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
-@click.option("--column", default="text", show_default=True, help="Which column of --input.")
-@options.DELIMITER
+@options.text_options
 @click.option("--classifier", "folder", metavar="FOLDER", help="What `minitrans fit` wrote: show its predictions too.")
 @click.option("--html", "page", metavar="FILE", help="Write one page to be opened in a browser; it needs no network.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -179,5 +174,4 @@ def explain(
             bar.update(1)
     if page is not None:
         write_page(page, used, policy, explained)
-        count = "1 text" if len(explained) == 1 else f"{len(explained)} texts"
-        options.tell(f"{page}: written, {count} explained; open it in a browser")
+        options.tell(f"{page}: written, {counted(len(explained), 'text')} explained; open it in a browser")

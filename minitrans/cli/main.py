@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -21,9 +21,6 @@ from minitrans.cli.study import adapt, evaluate
 from minitrans.cli.texts import embed, fit, predict
 from minitrans.errors import MinitransError
 from minitrans.words import printable
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +67,7 @@ def _one_line(message: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says, without its number."""
+    """What an error says, without the number of the system's own."""
     if isinstance(error, MinitransError) or not isinstance(error, OSError) or error.strerror is None:
         said = str(error)
     else:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from minitrans.errors import InputError
+from minitrans.files import kind_of
 from minitrans.words import printable
 
 if TYPE_CHECKING:
@@ -30,6 +31,18 @@ class Command(click.Command):
                 raise click.UsageError(f"{each!r:.80} has a character that no system can give; leave it out.", ctx)
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options; POLICIES and SCORES stand for the names that there are."""
+        from minitrans.encoder.policy import DEFAULT, shipped_policies
+        from minitrans.fewshot.rejection import SCORES
+
+        names = {"POLICIES": (DEFAULT, *shipped_policies(), "none"), "SCORES": ("auto", *SCORES)}
+        for option in self.params:
+            if isinstance(option, click.Option) and option.help:
+                for word, known in names.items():
+                    option.help = option.help.replace(word, ", ".join(known))
+        super().format_options(ctx, formatter)
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the epilog as a list of examples."""
         if self.epilog:
@@ -45,13 +58,21 @@ def _possible(argument: str) -> bool:
         return False
 
 
-PRUNING_HELP = "A policy as JSON, or a name: default, balanced, fast, long, balanced-intents, fast-intents, none."
+PRUNING_HELP = "A policy as JSON, or a name: POLICIES."
 _MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
 _PRUNING = click.option("--pruning", metavar="FILE", help=PRUNING_HELP)
+LOCAL_FILES_ONLY = click.option("--local-files-only", is_flag=True, help="Never open a connection.")
 DELIMITER = click.option("--delimiter", metavar="CHARACTER", help="Of .csv and .tsv. Default: found from the header.")
+COLUMN = click.option("--column", default="text", show_default=True, help="Which column of --input.")
+_TEXTS = (
+    click.argument("texts", nargs=-1),
+    click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl."),
+    COLUMN,
+    DELIMITER,
+)
 _ENCODER = (
     click.option("--threads", type=int, help="Default: all processors that are available."),
-    click.option("--local-files-only", is_flag=True, help="Never open a connection."),
+    LOCAL_FILES_ONLY,
     click.option(
         "--on-truncation",
         type=click.Choice(["warn", "error", "ignore"]),
@@ -65,6 +86,11 @@ _ENCODER = (
 def model_options(function: Any) -> Any:
     """Options that choose a model and how it prunes: the keyword arguments of `encoder`."""
     return _with(function, _MODEL, _PRUNING, *_ENCODER)
+
+
+def text_options(function: Any) -> Any:
+    """Texts as arguments, in a file, or on standard input: the arguments of `texts`."""
+    return _with(function, *_TEXTS)
 
 
 def encoder_options(function: Any) -> Any:
@@ -82,7 +108,7 @@ def encoder(model: str | None, pruning: str | None = None, **options: Any) -> Se
 def classifier(
     folder: str, local_files_only: bool, threads: int | None, on_truncation: OnTruncation
 ) -> tuple[FewShotClassifier, SentenceEncoder]:
-    """What `minitrans fit` wrote, and its encoder with these options. ClassifierError, InputError: it has none."""
+    """What `minitrans fit` wrote, and its encoder with these options. ClassifierError, InputError: it cannot be had."""
     from minitrans.fewshot.classifier import FewShotClassifier
     from minitrans.sentences.sentence_encoder import SentenceEncoder
     from minitrans.sentences.threads import resolve_threads
@@ -97,7 +123,7 @@ def classifier(
 
 
 def policy(pruning: str | None) -> PruningPolicy | None:
-    """The policy of a file or a name; None for "none" and for None. PolicyError if there is no such one."""
+    """The policy of a file or of a name; None for "none" and for None. PolicyError: there is none."""
     from minitrans.encoder.policy import PruningPolicy
 
     if pruning in (None, "none"):
@@ -107,7 +133,7 @@ def policy(pruning: str | None) -> PruningPolicy | None:
 
 
 def json_file(path: str) -> Path:
-    """The path, if it ends in .json. InputError else."""
+    """The path, if it ends in .json; InputError if it does not."""
     if not path.endswith(".json"):
         raise InputError(f"{path} does not end in .json, wanted a name as policy.json")
     return Path(path)
@@ -141,25 +167,28 @@ def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: 
 
 
 def check_outputs(outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = ()) -> None:
-    """Refuse, before the work, files that could not be written after it.
+    """Refuse, before the work, files that could not be written after it; folders on the way need not exist yet.
 
     Args:
         outputs: option -> the file that it names, or None.
         inputs: files and folders that are read; of a folder its files named after splits count.
 
     Raises:
-        InputError: a file is a folder, lies below a file, or is also read, or named by another option.
+        InputError: a file is a folder or a device, lies below a file or where nothing may be written, is also read, or
+            is named by another option.
     """
     taken = [(file, "which is read too") for each in inputs if each is not None for file in _read(Path(each))]
     for option, given in outputs.items():
         if given is None:
             continue
         file = Path(given)
-        if file.is_dir():
-            raise InputError(f"{option} is {file}, which is a folder, wanted the name of a file; name another")
-        over = next((each for each in file.parents if each.exists()), None)
-        if over is not None and not over.is_dir():
-            raise InputError(f"{option} is {file}, but {over} is no folder; name another file")
+        if file.exists() and not file.is_file():
+            raise InputError(f"{option} is {file}, which is {kind_of(file)}, wanted the name of a file; name another")
+        over = next((each for each in file.absolute().parents if each.exists()), Path())
+        if not over.is_dir():
+            raise InputError(f"{option} is {file}, but {over} is {kind_of(over)}, wanted a folder; name another file")
+        if not os.access(over, os.W_OK | os.X_OK):
+            raise InputError(f"{option} is {file}, but the folder {over} may not be written to; name another file")
         for other, why in taken:
             if _same(file, other):
                 raise InputError(f"{option} is {file}, {why}; name another file")
@@ -185,7 +214,7 @@ def on_terminal(stream: TextIO | None) -> bool:
 
 
 def progress(texts: int, many: int = 1000) -> bool:
-    """Whether so many texts deserve a progress bar."""
+    """Whether to show a progress bar: there are many texts, and standard error is a terminal."""
     return texts > many and on_terminal(sys.stderr)
 
 

@@ -19,10 +19,7 @@ from minitrans.errors import DataWarning, InputError
     minitrans embed --input questions.csv --column text --output vectors.npy
     cat texts.txt | minitrans embed --json""",
 )
-@click.argument("texts", nargs=-1)
-@click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
-@click.option("--column", default="text", show_default=True, help="Which column of --input.")
-@options.DELIMITER
+@options.text_options
 @click.option("-o", "--output", metavar="FILE", help="Write to .npy or .jsonl instead of standard output.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line in place of plain numbers.")
 @click.option("--normalize", is_flag=True, help="Scale every embedding to length 1.")
@@ -73,12 +70,8 @@ def embed(
 @click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
 @click.option("--reject", is_flag=True, help="Let `predict` abstain where a text belongs to no label.")
 @click.option("--out-of-scope", metavar="FILE", help="Texts that belong to no label, to do so better.")
-@click.option("--keep", metavar="SHARE", type=float, help="Of the texts in scope, not to be rejected. Default: 0.95.")
-@click.option(
-    "--score",
-    type=click.Choice(["auto", "probability", "energy", "nearest", "mahalanobis"]),
-    help="What a text is rejected by. Default: auto.",
-)
+@click.option("--keep", metavar="SHARE", type=float, help="Share of the texts in scope to keep. Default: 0.95.")
+@click.option("--score", metavar="NAME", help="What a text is rejected by: SCORES. Default: auto.")
 @click.option("--abstention", metavar="LABEL", help="What a rejected text gets. Default: oos.")
 @click.option("--keep-texts/--no-keep-texts", default=True, help="Save the examples' texts too, for `explain`.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was fitted as JSON.")
@@ -105,11 +98,15 @@ def fit(
     DATA is a .csv or .tsv file with a header, or a .jsonl file. The FILE of --out-of-scope may also hold a text a line;
     with it, the default of --keep is the best mean of the shares kept in scope and rejected out of it.
     """
+    from minitrans.arguments import check_choice
     from minitrans.data.files import read_examples, read_texts
     from minitrans.fewshot.classifier import FewShotClassifier
+    from minitrans.fewshot.rejection import SCORES
     from minitrans.fewshot.saved import JSON_FILE, check_folder
 
     reject = reject or out_of_scope is not None
+    if score is not None:
+        check_choice("--score", score, ("auto", *SCORES))
     for name, value in {"keep": keep, "score": score, "abstention": abstention}.items():
         if value is not None and not reject:
             raise InputError(f"--{name} is {value!r}, but nothing is rejected; add --reject or --out-of-scope FILE")
@@ -122,9 +119,7 @@ def fit(
         warnings.simplefilter("ignore", DataWarning)  # said when the file was read, with the lines
         classifier.fit(examples.texts, examples.labels)
     if reject:
-        classifier.calibrate_rejection(
-            out_of_scope=outside, keep=keep, score="auto" if score is None else score, abstention=abstention
-        )
+        classifier.calibrate_rejection(out_of_scope=outside, keep=keep, score=score or "auto", abstention=abstention)
     classifier.save(folder, keep_texts=keep_texts)
     classes = [str(label) for label in classifier.classes_]
     options.tell(f"{folder}: {len(classes)} classes from {len(examples.texts)} examples")
@@ -142,15 +137,12 @@ def fit(
     minitrans predict intents/ --input questions.csv --json --top 3""",
 )
 @click.argument("folder")
-@click.argument("texts", nargs=-1)
-@click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl.")
-@click.option("--column", default="text", show_default=True, help="Which column of --input.")
-@options.DELIMITER
+@options.text_options
 @click.option("--top", default=1, show_default=True, type=click.IntRange(min=1), help="How many labels per text.")
 @click.option("--no-reject", is_flag=True, help="Never abstain, whatever was calibrated.")
 @click.option("--model", metavar="NAME", help="Where the model of `fit` is now, if it was moved: folder or hub name.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@click.option("--local-files-only", is_flag=True, help="Never open a connection.")
+@options.LOCAL_FILES_ONLY
 def predict(
     folder: str,
     texts: tuple[str, ...],

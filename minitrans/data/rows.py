@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minitrans.errors import DataWarning, InputError, InputTypeError
+from minitrans.words import without_surrogates
 
 FAULTS_NAMED = 5  # of the faulty rows of a file; the others are counted
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -198,7 +199,7 @@ def _json_row(number: int, line: str, columns: tuple[str, ...]) -> Row:
             seen = "missing" if value is None else f"a {type(value).__name__}"
             found = ", ".join(sorted(record))
             row.refuse(f"column {column!r} is {seen}, wanted text; {_json_remedy(value)}found: {found}")
-        elif re.search("[\ud800-\udfff]", value):
+        elif without_surrogates(value) != value:
             row.refuse(f"column {column!r} holds half of a surrogate pair, wanted text; write it whole")
     if row.fault is None:
         row.values = [record[column] for column in columns]

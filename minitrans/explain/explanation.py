@@ -1,6 +1,6 @@
 """What happened to every token of a text, what that saved, and what it changed: the facts behind `minitrans explain`.
 
-Nothing here prints or draws: the command line and the page (html.py) show the same records.
+Nothing here prints or draws: the command line and the page show the same records.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.backends.reference import ReferenceBlocks
-from minitrans.encoder.packing import PackedBatch
+from minitrans.encoder.packing import pack
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized
 from minitrans.encoder.selection import kept_count
 from minitrans.errors import InputError, NumericalError, TruncationWarning
 from minitrans.evaluation.measurement import interleaved
-from minitrans.explain.trace import TracedStage, TracedText, alone, reference_blocks, trace_text
+from minitrans.explain.trace import TracedText, reference_blocks, trace_text
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.fewshot.examples import Label, text_list
 from minitrans.models.config import EncoderConfig
@@ -30,12 +29,19 @@ from minitrans.models.parameters import Float32
 from minitrans.sentences.call import measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
-# Of timing, with and without pruning in turn: the text alone, and as many copies in one call as have so many tokens.
+# A text is timed alone and as copies in one call: at most so many, of at most so many tokens together.
 COPIES, COPIED_TOKENS = 64, 1024
 MOST_ROUNDS, LEAST_ROUNDS = 31, 3
-SECONDS, ALL_SECONDS = 0.3, 12.0  # for each of the two; for all texts together, as far as the least rounds allow
+SECONDS, ALL_SECONDS = 0.3, 12.0  # to spend on each timing, and on all texts; LEAST_ROUNDS may take longer
 LABELS, NEIGHBOURS = 5, 3
-ALIKE = 0.1  # share of the time: what differs by less, and by less than the runs among themselves, is about the same
+RANKED: dict[str, str] = {  # score of a policy -> what it ranks tokens by, on the terminal and in the page
+    "attention": "the attention received",
+    "attention_value": "the attention received, weighted by the values",
+    "learned": "the learned score",
+    "random": "chance",
+    "first": "place: the first stay",
+}
+ALIKE = 0.1  # times that differ by less than this share, and by less than the runs among themselves, are about the same
 TURN = 30.0  # degrees: from here on pruning is warned about, see docs/explaining.md
 
 
@@ -64,7 +70,7 @@ class Stage:
     entered: list[int]  # tokens, by their place in the text
     scores: list[float]  # of these
     kept: list[int]  # tokens that stayed
-    threshold: float | None  # the lowest score that stayed on its merit; None: nothing was dropped, or all of these
+    threshold: float | None  # the lowest score that stayed on its merit; None: none dropped, or only protected kept
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Timing:
-    """Medians over interleaved runs: the text alone has other costs than one of many."""
+    """Medians over interleaved runs, of a text alone or of several copies in one call, which cost less each."""
 
     texts: int  # copies of the text in one call
     unpruned_ms: float  # per text
@@ -208,70 +214,57 @@ def explain(
     if not texts:
         raise InputError("there are no texts, wanted at least one to explain")
     policy = encoder.policy_for(pruning)
-    batch = encoder.tokenize(texts)  # warns once for all of them
+    tokenized = encoder.tokenized(texts)  # warns once for all of them
+    limit, prefix, suffix = encoder.max_seq_length, encoder.tokenizer.prefix, encoder.tokenizer.suffix
+    reference = reference_blocks(encoder)
     most = len(texts) if timed is None else min(int(timed), len(texts))
     seconds = min(SECONDS, ALL_SECONDS / max(1, most) / 2)
-    return _explanations(_Maker(encoder, policy, classifier, reference_blocks(encoder), seconds), texts, batch, most)
 
+    def explanations() -> Iterator[Explanation]:
+        left = most  # to be timed
+        for text, ids, length in zip(texts, tokenized.ids, tokenized.lengths, strict=True):
+            batch = pack([ids], prefix, suffix)
+            pruned = trace_text(encoder, batch, policy, reference)
+            unpruned = trace_text(encoder, batch, None, reference, keep_attention=False)
+            answers: list[Prediction | None] = [None, None]
+            timings: list[Timing] = []
+            with measuring(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", TruncationWarning)  # given already
+                if classifier is not None:
+                    # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
+                    answers = [_predict(classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
+                if left and len(pruned.layers[-1].rows) < len(ids):
+                    copies = max(2, min(COPIES, COPIED_TOKENS // len(ids)))
+                    timings = [_time(encoder, policy, text, count, seconds) for count in (1, copies)]
+                    left -= 1
+            both = normalized(np.stack([pruned.embedding, unpruned.embedding]))  # [2, H]
+            yield Explanation(
+                text=text,
+                truncated=length > limit,
+                tokens=_tokens(encoder, pruned, unpruned),
+                stages=[] if policy is None else list(_stages(policy, pruned)),
+                rows=[len(layer.rows) for layer in pruned.layers[1:]],
+                multiply_adds=multiply_adds(encoder.config, pruned),
+                unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
+                timings=timings,
+                cosine=float(both[0] @ both[1]),
+                prediction=answers[0],
+                unpruned_prediction=answers[1],
+                pruned=pruned,
+                unpruned=unpruned,
+            )
 
-def _explanations(maker: _Maker, texts: list[str], batch: PackedBatch, most: int) -> Iterator[Explanation]:
-    for text, one in zip(texts, alone(batch), strict=True):
-        found = maker.explain(text, one, most > 0)
-        most -= bool(found.timings)
-        yield found
+    return explanations()
 
 
 def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
-    """Of one run: the six linear maps of every layer and its attention, 2 n^2 H for the two products of all heads."""
+    """Those of one run: six linear maps a layer, and 2 n^2 H for the two products of its attention heads."""
     H, I = config.hidden_size, config.intermediate_size  # noqa: E741 - the letter of the formulas
     total = 0
     for layer in traced.layers[1:]:
         entered, left = len(layer.entered), len(layer.rows)
         total += entered * 4 * H * H + 2 * entered * entered * H + left * 2 * H * I
     return total
-
-
-@dataclass(frozen=True)
-class _Maker:
-    """What the explanations of a call share."""
-
-    encoder: SentenceEncoder
-    policy: PruningPolicy | None
-    classifier: FewShotClassifier | None
-    reference: ReferenceBlocks
-    seconds: float  # for each timing
-
-    def explain(self, text: str, batch: PackedBatch, timed: bool) -> Explanation:
-        encoder, policy = self.encoder, self.policy
-        pruned = trace_text(encoder, batch, policy, self.reference)
-        unpruned = trace_text(encoder, batch, None, self.reference, keep_attention=False)
-        both = normalized(np.stack([pruned.embedding, unpruned.embedding]))  # [2, H]
-        shrank = len(pruned.layers[-1].rows) < len(batch.ids)
-        answers: list[Prediction | None] = [None, None]
-        timings: list[Timing] = []
-        with measuring(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", TruncationWarning)  # given already
-            if self.classifier is not None:
-                # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
-                answers = [_predict(self.classifier, encoder.encode(text, pruning=each)) for each in (policy, None)]
-            if timed and shrank:
-                copies = max(2, min(COPIES, COPIED_TOKENS // len(batch.ids)))
-                timings = [_time(encoder, policy, text, texts, self.seconds) for texts in (1, copies)]
-        return Explanation(
-            text=text,
-            truncated=encoder.tokenizer.encode([encoder.default_prompt + text]).lengths[0] > encoder.max_seq_length,
-            tokens=_tokens(encoder, pruned, unpruned),
-            stages=[] if policy is None else _stages(policy, pruned),
-            rows=[len(layer.rows) for layer in pruned.layers[1:]],
-            multiply_adds=multiply_adds(encoder.config, pruned),
-            unpruned_multiply_adds=multiply_adds(encoder.config, unpruned),
-            timings=timings,
-            cosine=float(both[0] @ both[1]),
-            prediction=answers[0],
-            unpruned_prediction=answers[1],
-            pruned=pruned,
-            unpruned=unpruned,
-        )
 
 
 def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) -> list[Token]:
@@ -310,36 +303,30 @@ def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) 
     ]
 
 
-def _stages(policy: PruningPolicy, pruned: TracedText) -> list[Stage]:
-    stages = []
-    for layer in pruned.layers[1:]:
-        if layer.stage is not None:
-            quantile = policy.plan[layer.layer]
-            stages.append(_stage(policy, pruned, layer.layer, quantile, layer.entered.tolist(), layer.stage))
-    return stages
-
-
-def _stage(
-    policy: PruningPolicy, pruned: TracedText, layer: int, quantile: float, entered: list[int], stage: TracedStage
-) -> Stage:
+def _stages(policy: PruningPolicy, pruned: TracedText) -> Iterator[Stage]:
     protected = pruned.batch.prefix + pruned.batch.suffix if policy.protect_special else 0
-    least = kept_count(np.array([len(entered)]), quantile, max(policy.min_tokens, protected))
-    threshold = float(stage.threshold[0])
-    if not np.isfinite(stage.scores).all():
-        raise NumericalError(
-            f"the policy's scores at layer {layer} are {stage.scores.tolist()}, wanted finite numbers; "
-            "fit it again with `minitrans adapt`"
+    for layer in pruned.layers[1:]:
+        stage = layer.stage
+        if stage is None:
+            continue
+        if not np.isfinite(stage.scores).all():
+            raise NumericalError(
+                f"the policy's scores at layer {layer.layer} are {stage.scores.tolist()}, wanted finite numbers; "
+                "fit it again with `minitrans adapt`"
+            )
+        entered, quantile = layer.entered.tolist(), policy.plan[layer.layer]
+        least = kept_count(np.array([len(entered)]), quantile, max(policy.min_tokens, protected))
+        threshold = float(stage.threshold[0])
+        yield Stage(
+            layer=layer.layer,
+            quantile=quantile,
+            score=policy.score,
+            least=int(least[0]),
+            entered=entered,
+            scores=stage.scores.tolist(),
+            kept=[entered[row] for row in stage.kept.tolist()],
+            threshold=None if np.isnan(threshold) else threshold,
         )
-    return Stage(
-        layer=layer,
-        quantile=quantile,
-        score=policy.score,
-        least=int(least[0]),
-        entered=entered,
-        scores=stage.scores.tolist(),
-        kept=[entered[row] for row in stage.kept.tolist()],
-        threshold=None if np.isnan(threshold) else threshold,
-    )
 
 
 def _predict(classifier: FewShotClassifier, embedding: Float32) -> Prediction:

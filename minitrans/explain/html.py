@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -21,11 +22,12 @@ from minitrans import __version__
 from minitrans.encoder.policy import PruningPolicy, describe
 from minitrans.encoder.pooling import normalized
 from minitrans.errors import InputError
-from minitrans.explain.explanation import Explanation
+from minitrans.explain.explanation import RANKED, Explanation
 from minitrans.explain.trace import TracedText
 from minitrans.files import write_file
 from minitrans.models.parameters import Float32
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.words import counted
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("selection.js", "page.js")
@@ -36,10 +38,10 @@ FULL = 65535  # an attention of 1
 
 
 def check_page(path: str | Path, texts: int = 1) -> Path:
-    """The path of a page that can be written.
+    """The path of a page of so many texts, if it can be one.
 
     Raises:
-        InputError: another ending, a folder, there is no folder for it, or more than `MOST_TEXTS` texts.
+        InputError: another ending, or more than `MOST_TEXTS` texts.
     """
     path = Path(path)
     if texts > MOST_TEXTS:
@@ -48,10 +50,6 @@ def check_page(path: str | Path, texts: int = 1) -> Path:
         )
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{path} does not end in .html, wanted a name as report.html")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, wanted the name of a file; name another")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {path.absolute().parent}, wanted one that exists; make it first")
     return path
 
 
@@ -99,21 +97,15 @@ def page(data: dict[str, Any]) -> str:
     style = (PAGE / "page.css").read_text(encoding="utf-8")
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
     parts = {
-        "{title}": f"minitrans: {len(data['texts'])} {'text' if len(data['texts']) == 1 else 'texts'} explained",
-        "{style_hash}": _digest(style),
-        "{script_hash}": _digest(script),
-        "{style}": style,
-        "{script}": script,
-        "{data}": _embedded(data),
+        "title": f"minitrans: {counted(len(data['texts']), 'text')} explained",
+        "style_hash": _digest(style),
+        "script_hash": _digest(script),
+        "style": style,
+        "script": script,
+        "data": _embedded(data),
     }
     template = (PAGE / "page.html").read_text(encoding="utf-8")
-    pieces: list[str] = []
-    while (at := template.find("{")) >= 0:
-        # From left to right, so that nothing that was put in is looked at again.
-        end = template.index("}", at) + 1
-        pieces += template[:at], parts[template[at:end]]
-        template = template[end:]
-    return "".join([*pieces, template])
+    return re.sub(r"\{(\w+)\}", lambda found: parts[found[1]], template)
 
 
 def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained: Sequence[Shown]) -> dict[str, Any]:
@@ -135,6 +127,7 @@ def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained:
         },
         "policy": fields_shown,
         "policy_text": describe(policy),
+        "ranked": RANKED,
         "special": {"prefix": encoder.tokenizer.prefix, "suffix": encoder.tokenizer.suffix},
         "texts": [each.values for each in explained],
     }

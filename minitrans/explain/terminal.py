@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import click
 
-from minitrans.explain.explanation import Explanation, Prediction, Stage, Token, less
-from minitrans.fewshot.examples import Label
+from minitrans.explain.explanation import RANKED, Explanation, Prediction, Stage, less
 from minitrans.words import columns, isolated, padded, printable, shortened
 
 Mark: TypeAlias = Callable[[str], str]  # how a dropped token is written
 
 BAR = 40  # columns
 MOST_TOKEN = 24  # columns of a token
-RANKED = {
-    "attention": "the attention received",
-    "attention_value": "the attention received, weighted by the values",
-    "learned": "the learned score",
-    "random": "chance",
-    "first": "place: the first stay",
-}
 _FORMS = {True: ("█", "┊", "»", "→"), False: ("#", ":", ">", "->")}  # by whether the terminal can show the first
 
 
@@ -35,7 +27,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         pictures: whether block characters and arrows can be shown; else ASCII.
     """
     arrow = _FORMS[pictures][3]
-    yield isolated(printable(explanation.text)) if explanation.text.strip() else "(the empty text)"
+    yield _shown(explanation.text) if explanation.text.strip() else "(the empty text)"
     if explanation.truncated:
         yield f"(cut to {len(explanation.tokens)} tokens, the most that this model takes)"
     for stage in explanation.stages:
@@ -43,14 +35,15 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
         yield from _stage_lines(explanation, stage, mark, pictures)
     if not explanation.stages:
         yield ""
-        yield " ".join(map(_name, explanation.tokens))
+        yield " ".join(_shown(token.token) for token in explanation.tokens)
     yield ""
-    yield "  " + " ".join(_final(explanation, mark))
+    marks = [mark if token.dropped_at is not None else str for token in explanation.tokens]
+    yield "  " + " ".join(put(_shown(token.token)) for put, token in zip(marks, explanation.tokens, strict=True))
     yield ""
     total, kept = len(explanation.tokens), len(explanation.kept)
     yield (
         f"tokens      {kept} of {total} reach the end; rows after layers 0 to {len(explanation.rows) - 1}: "
-        f"{_numbers(explanation.rows)}"
+        f"{' '.join(map(str, explanation.rows))}"
     )
     yield (
         f"work        {less(explanation.work_saved)}: {explanation.unpruned_multiply_adds / 1e6:.1f} {arrow} "
@@ -85,7 +78,7 @@ def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: b
             continue
         fate = "dropped"
         if token.merged_into is not None and token.dropped_at == stage.layer:
-            fate = f"merged into {_name(explanation.tokens[token.merged_into])} (token {token.merged_into})"
+            fate = f"merged into {_shown(explanation.tokens[token.merged_into].token)} (token {token.merged_into})"
         marked = mark(name)
         padding = " " * (width - columns(click.unstyle(marked)))
         yield f"  {marked}{padding} {score:8.4f} {bar.ljust(BAR + 1)} {fate}"
@@ -123,28 +116,15 @@ def _column(score: float, low: float, span: float) -> int:
     return min(BAR, max(0, round((score - low) / span * BAR))) if math.isfinite(score) else 0
 
 
-def _final(explanation: Explanation, mark: Mark) -> Iterator[str]:
-    for token in explanation.tokens:
-        yield _name(token) if token.dropped_at is None else mark(_name(token))
-
-
-def _name(token: Token) -> str:
-    return isolated(printable(token.token))
+def _shown(text: object) -> str:
+    return isolated(printable(str(text)))
 
 
 def _prediction_lines(before: Prediction, after: Prediction) -> Iterator[str]:
     for name, each in (("unpruned", before), ("pruned", after)):
         best, share = each.probabilities[0]
-        said = f"{_label(each.label)} (rejected; would be {_label(best)})" if each.rejected else _label(each.label)
+        said = _shown(each.label) + (f" (rejected; would be {_shown(best)})" if each.rejected else "")
         yield f"{name.ljust(11)} {said}, {share:.0%}; nearest examples:"
         for near in each.nearest:
-            example = "" if near.text is None else f': "{isolated(printable(near.text))}"'
-            yield f"            {near.cosine:.3f}  {_label(near.label)}{example}"
-
-
-def _label(label: Label) -> str:
-    return isolated(printable(str(label)))
-
-
-def _numbers(values: Sequence[int]) -> str:
-    return " ".join(map(str, values))
+            example = "" if near.text is None else f': "{_shown(near.text)}"'
+            yield f"            {near.cosine:.3f}  {_shown(near.label)}{example}"

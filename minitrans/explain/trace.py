@@ -4,7 +4,7 @@
 attends to, so the trace computes it anew with the reference backend, from the very hidden states that entered the
 layer: it is the specification of what the kernels compute. Scores, kept rows, targets and sizes are the run's own.
 
-Dimension letters: see models/parameters.py; n rows of one text, T rows that enter a layer, T' that leave it.
+Dimension letters: see `minitrans.models.parameters`; n rows of one text, T rows that enter a layer, T' that leave it.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ class TracedStage:
 
     scores: Float32  # [T] by which the rows were ranked, as the backend computed them
     kept: NDArray[np.int64]  # [T'] rows that stayed, ascending
-    threshold: Float32  # [B] the lowest score that stayed on its merit; NaN where a text lost nothing, or all on merit
-    target: (
-        NDArray[np.int64] | None
-    )  # [T] which of the T' rows each was merged into (a kept one: itself); None: dropped
+    threshold: Float32  # [B] the lowest score kept on its merit; NaN: nothing dropped, or only protected rows kept
+    target: NDArray[np.int64] | None  # [T] which of the T' rows took each in (a kept one: itself); None: no merging
 
     @property
     def dropped(self) -> NDArray[np.int64]:

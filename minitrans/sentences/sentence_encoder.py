@@ -25,7 +25,7 @@ from minitrans.models.identity import Identity, weight_states, weights_identity,
 from minitrans.models.parameters import Float32
 from minitrans.models.quantization import PRECISIONS, with_precision
 from minitrans.models.sentence import PoolingConfig, SimilarityName, check_prompts, sentence_settings
-from minitrans.models.tokenization.tokenizer import Tokenizer, check_max_seq_length
+from minitrans.models.tokenization.tokenizer import Tokenized, Tokenizer, check_max_seq_length
 from minitrans.models.weights import load_parameters
 from minitrans.sentences.batches import over_texts
 from minitrans.sentences.call import (
@@ -340,12 +340,16 @@ class SentenceEncoder:
 
         What `minitrans.encoder.forward.forward` takes. ``sentences``, ``prompt_name`` and errors as for ``encode``.
         """
+        return pack(self.tokenized(sentences, prompt_name).ids, self.tokenizer.prefix, self.tokenizer.suffix)
+
+    def tokenized(self, sentences: str | Iterable[str], prompt_name: str | None = None) -> Tokenized:
+        """The ids that `tokenize` packs of ``sentences`` and ``prompt_name``, and how many there were uncut."""
         prompt, texts, call = self._prompt(None, prompt_name), as_texts(sentences), self._call(None)
-        tokenized = self.tokenizer.encode([prompt + text for text in texts])
+        found = self.tokenizer.encode([prompt + text for text in texts])
         lengths = Lengths(call)
-        lengths.add(tokenized.lengths, 0)
-        lengths.warn(len(texts), 3)
-        return pack(tokenized.ids, self.tokenizer.prefix, self.tokenizer.suffix)
+        lengths.add(found.lengths, 0)
+        lengths.warn(len(texts), 4)
+        return found
 
     @property
     def default_prompt(self) -> str:

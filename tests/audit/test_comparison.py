@@ -147,7 +147,7 @@ def test_the_side_by_side_run_is_the_references_own(plain_setting):
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_a_layer_that_is_broken_is_named_and_in_two_runs_the_later_ones_too(plain_setting, layer):
+def test_a_layer_that_is_broken_is_named(plain_setting, layer):
     by = {"float32": 0.002, "int8": 1}[plain_setting.precision]
     broken = Perturbed(plain_setting.reference, layer, by)
     checks = number_checks(
@@ -248,7 +248,7 @@ def test_int8_far_from_float32_fails(plain_setting):
     assert one.detail[0].startswith("least: text 5 ")
 
 
-def test_a_tally_is_relative_to_the_root_mean_square_and_keeps_what_is_not_a_number():
+def test_a_tally_is_relative_and_keeps_what_is_not_a_number():
     tally = Tally()
     tally.add(np.full((2, 2), 2, np.float32), np.array([[2, 2], [2, 2.5]], np.float32))
     tally.add(np.full((1, 2), -2, np.float32), np.full((1, 2), -2, np.float32))
@@ -435,7 +435,8 @@ def test_every_order_size_and_number_of_threads_is_tried():
 
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 @pytest.mark.parametrize("fields", [None, {}, {"reduce": "merge"}], ids=["unpruned", "pruned", "merge"])
-def test_bits_do_not_depend_on_the_call(setting, backend, fields):
+def test_bits_do_not_depend_on_the_call(plain_setting, backend, fields):
+    setting = plain_setting
     folder = setting.encoder.folder
     encoder = SentenceEncoder(folder, precision=setting.precision, backend=backend, on_truncation="ignore", threads=2)
     policy = None if fields is None else setting.policy(**fields)
@@ -445,7 +446,7 @@ def test_bits_do_not_depend_on_the_call(setting, backend, fields):
     assert encoder.threads == 2
 
 
-def test_a_backend_whose_bits_depend_on_the_batch_fails_with_text_and_setting(plain_setting):
+def test_a_backend_whose_bits_depend_on_the_batch_fails(plain_setting):
     class Depends(Changed):
         def embed(self, ids, offsets):
             return self._blocks.embed(ids, offsets) * np.float32(1 + 1e-6 * (len(offsets) > 2))

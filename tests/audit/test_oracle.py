@@ -10,7 +10,7 @@ import random_models
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.audit.comparison import TEXTS, Sample
-from minitrans.audit.oracle import oracle_checks, pooled, versions, why_not
+from minitrans.audit.oracle import oracle_checks, pooled, why_not
 from minitrans.audit.signoff import sign_off
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder.pooling import pool
@@ -174,7 +174,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
-def test_keys_of_the_configuration_that_say_nothing_of_the_encoder_have_no_effect(tmp_path, monkeypatch, key, value):
+def test_keys_that_do_not_concern_the_encoder_have_no_effect(tmp_path, monkeypatch, key, value):
     monkeypatch.setattr("minitrans.audit.sentence_oracle.why_not", lambda: "not asked")  # which takes its time
     folder = random_models.write_model(tmp_path / "m", random_models.find_spec("plain"))
     random_models.edit_json(folder / "config.json", **{key: value})
@@ -229,10 +229,10 @@ def test_the_whole_audit_asks_transformers(plain, no_network, monkeypatch):
     monkeypatch.setattr("minitrans.audit.oracle.find_spec", lambda name: None)
     (skip,) = [check for check in sign_off(plain).skipped if check.group == "transformers"]
     assert skip.stands_for == len(names)
-    assert versions().items() <= audit.versions.items()
+    assert {"torch", "transformers"} <= audit.versions.keys()
 
 
-def test_a_transformers_without_attentions_is_a_failure_not_an_error(plain, monkeypatch):
+def test_a_transformers_without_attentions_is_a_failure(plain, monkeypatch):
     import transformers
 
     monkeypatch.setattr(

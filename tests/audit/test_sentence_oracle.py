@@ -13,7 +13,7 @@ import random_models
 from minitrans import SentenceEncoder
 from minitrans.audit import sentence_oracle
 from minitrans.audit.comparison import Sample
-from minitrans.audit.sentence_oracle import how_many, lay_out, sentence_checks, versions, why_not
+from minitrans.audit.sentence_oracle import how_many, lay_out, sentence_checks, why_not
 from minitrans.audit.signoff import sign_off
 from minitrans.errors import BackendError
 from minitrans.models.export import quantize_folder
@@ -186,7 +186,7 @@ def test_the_whole_audit_asks_it(plain, no_network, monkeypatch):
     assert why_not() is None
     audit = sign_off(plain, against="sentence-transformers")
     assert audit.passed, audit.failed
-    assert versions().items() <= audit.versions.items()
+    assert "sentence-transformers" in audit.versions
     count = sum(check.group == "sentence-transformers" for check in audit.checks)
     monkeypatch.setattr("minitrans.audit.oracle.find_spec", lambda name: None)
     (skip,) = [check for check in sign_off(plain).skipped if check.group == "sentence-transformers"]

@@ -1,19 +1,24 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 
 import numpy as np
 import pytest
 
-from minitrans import PruningPolicy, SentenceEncoder, __version__
+from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, __version__
 from minitrans.cli.main import cli
+from minitrans.data.files import read_examples
+from minitrans.evaluation.demo import run_demo
 from minitrans.files import bundled
 
 TRAIN = "text,label\nhi there,greeting\ngood morning,greeting\nwhere is my parcel,tracking\ntrack my order,tracking\n"
+CHATTER = "what is the capital of France\nwho won the cup in 1954\nsing me a song\n"
 COMMANDS = sorted(cli.commands)
 
 
@@ -23,17 +28,42 @@ def run(run_cli):
 
 
 @pytest.fixture(scope="module")
-def vectors():
-    return SentenceEncoder().encode(["hello", "two words"])
+def vectors(encoder):
+    return encoder.encode(["hello", "two words"])
+
+
+def write_intents(folder, encoder, **rejection):
+    examples = read_examples(folder.parent / "train.csv")
+    classifier = FewShotClassifier(encoder).fit(examples.texts, examples.labels)
+    if rejection:
+        classifier.calibrate_rejection(**rejection)
+    classifier.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return SentenceEncoder()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, encoder):
+    """Two classifiers of the same examples, not to be changed: one of them abstains."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    (folder / "train.csv").write_text(TRAIN)
+    rejection = {"out_of_scope": CHATTER.splitlines(), "score": "nearest", "abstention": "none of these"}
+    return write_intents(folder / "intents", encoder), write_intents(folder / "careful", encoder, **rejection)
 
 
 @pytest.fixture
-def intents(tmp_path, run):
-    (tmp_path / "train.csv").write_text(TRAIN)
-    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents")
-    assert (code, out) == (0, "")
-    assert "2 classes from 4 examples" in err
-    return tmp_path / "intents"
+def intents(saved):
+    return saved[0]
+
+
+@pytest.fixture
+def careful(saved):
+    """A folder with a threshold, calibrated with texts out of scope."""
+    return saved[1]
 
 
 def parse(out):
@@ -86,11 +116,11 @@ def test_embed_writes_files(run, vectors, tmp_path, name):
         assert np.array_equal(np.array([row["embedding"] for row in rows], np.float32), vectors)
 
 
-def test_embed_prunes_as_the_policy_file_says(run, tmp_path):
+def test_embed_prunes_as_the_policy_file_says(run, tmp_path, encoder):
     policy, text = PruningPolicy(min_tokens=3, quantile=0.5, layer=1), "could you tell me where my parcel is"
     policy.save(tmp_path / "policy.json")
     _, out, _ = run("embed", text, "--pruning", tmp_path / "policy.json")
-    assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=policy))
+    assert np.array_equal(parse(out)[0], encoder.encode(text, pruning=policy))
 
 
 def test_embed_of_nothing_prints_nothing(run):
@@ -121,9 +151,6 @@ def test_predict_json_has_the_top_labels_and_their_probabilities(run, intents):
     assert sum(each["probability"] for each in row["labels"]) == pytest.approx(1)
 
 
-CHATTER = "what is the capital of France\nwho won the cup in 1954\nsing me a song\n"
-
-
 def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
     (tmp_path / "train.csv").write_text(TRAIN)
     code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", "--reject", "--keep", "0.75", "--json")
@@ -144,9 +171,11 @@ def test_fit_calibrates_a_rejection_from_its_examples(run, tmp_path):
 def test_blank_lines_are_no_texts_out_of_scope(run, tmp_path):
     (tmp_path / "train.csv").write_text(TRAIN)
     (tmp_path / "chatter.txt").write_text("\n" + CHATTER.replace("\n", "\n\n \n"))
-    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--json"]
-    code, out, _ = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments)
+    arguments = ["--out-of-scope", tmp_path / "chatter.txt", "--score", "nearest", "--abstention", "none of these"]
+    code, out, err = run("fit", tmp_path / "train.csv", tmp_path / "intents", *arguments, "--json")
     assert (code, json.loads(out)["rejection"]["out_of_scope"]) == (0, 3)
+    assert "2 classes from 4 examples" in err
+    assert re.search("nearest below .* gives 'none of these'.* of 3 out of it rejected", err)
 
 
 def test_every_line_has_its_answer(run, intents, tmp_path):
@@ -191,21 +220,6 @@ def test_fit_without_rejection_says_nothing_of_it(run, tmp_path):
     assert code == 0
     assert json.loads(out)["rejection"] is None
     assert len(err.splitlines()) == 1
-
-
-@pytest.fixture
-def careful(run, tmp_path):
-    """A folder with a threshold, calibrated with texts out of scope."""
-    (tmp_path / "train.csv").write_text(TRAIN)
-    (tmp_path / "chatter.txt").write_text(CHATTER)
-    folder = tmp_path / "careful"
-    options = ("--out-of-scope", tmp_path / "chatter.txt", "--score", "nearest", "--abstention", "none of these")
-    code, out, err = run("fit", tmp_path / "train.csv", folder, *options)
-    assert (code, out) == (0, "")
-    assert "nearest below" in err
-    assert "gives 'none of these'" in err
-    assert "of 3 out of it rejected" in err
-    return folder
 
 
 def test_predict_abstains_where_there_is_a_threshold(run, careful):
@@ -254,7 +268,7 @@ def test_predict_of_nothing_prints_nothing(run, careful):
         (("--keep", "0.9"), "--keep is 0.9, but nothing is rejected; add --reject or --out-of-scope FILE"),
         (("--abstention", "x"), "--abstention is 'x', but"),
         (("--score", "energy"), "--score is 'energy', but"),
-        (("--reject", "--score", "msp"), "'msp' is not one of"),
+        (("--reject", "--score", "msp"), "--score is 'msp', wanted 'auto', 'probability'"),
         (("--reject", "--keep", "0"), "keep is 0.0, wanted a share above 0"),
         (("--reject", "--abstention", "greeting"), "abstention is 'greeting'"),
         (("--out-of-scope", "/nope.txt"), "cannot read /nope.txt"),
@@ -270,17 +284,12 @@ def test_a_rejection_that_cannot_be_calibrated_writes_nothing(run, tmp_path, arg
     assert not (tmp_path / "new").exists()
 
 
-def test_the_scores_are_those_that_there_are():
-    from minitrans.fewshot.rejection import SCORES
-
-    (option,) = [each for each in cli.commands["fit"].params if each.name == "score"]
-    assert list(option.type.choices) == ["auto", *SCORES]
-
-
 QUESTION = "could you tell me where my parcel is"
 
 
-def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
+def test_explain_marks_what_is_dropped_and_says_what_it_saves(run, monkeypatch):
+    for name, value in (("SECONDS", 0.0), ("COPIES", 4)):
+        monkeypatch.setattr(f"minitrans.explain.explanation.{name}", value)
     code, out, err = run("explain", QUESTION, "--no-timing")
     assert (code, err) == (0, "")
     assert out.startswith(f"{QUESTION}\n\nlayer 2, quantile 0.3, ranked by the attention received: 8 of 10 tokens stay")
@@ -291,7 +300,7 @@ def test_explain_marks_what_is_dropped_and_says_what_it_saves(run):
     assert "time        " in run("explain", QUESTION)[1]
 
 
-def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, intents, tmp_path):
+def test_explain_takes_the_classifiers_policy_or_another(run, intents, tmp_path):
     policy = PruningPolicy(min_tokens=3, quantile=0.5, layer=1)
     policy.save(tmp_path / "policy.json")
     (tmp_path / "train.csv").write_text(TRAIN)
@@ -309,25 +318,27 @@ def test_explain_takes_the_classifiers_policy_unless_another_is_asked_for(run, i
         assert out.count("nearest examples") == 2
 
 
-def test_pruning_takes_files_and_names(run, intents):
-    from minitrans.cli import options
+def test_help_names_the_policies_and_scores_that_there_are(run):
     from minitrans.encoder.policy import shipped_policies
+    from minitrans.fewshot.rejection import SCORES
 
-    assert {"default", "none", *shipped_policies()} == {*options.PRUNING_HELP.split(": ")[1].rstrip(".").split(", ")}
+    said = " ".join(run("fit", "--help")[1].split()).replace("- ", "-")
+    assert f"a name: {', '.join(('default', *shipped_policies(), 'none'))}." in said
+    assert f"rejected by: {', '.join(('auto', *SCORES))}." in said
+
+
+def test_pruning_takes_files_and_names(run, intents, encoder):
     text = "could you tell me where my parcel is, please, because I need it"
-    for name in (*shipped_policies(), "default"):
-        _, out, _ = run("embed", text, "--pruning", name)
-        assert np.array_equal(parse(out)[0], SentenceEncoder().encode(text, pruning=name))
-    assert run("embed", text, "--pruning", "none")[1] == run("embed", text)[1]
-    assert (
-        "there is no pruning policy 'balance', wanted 'default', 'balanced'"
-        in run("embed", "a", "--pruning", "balance")[2]
-    )
+    unpruned = encoder.encode(text)
+    for name, same in (("default", False), ("fast", False), ("none", True)):
+        code, out, _ = run("embed", text, "--pruning", name)
+        assert (code, np.array_equal(parse(out)[0], unpruned)) == (0, same)
+    assert "there is no pruning policy 'balance', wanted 'default'" in run("embed", "a", "--pruning", "balance")[2]
     assert "no/such.json" in run("embed", "a", "--pruning", "no/such.json")[2]
     assert "layer 2" not in run("explain", text, "--classifier", intents, "--pruning", "none", "--no-timing")[1]
 
 
-def test_explain_with_a_classifier_takes_the_options_that_can_be_taken(run, intents):
+def test_explain_with_a_classifier_takes_some_options(run, intents):
     code, _, err = run("explain", "a", "--classifier", intents, "--model", "whatever")
     assert (code, "leave --model out" in err) == (2, True)
     code, _, err = run("explain", "word " * 300, "--classifier", intents, "--on-truncation", "error")
@@ -502,7 +513,19 @@ def test_ctrl_c_ends_quietly(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["many.txt"]
 
 
-def test_demo_prints_a_table_and_needs_no_network(run, no_network):
+@cache
+def demo_report():
+    return run_demo(SentenceEncoder(), None)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """The demo is run once for all tests, and timed in one round."""
+    monkeypatch.setattr("minitrans.evaluation.demo.ROUNDS", 1)
+    monkeypatch.setattr("minitrans.evaluation.demo.run_demo", lambda encoder, policy: demo_report())
+
+
+def test_demo_prints_a_table_and_needs_no_network(run, no_network, demo):
     code, out, err = run("demo")
     assert (code, err) == (0, "Fitting and testing, with and without pruning ...\n")
     lines = out.splitlines()
@@ -513,7 +536,7 @@ def test_demo_prints_a_table_and_needs_no_network(run, no_network):
     assert "[-" in out  # some dropped token is marked
 
 
-def test_demo_json_reports_what_was_measured(run):
+def test_demo_json_reports_what_was_measured(run, demo):
     report = json.loads(run("demo", "--json")[1])
     assert report["intents"] >= 12
     assert report["training_examples"] == report["test_examples"] == 10 * report["intents"]
@@ -528,8 +551,6 @@ def test_demo_json_reports_what_was_measured(run):
 
 @pytest.mark.parametrize("split", ["train", "test", "out_of_scope"])
 def test_the_demo_data_are_what_their_description_says(split):
-    from minitrans.data.files import read_examples
-
     examples = read_examples(bundled(f"examples/data/{split}.csv"))
     counts = {label: examples.labels.count(label) for label in examples.labels}
     assert len(set(examples.texts)) == len(examples.texts)

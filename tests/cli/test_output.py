@@ -173,6 +173,7 @@ def test_an_output_is_never_an_input(tmp_path, monkeypatch):
     (tmp_path / "task").mkdir()
     for name in ("a.jsonl", "task/train.csv", "task/table.csv"):
         (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
     for given, read, said in (
         ({"--output": "a.jsonl"}, ["a.jsonl"], "--output is a.jsonl, which is read too"),
@@ -180,12 +181,25 @@ def test_an_output_is_never_an_input(tmp_path, monkeypatch):
         ({"--output": str(tmp_path / "a.jsonl")}, ["./a.jsonl"], "which is read too"),
         ({"--output": "task/train.csv"}, ["task"], "which is read too"),
         ({"--output": "new", "--journal": "./new"}, [], "--journal is new, which --output names too"),
-        ({"--output": "task"}, [], "which is a folder"),
-        ({"--output": "a.jsonl/b"}, [], "a.jsonl is no folder"),
+        ({"--output": "task"}, [], "--output is task, which is a folder, wanted the name of a file; name another"),
+        ({"--output": "pipe"}, [], "which is a pipe"),
+        ({"--output": "/dev/null"}, [], "which is a device"),
+        ({"--output": "a.jsonl/b"}, [], "a.jsonl is a file, wanted a folder; name another file"),
+        ({"--output": "a.jsonl/deeper/b"}, [], "a.jsonl is a file"),
     ):
         with pytest.raises(InputError, match=said):
             options.check_outputs(given, read)
-    options.check_outputs({"--output": "task/table.csv", "--journal": None}, ["task", None])
+    options.check_outputs({"--output": "task/table.csv", "--journal": None, "--report": "new/folder/a"}, ["task", None])
+    assert not (tmp_path / "new").exists()
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"the folder {tmp_path} may not be written to; name another file"):
+        options.check_outputs({"--output": "new/folder/a"})
+
+
+def test_an_output_with_too_long_a_name_is_one_line(run_cli):
+    code, out, err = run_cli("audit", "--write-digests", "x" * 300)
+    assert (code, out) == (2, "")
+    assert err.endswith("File name too long\n")
 
 
 def test_the_input_survives(run_cli, tmp_path, plain):

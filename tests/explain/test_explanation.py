@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
+from minitrans.encoder.policy import Score
 from minitrans.encoder.selection import kept_count
 from minitrans.errors import InputError, InputTypeError, NumericalError, PolicyError, TruncationWarning
-from minitrans.explain.explanation import TURN, Timing, explain, multiply_adds
+from minitrans.explain.explanation import RANKED, TURN, Timing, explain, multiply_adds
 from minitrans.explain.terminal import lines
 from minitrans.explain.trace import trace, trace_text
 from minitrans.models.tokenization.tokenizer import Tokenized
@@ -112,9 +114,11 @@ def test_the_shift_is_that_of_encode(encoder):
     assert 0.8 < found.cosine < 0.999
 
 
-def test_times_are_measured_alone_and_among_others(encoder):
+def test_times_are_measured_alone_and_among_others(encoder, monkeypatch):
+    for name, value in (("SECONDS", 0.0), ("COPIES", 4)):  # the fewest rounds
+        monkeypatch.setattr(f"minitrans.explain.explanation.{name}", value)
     found, short = explain(encoder, [TEXT, "hello"], pruning=PruningPolicy())
-    assert [timing.texts for timing in found.timings] == [1, 64]
+    assert [timing.texts for timing in found.timings] == [1, 4]
     assert short.timings == []  # nothing was pruned
     for timing in found.timings:
         assert min(timing.unpruned_ms, timing.pruned_ms, timing.noise, timing.rounds) > 0
@@ -127,6 +131,10 @@ def test_only_so_many_texts_are_timed(plain, monkeypatch, timed, wanted):
     monkeypatch.setattr("minitrans.explain.explanation._time", lambda *_: Timing(1, 2.0, 1.0, 0.0, 3))
     found = explain(SentenceEncoder(plain), ["a", TEXT, TEXT], pruning=PruningPolicy(layer=1), timed=timed)
     assert [len(each.timings) // 2 for each in found] == wanted
+
+
+def test_every_score_has_its_words():
+    assert RANKED.keys() == {*get_args(Score)}
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
 from minitrans.errors import InputError
 from minitrans.explain.explanation import explain
-from minitrans.explain.html import LONGEST, MOST_TEXTS, check_page, page, page_data, shown, write_page
+from minitrans.explain.html import MOST_TEXTS, check_page, page, page_data, shown, write_page
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & <!-- ]]> \u2028 \ud800 {title}"
 LINK = re.compile(r"(https?:)?//[a-z]|@import|url\((?!#)", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return SentenceEncoder()
+def encoder(plain):
+    return SentenceEncoder(plain, on_truncation="ignore")
 
 
 def made(encoder, texts, policy=None, classifier=None):
@@ -86,18 +86,19 @@ def test_attention_is_in_the_page_as_it_was(encoder):
         encoder, ["where is the parcel that I ordered?"], pruning=PruningPolicy(min_tokens=4), timed=False
     )
     values = shown(found).values
-    assert values["maps"] == 13
+    assert values["maps"] == 5
     for layer, drawn in zip(found.pruned.layers[1:], values["attention"], strict=True):
         n = len(layer.entered)
         assert drawn["entered"] == layer.entered.tolist()
-        maps = np.frombuffer(base64.b64decode(drawn["data"]), "<u2").reshape(13, n, n) / 65535
+        maps = np.frombuffer(base64.b64decode(drawn["data"]), "<u2").reshape(5, n, n) / 65535
         np.testing.assert_allclose(maps[0], layer.attention[0].mean(axis=0), rtol=0, atol=1e-5)
         np.testing.assert_allclose(maps[1:], layer.attention[0], rtol=0, atol=1e-5)
 
 
-def test_long_texts_keep_the_average_of_the_heads(encoder):
-    data = made(encoder, ["word " * LONGEST], PruningPolicy())
-    assert data["texts"][0]["maps"] == 1
+def test_long_texts_keep_the_average_of_the_heads(encoder, monkeypatch):
+    monkeypatch.setattr("minitrans.explain.html.LONGEST", 9)
+    data = made(encoder, ["the day is " * 2, "the day is " * 3], PruningPolicy())
+    assert [text["maps"] for text in data["texts"]] == [5, 1]
 
 
 def test_attention_is_left_out_where_there_is_no_room(encoder):
@@ -105,7 +106,7 @@ def test_attention_is_left_out_where_there_is_no_room(encoder):
     whole = shown(found)
     assert whole.room == sum(len(layer["data"]) for layer in whole.values["attention"])
     average = shown(found, whole.room - 1)
-    assert (average.values["maps"], len(average.values["attention"])) == (1, 6)
+    assert (average.values["maps"], len(average.values["attention"])) == (1, 3)
     assert shown(found, average.room).room == average.room
     nothing = shown(found, average.room - 1)
     assert (nothing.values["maps"], nothing.values["attention"], nothing.room) == (0, [], 0)
@@ -132,10 +133,10 @@ def test_a_page_is_written_whole(encoder, tmp_path, monkeypatch):
 def test_bad_paths(encoder, tmp_path):
     with pytest.raises(InputError, match=r"does not end in \.html"):
         check_page(tmp_path / "a.txt")
+    found = [shown(each) for each in explain(encoder, ["one"], pruning=None, timed=False)]
     (tmp_path / "b.html").mkdir()
-    with pytest.raises(InputError, match="is a folder"):
-        check_page(tmp_path / "b.html")
-    with pytest.raises(InputError, match="there is no folder"):
-        check_page(tmp_path / "no" / "a.html")
+    with pytest.raises(InputError, match="is a folder, wanted a file"):
+        write_page(tmp_path / "b.html", encoder, None, found)
     with pytest.raises(InputError, match="no explanations"):
         write_page(tmp_path / "a.html", encoder, None, [])
+    assert write_page(tmp_path / "new" / "a.html", encoder, None, found).is_file()

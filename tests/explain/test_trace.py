@@ -157,15 +157,20 @@ def test_attention_is_that_of_the_oracle(random_folder, backend):
         np.testing.assert_allclose(layer.importance, wanted, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def reference_encoder(plain):
+    return SentenceEncoder(plain, backend="reference")
+
+
 @given(
     lengths=st.lists(st.integers(1, 12), min_size=1, max_size=3),
     quantile=st.floats(0, 0.99),
     least=st.integers(1, 12),
     merges=st.booleans(),
 )
-def test_hidden_states_follow_from_the_records(plain, lengths, quantile, least, merges):
+def test_hidden_states_follow_from_the_records(reference_encoder, lengths, quantile, least, merges):
     """Whoever has the records of a layer can redo its pruning with the NumPy definition."""
-    encoder = SentenceEncoder(plain, backend="reference")
+    encoder = reference_encoder
     batch = pack([[2, *range(60, 60 + n), 3] for n in lengths])
     policy = PruningPolicy(min_tokens=least, quantile=quantile, layer=1, reduce="merge" if merges else "drop")
     layers, _ = observed(encoder, batch, policy)

@@ -21,7 +21,7 @@ function el(name, attributes = {}, ...children) {
   node.append(...children.flat(Infinity).filter((child) => child !== null));
   return node;
 }
-// What cannot be seen is written out, as words.py does: \x1b, \u202e. Joiners are part of the writing of some languages.
+// What cannot be seen is written out, as minitrans.words does: \x1b, \u202e. Joiners are part of the writing of some languages.
 function visible(text) {
   return String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character, at, whole) => {
     const code = character.codePointAt(0);
@@ -133,15 +133,13 @@ function tiles(text) {
 
 // Importance against the quantile
 
-const RANKED = { attention: "attention received", attention_value: "attention, weighted by the values", learned: "learned score",
-  random: "chance", first: "place in the text" };
 const kept = { source: 0, quantile: null, least: null, layer: null, head: 0 }; // what was chosen, from text to text
 
 function sources(text) {
   const all = text.tokens.map((_, i) => i);
-  const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}, this policy: ${RANKED[stage.score]}`, layer: stage.layer, label: RANKED[stage.score],
+  const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}, this policy: ${DATA.ranked[stage.score]}`, layer: stage.layer, label: DATA.ranked[stage.score],
     quantile: stage.quantile, places: stage.entered, scores: stage.scores, threshold: DATA.policy.threshold }));
-  const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: attention received, unpruned`, layer, label: RANKED.attention,
+  const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: ${DATA.ranked.attention}, unpruned`, layer, label: DATA.ranked.attention,
     quantile: DATA.policy?.quantile ?? 0.3, places: all, scores: text.tokens.map((token) => token.unpruned[layer]), threshold: null }));
   return [...own, ...attention];
 }
@@ -473,11 +471,9 @@ function glossary() {
 function policyInWords(policy) {
   if (!policy) return "Nothing is pruned.";
   const stages = (policy.stages ?? [[policy.layer, policy.quantile]]).map(([layer, quantile]) => `${percent(quantile)} of the tokens at layer ${layer}`);
-  const scores = { attention: "of the least averaged attention", attention_value: "of the least attention, weighted by value", learned: "of the lowest learned score",
-    random: "drawn at random", first: "from the end" };
   const rest = { drop: "Tokens that go are gone for good", merge: "Each that goes is averaged into the most similar token that stays",
     restore: "What those that go are expected to have become still enters the pooling" };
-  return `Pruning gives up ${stages.join(", then ")}, those ${scores[policy.score]}, but never goes below ${policy.min_tokens} tokens`
+  return `Pruning gives up ${stages.join(", then ")}, the last by ${DATA.ranked[policy.score]}, but never goes below ${policy.min_tokens} tokens`
     + (policy.threshold === null ? "" : `; tokens that score ${policy.threshold} or more stay besides`)
     + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. ${rest[policy.reduce]} (${DATA.policy_text}).`;
 }

@@ -1,4 +1,4 @@
-// The selection of pruning.py once more, so that the slider can decide in the page. A test compares the two.
+// The selection of minitrans.encoder.selection once more, so that the slider can decide in the page. A test compares the two.
 "use strict";
 
 // How many of n tokens stay at least: max(s, n - floor(q n)), and all n where n <= s.

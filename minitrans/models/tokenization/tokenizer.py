@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,13 @@ from minitrans.errors import ConfigError, InputError, TokenizerError
 from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import ModelFolder
 from minitrans.models.tokenization.file import library_errors, lowercase_first, read_tokenizer
+from minitrans.words import without_surrogates
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from tokenizers import Tokenizer as FastTokenizer
 
 YIELD = 8  # texts between two chances for other threads; sleeping for no time takes up to 0.1 ms
-# Half of a surrogate pair alone is no character and has no UTF-8 form; the usual replacement stands in for it.
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,7 @@ class Tokenizer:
         for text in texts:
             if ids and len(ids) % YIELD == 0:
                 time.sleep(0)  # other threads wait for Python's lock, which the library holds for the time of a text
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                text = _LONE_SURROGATE.sub("\ufffd", text)
-            whole = self._encoding(text).ids
+            whole = self._encoding(without_surrogates(text)).ids
             lengths.append(len(whole))
             ids.append(self._cut(whole, limit))
         return Tokenized(ids, lengths)
