@@ -34,7 +34,7 @@ from minitrans.audit.comparison import (
     kept_rows_measured,
 )
 from minitrans.audit.pairing import Stage, Tally, Watch, stages_of
-from minitrans.contents import TRANSFORMER_FILES, read_json
+from minitrans.contents import TRANSFORMER_FILES
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.forward import forward
 from minitrans.encoder.packing import pack, segments
@@ -106,7 +106,7 @@ class Oracle:
         from transformers import BertConfig, BertModel
 
         self.folder = ModelFolder.open(folder)
-        sizes = encoder_keys(read_json(self.folder.file("config.json")))
+        sizes = encoder_keys(self.folder.config)
         with as_backend_error("build its BertModel"):
             # padding and dropout play no part: one text at a time, in evaluation mode
             config = BertConfig(
@@ -163,7 +163,7 @@ class Oracle:
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
-        values = read_json(self.folder.file("config.json"))
+        values = self.folder.config
         config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
             alone = Path(name)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from minitrans.errors import DigestError, DownloadError, ModelNotFoundError
 from minitrans.files import atomic_folder, is_inside, make_folder
-from minitrans.hub.manifest import KnownModel, Mirror, check_digest, verify
+from minitrans.models.manifest import KnownModel, Mirror, check_digest, verify
 
 if TYPE_CHECKING:
     import subprocess

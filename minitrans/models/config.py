@@ -1,4 +1,4 @@
-"""What a model is: EncoderConfig, frozen and validated; and how arguments are checked."""
+"""What a model is: EncoderConfig, frozen and validated, and the precision of what is stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans.arguments import as_int, as_number
-from minitrans.contents import read_json
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 
@@ -147,34 +146,35 @@ class EncoderConfig:
             raise type(error)(f"{source}: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> EncoderConfig:
+    def from_folder(cls, folder: Path | ModelFolder) -> EncoderConfig:
         """Read ``config.json`` of a model folder."""
-        file = ModelFolder.open(folder).file("config.json")
-        return cls.from_dict(read_json(file), str(file))
+        there = ModelFolder.open(folder)
+        return cls.from_dict(there.config, str(there.file("config.json")))
 
 
 INT8_FORMAT = "minitrans-int8"
 
 
-def stored_precision(folder: Path) -> str:
-    """The precision, "int8" or "float32" (in whatever storage), as config.json of a folder says.
+def stored_precision(folder: ModelFolder) -> str:
+    """The precision, "int8" or "float32" (in whatever storage), as ``config.json`` says.
 
     Raises:
         ConfigError, UnsupportedModelError: it says something else.
     """
-    quantization = read_json(ModelFolder.open(folder).file("config.json")).get("quantization_config")
+    quantization = folder.config.get("quantization_config")
     if quantization is None:
         return "float32"
+    file = folder.file("config.json")
     if not isinstance(quantization, dict):
-        raise ConfigError(f"{folder / 'config.json'}: quantization_config is {quantization!r}, wanted a JSON object")
+        raise ConfigError(f"{file}: quantization_config is {quantization!r}, wanted a JSON object")
     method = quantization.get("quant_method")
     if method != INT8_FORMAT:
         raise UnsupportedModelError(
-            f"{folder / 'config.json'}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "
+            f"{file}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "
             "(written by `minitrans quantize`) or a float model"
         )
     if quantization.get("version") != 1:
         raise UnsupportedModelError(
-            f"{folder / 'config.json'}: {INT8_FORMAT} version {quantization.get('version')!r}, this release reads 1"
+            f"{file}: {INT8_FORMAT} version {quantization.get('version')!r}, this release reads 1"
         )
     return "int8"

@@ -27,8 +27,8 @@ from minitrans.audit.folder import Recognised, audit_folder, files_read, named_m
 from minitrans.audit.signoff import sign_off
 from minitrans.errors import InputError
 from minitrans.files import bundled, sha256_of
-from minitrans.hub import resolve as hub
 from minitrans.models.export import quantize_folder
+from minitrans.models.manifest import known_models, load_manifest
 from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.weights import StoredTensor, load_parameters
 
@@ -155,7 +155,7 @@ def test_the_bundled_model_is_the_published_one():
 def test_the_shipped_tensor_digests_belong_to_the_files_of_the_manifest(name):
     """What is looked up by tensor says of which file it speaks: the one that the manifest names."""
     shipped = Digests.load(bundled(f"weights/digests/{name.replace('/', '--')}.json"))
-    known = hub.load_manifest()[name]
+    known = load_manifest()[name]
     assert shipped.model == name
     assert shipped.files == dict(known.files)
     assert set(shipped.tensors) == {WEIGHTS}
@@ -164,19 +164,19 @@ def test_the_shipped_tensor_digests_belong_to_the_files_of_the_manifest(name):
 
 def test_every_shipped_file_of_digests_belongs_to_a_known_model():
     names = {path.stem for path in bundled("weights/digests").iterdir()}
-    assert names <= {known.name.replace("/", "--") for known in hub.known_models()}
+    assert names <= {known.name.replace("/", "--") for known in known_models()}
 
 
 def test_the_shipped_tensor_digests_are_those_of_the_bundled_file():
     found = audit_folder(bundled(f"weights/{BUNDLED}"), BUNDLED)
-    assert found.digests == published(hub.load_manifest()[BUNDLED])
+    assert found.digests == published(load_manifest()[BUNDLED])
 
 
 @pytest.mark.float32
 def test_the_shipped_tensor_digests_are_those_of_the_original(float32_folder):
     found = audit_folder(float32_folder, FLOAT32)
     assert failed(found) == set()
-    assert found.digests == published(hub.load_manifest()[FLOAT32])
+    assert found.digests == published(load_manifest()[FLOAT32])
 
 
 @pytest.mark.parametrize("name", ["plain", "sharded", "int8"])
@@ -400,7 +400,7 @@ def test_a_bit_of_the_bundled_models_int8_weights_is_located_with_both_values(da
 @pytest.mark.float32
 def test_the_original_tells_which_element_of_the_bundled_model_differs(damaged, minilm, float32_folder, monkeypatch):
     """Where no other copy of the int8 model is at hand, its original is quantised again."""
-    monkeypatch.setattr(hub, "find_local", lambda name: None)
+    monkeypatch.setattr("minitrans.audit.tensors.find_local", lambda name: None)
     index = damaged("encoder.layer.2.intermediate.dense.weight", 777, 6)
     checks = by_name(audit_folder(minilm))
     assert "can be told only beside another copy or the original" in text_of(checks["tensor digests"])
@@ -691,7 +691,7 @@ def test_digests_that_list_nothing_vouch_for_nothing(folders):
 
 def test_what_the_published_digests_do_not_list_is_noted(minilm, monkeypatch):
     """Those of some models do not list every file; sealed digests list all that was read."""
-    known = hub.load_manifest()[BUNDLED]
+    known = load_manifest()[BUNDLED]
     right = Digests(BUNDLED, {name: sha for name, sha in known.files.items() if name != "modules.json"}, {})
     monkeypatch.setattr("minitrans.audit.folder.published", lambda known: right)
     monkeypatch.setattr("minitrans.audit.folder.recognise", lambda *_, **__: Recognised(known))
@@ -999,7 +999,7 @@ def test_a_folder_is_recognised_by_its_name(tmp_path, path, known):
 def test_the_users_word_decides(tmp_path, name, known):
     model = named_model(name)
     assert (model.name if model else None) == known
-    assert recognise(tmp_path / BUNDLED, BUNDLED, name, published(hub.load_manifest()[BUNDLED])).known == model
+    assert recognise(tmp_path / BUNDLED, BUNDLED, name, published(load_manifest()[BUNDLED])).known == model
 
 
 @pytest.mark.parametrize("name", ["", "bert-base-uncased", "all-MiniLM-L6", "../all-MiniLM-L6-v2"])
@@ -1011,7 +1011,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(folders, name):
 
 def test_weights_decide_before_names_and_files():
     """The int8 model has most tensors of the float32 one, its biases and norms, and more of its own."""
-    int8, full = (published(hub.load_manifest()[name]) for name in (BUNDLED, FLOAT32))
+    int8, full = (published(load_manifest()[name]) for name in (BUNDLED, FLOAT32))
     shared = sum(int8.tensors[WEIGHTS].get(name) == digest for name, digest in full.tensors[WEIGHTS].items())
     assert 2 * shared > len(full.tensors[WEIGHTS])
     for right, name in ((int8, FLOAT32), (full, BUNDLED)):
@@ -1025,7 +1025,7 @@ def test_weights_decide_before_names_and_files():
 
 
 def test_half_of_the_tensors_are_not_most():
-    right = published(hub.load_manifest()[BUNDLED])
+    right = published(load_manifest()[BUNDLED])
     for equal, known in ((70, None), (71, BUNDLED)):
         matrices_last = sorted(right.tensors[WEIGHTS].items(), key=lambda item: item[1].dtype == "F32")
         found = Digests("m", {}, {WEIGHTS: dict(matrices_last[:equal])})
@@ -1034,7 +1034,7 @@ def test_half_of_the_tensors_are_not_most():
 
 
 def test_a_model_whose_tensors_are_not_on_record_is_known_by_whole_files():
-    files = dict(hub.load_manifest()[L12].files)
+    files = dict(load_manifest()[L12].files)
     other = files | {WEIGHTS: "0" * 64}
     weights = {"config.json": "0" * 64, WEIGHTS: files[WEIGHTS]}
     found = recognise(Path("model"), None, None, Digests("m", weights, {}))

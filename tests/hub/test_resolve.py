@@ -24,12 +24,12 @@ from minitrans.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from minitrans.hub import download, manifest
+from minitrans.hub import download
 from minitrans.hub import mirrors as mirror
 from minitrans.hub import resolve as hub
-from minitrans.hub.manifest import KnownModel, Mirror
-from minitrans.hub.names import known_models
 from minitrans.hub.resolve import find_local, pull, resolve
+from minitrans.models import manifest
+from minitrans.models.manifest import KnownModel, Mirror, known_models
 
 PINNED, OTHER = "1" * 40, "2" * 40
 FILES = {
@@ -75,7 +75,7 @@ def known(tmp_path, monkeypatch):
     tiny = KnownModel("org/tiny", "MIT", ("tiny",), PINNED, MappingProxyType(DIGESTS), (place,))
     default = KnownModel(hub.DEFAULT_MODEL, "MIT", bundled=hub.DEFAULT_MODEL)
     models = MappingProxyType({tiny.name: tiny, default.name: default})
-    monkeypatch.setattr(hub, "load_manifest", lambda: models)
+    monkeypatch.setattr(manifest, "load_manifest", lambda: models)
     return tiny
 
 
@@ -167,7 +167,7 @@ def test_bundled_model_needs_no_hub(bundled_model, monkeypatch, name):
 
 
 def test_default_model_needs_no_manifest(bundled_model, monkeypatch):
-    monkeypatch.setattr(hub, "load_manifest", None)
+    monkeypatch.setattr(manifest, "load_manifest", None)
     assert resolve(None) == bundled_model
 
 

@@ -15,7 +15,7 @@ from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError, WeightsError
 from minitrans.models.config import EncoderConfig
-from minitrans.models.folder import model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.weights import load_parameters
 
 HUGE = 10**400  # JSON can say it, a float cannot
@@ -200,7 +200,7 @@ def test_reading_a_file_that_is_not_there(tmp_path):
 def test_names_that_leave_the_folder(folder, name):
     (folder.parent / "secret").write_text("{}")
     name = name.format(folder=folder)
-    message = refusal(ConfigError, lambda: model_file(folder, name))
+    message = refusal(ConfigError, lambda: ModelFolder(folder).inside(name))
     assert str(folder) in message
     assert repr(name) in message
     assert "inside the model folder" in message
@@ -208,26 +208,26 @@ def test_names_that_leave_the_folder(folder, name):
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "a" * 5000], ids=["NUL", "surrogate", "long"])
 def test_names_that_no_file_has(folder, name):
-    assert repr(name) in refusal(ConfigError, lambda: model_file(folder, name))
+    assert repr(name) in refusal(ConfigError, lambda: ModelFolder(folder).inside(name))
 
 
 def test_links_that_go_round_in_circles(folder):
     (folder / "loop").symlink_to("loop")
     with pytest.raises((ConfigError, ModelNotFoundError), match="loop"):  # the Python release decides which
-        model_file(folder, "loop")
+        ModelFolder(folder).inside("loop")
 
 
 @pytest.mark.parametrize("name", ["nothing.json", "1_Pooling", "nowhere/config.json"])
 def test_files_that_are_missing(folder, name):
-    assert str(folder / name) in refusal(ModelNotFoundError, lambda: model_file(folder, name))
+    assert str(folder / name) in refusal(ModelNotFoundError, lambda: ModelFolder(folder).inside(name))
 
 
 def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder):
     (folder.parent / "config.json").write_text(json.dumps(CONFIG))
     (folder / "out.json").symlink_to("../config.json")
     (folder / "within.json").symlink_to("config.json")
-    assert model_file(folder, "within.json") == folder / "within.json"
-    assert str(folder.parent / "config.json") in refusal(ConfigError, lambda: model_file(folder, "out.json"))
+    assert ModelFolder(folder).inside("within.json") == folder / "within.json"
+    assert str(folder.parent / "config.json") in refusal(ConfigError, lambda: ModelFolder(folder).inside("out.json"))
 
 
 def test_a_folder_that_is_a_link_itself(folder, tmp_path):
@@ -254,7 +254,7 @@ def test_the_layout_of_the_hubs_cache(tmp_path):
 def test_the_hubs_cache_beyond_its_blobs(tmp_path, target):
     snapshot = hub_cache(tmp_path)
     (snapshot / "x.json").symlink_to(target)
-    assert repr("x.json") in refusal(ConfigError, lambda: model_file(snapshot, "x.json"))
+    assert repr("x.json") in refusal(ConfigError, lambda: ModelFolder(snapshot).inside("x.json"))
 
 
 # --- PruningPolicy

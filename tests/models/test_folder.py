@@ -359,7 +359,9 @@ def test_lower_case_that_is_no_choice(folder, value):
 def test_settings_of_other_kinds_of_models(folder, key, value):
     file = folder / "config_sentence_transformers.json"
     file.write_text(json.dumps({"__version__": {}, "model_type": "SentenceTransformer", key: value}))
-    assert refusal(UnsupportedModelError, sentence_settings, folder).startswith(f"{file}: {key} is {value!r}, ")
+    assert refusal(UnsupportedModelError, lambda: sentence_settings(ModelFolder.open(folder))).startswith(
+        f"{file}: {key} is {value!r}, "
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("pooling_mode_median", True), ("attention", "full"), ("dropout", 0.1)])

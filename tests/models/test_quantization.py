@@ -16,7 +16,6 @@ from minitrans import SentenceEncoder, quantize_folder
 from minitrans.backends.reference import EXACT, Int8Product, prepare
 from minitrans.errors import InputError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.files import sha256_of
-from minitrans.models import quantization
 from minitrans.models.parameters import Int8Linear, Linear, layer_prefix
 from minitrans.models.quantization import TINY, quantize_activations, quantize_rows, with_precision
 from minitrans.models.weights import load_parameters
@@ -410,13 +409,13 @@ def test_a_source_that_is_int8_already(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "_write_json", "_copy", "sha256_of"])
+@pytest.mark.parametrize("step", ["_write_tensors", "_write_json", "shutil.copyfile", "sha256_of"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
 def test_a_failure_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch, step, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(quantization, step, fail)
+    monkeypatch.setattr(f"minitrans.models.export.{step}", fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(type(error)):
         quantize_folder(folder, tmp_path / "int8")

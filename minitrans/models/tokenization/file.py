@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.contents import TOKEN_FILES, is_token_key, lfs_pointer, read_json
+from minitrans.contents import TOKEN_FILES, is_token_key, lfs_pointer
 from minitrans.errors import ConfigError, ModelNotFoundError, TokenizerError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 from minitrans.models.tokenization.program import MOST_ADDED_TOKENS, check_added_characters, check_program
@@ -121,7 +121,7 @@ def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
     source = folder.name("tokenizer_config.json")
     if name is None:
         source = folder.name("config.json")
-        name = read_json(folder.file("config.json")).get("tokenizer_class")
+        name = folder.config.get("tokenizer_class")
     if name is None:
         return BERT_CLASSES[0]
     kind = name.removesuffix("Fast") if isinstance(name, str) and name != "PreTrainedTokenizerFast" else name
@@ -163,7 +163,7 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
         special = {named[name].content for name in _NAMED if name in named}
         special |= {*_contents(values.get("extra_special_tokens") or settings.get("additional_special_tokens"))}
         file = folder.file("added_tokens.json")
-        for content, place in read_json(file).items():
+        for content, place in folder.read(folder.name("added_tokens.json")).items():
             if not isinstance(place, int) or isinstance(place, bool) or place < 0:
                 raise ConfigError(f"{file}: {content!r:.50} has the id {place!r:.50}, wanted a number of at least 0")
             flags = {"special": content in special, "normalized": content not in special}

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from minitrans.contents import words
+from minitrans.contents import word_set
 from minitrans.errors import TokenizerError, UnsupportedModelError
 
 MOST_ADDED_TOKENS = 100_000
@@ -25,14 +25,14 @@ MOST_PIECE_BYTES = 4_000_000  # of all pieces of Unigram together, which takes u
 MOST_CHARACTERS_PER_WORD = 1000  # of WordPiece, whose time grows with their square; BERT's is 100
 MOST_IN_PATTERN = 200  # characters
 
-_NORMALIZERS = words(
+_NORMALIZERS = word_set(
     "BertNormalizer Sequence Lowercase NFC NFD NFKC NFKD Nmt Strip StripAccents Precompiled Replace Prepend"
 )
-_PRE_TOKENIZERS = words(
+_PRE_TOKENIZERS = word_set(
     "BertPreTokenizer Sequence Whitespace WhitespaceSplit Punctuation Digits Metaspace ByteLevel Split",
     "CharDelimiterSplit UnicodeScripts",
 )
-_POST_PROCESSORS = words("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
+_POST_PROCESSORS = word_set("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
 _MODELS = ("WordPiece", "WordLevel", "Unigram", "BPE", None)  # the oldest files do not say which
 # One character or class after another; only the last may be repeated: matching takes time in proportion to the text.
 # None of them matches without taking a character, as anchors do: those could double a text in each step.
@@ -41,7 +41,7 @@ _PLAIN_REGEX = re.compile(
     r"(?:\+|\{[1-9]\d?(?:,\d{0,2})?\})?"
 )
 # One character may become many, but what it became stays: only a step between two of these can start it again.
-_FORMS = words("NFC NFD NFKC NFKD Precompiled")
+_FORMS = word_set("NFC NFD NFKC NFKD Precompiled")
 _GROWTH_OF_FORMS = 4.0  # of each after the first
 
 

@@ -87,7 +87,7 @@ class Tokenizer:
         self.max_seq_length = max_seq_length
 
     @classmethod
-    def from_folder(cls, folder: Path, config: EncoderConfig) -> Tokenizer:
+    def from_folder(cls, folder: Path | ModelFolder, config: EncoderConfig) -> Tokenizer:
         """Read ``tokenizer.json``, or ``vocab.txt`` of an older WordPiece model, and the settings beside it.
 
         Raises:
@@ -99,7 +99,7 @@ class Tokenizer:
         name, settings = there.sentence_settings()
         lower = settings.get("do_lower_case")
         if lower not in (None, False, True) or isinstance(lower, int) != isinstance(lower, bool):
-            raise ConfigError(f"{folder / there.name(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
+            raise ConfigError(f"{there.file(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
         if lower:
             lowercase_first(fast)
         tokenizer_config = there.settings("tokenizer_config.json")
@@ -107,7 +107,7 @@ class Tokenizer:
         try:
             return cls(fast, config.vocab_size, limit, _truncation_side(there, tokenizer_config))
         except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from None
+            raise TokenizerError(f"{there.path}: {error}") from None
 
     @property
     def max_seq_length(self) -> int:

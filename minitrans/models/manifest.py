@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from minitrans.contents import files_to_fetch
 from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
 from minitrans.files import bundled, is_inside, sha256_of
+from minitrans.models.folder import ModelFolder
 
 MANIFEST = "weights/manifest.toml"
-NOTE_LIMIT = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,7 @@ def load_manifest(path: Path | None = None) -> Mapping[str, KnownModel]:
     except ValueError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}. Restore it, or reinstall minitrans.") from error
     reader = _ManifestReader(source)
-    reader.check_keys(table, "the top level", required={"models"})
-    entries = reader.table(table["models"], "models")
+    entries = reader.table(reader.table(table, "the top level", {"models"})["models"], "models")
     models = {name: reader.model(name, entry) for name, entry in entries.items()}
     taken: set[str] = set()
     for model in models.values():
@@ -107,6 +104,20 @@ def load_manifest(path: Path | None = None) -> Mapping[str, KnownModel]:
                 reader.fail(f'models."{model.name}"', f"named {name!r}, which is taken", "one that is free")
             taken.add(name.casefold())
     return MappingProxyType(models)
+
+
+def known_models() -> tuple[KnownModel, ...]:
+    """The models of the manifest, in its order. ConfigError if it is broken."""
+    return tuple(load_manifest().values())
+
+
+def known_model(name: str) -> KnownModel | None:
+    """The model of the manifest that a name or an alias of it means, whatever its case."""
+    wanted = name.casefold()
+    for model in known_models():
+        if wanted in (each.casefold() for each in (model.name, *model.aliases)):
+            return model
+    return None
 
 
 def verify(folder: str | os.PathLike[str], known: KnownModel) -> None:
@@ -118,10 +129,10 @@ def verify(folder: str | os.PathLike[str], known: KnownModel) -> None:
         ModelNotFoundError: a listed file is missing.
     """
     folder = Path(folder)
-    for name in sorted(known.files, key=lambda name: _size(folder / name)):
+    for name in sorted(known.files, key=lambda name: size_of(folder / name)):
         check_digest(folder / name, known.files[name], f"{name} of {known.name}")
     if known.mirrors:  # the model is whole without any other file
-        for name in sorted({*files_read(folder)} - {*known.files}):
+        for name in sorted({*ModelFolder.look(folder).files()} - {*known.files}):
             raise DigestError(f"{folder / name} is none of the published files of {known.name}. Delete it.")
 
 
@@ -135,45 +146,31 @@ def check_digest(path: Path, wanted: str, what: str) -> None:
         raise DigestError(f"{what} is not the published file: {path} has sha256 {seen}, wanted {wanted}.")
 
 
-def files_read(folder: Path) -> list[str]:
-    """The files of a folder that an encoder would read, and those for which it would refuse the folder."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
-    return files_to_fetch(names, module_folders(folder))
-
-
-def module_folders(folder: Path) -> list[str] | None:
-    """The folders inside a model folder that its modules.json names; None without one that names any."""
-    return [path for _, path in _modules(folder)] or None
-
-
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """(kind, path) of each module that modules.json speaks of, as far as it can be read: who loads it complains."""
-    values = read_note(folder / "modules.json")
-    modules = []
-    for module in values if isinstance(values, list) else []:
-        kind, path = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
-        if isinstance(kind, str) and isinstance(path, str):
-            path = PurePosixPath(path).as_posix()
-            modules.append((kind.rpartition(".")[2], path if is_inside(path) else ""))
-    return modules
-
-
-def read_note(path: Path) -> object:
-    """Return the value of a JSON file, or None if it is missing or broken."""
-    try:
-        with path.open("rb") as file:
-            value: object = json.loads(file.read(NOTE_LIMIT))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return value
-
-
-def _size(path: Path) -> int:
-    # Small files first: a wrong revision shows in its configuration before 90 MB are hashed.
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 if it is not there: small files are checked first, before 90 MB are hashed."""
     try:
         return path.stat().st_size
     except OSError:
         return 0
+
+
+_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
+_LICENCE, _DIGEST = r"[\w.+-]+", r"[0-9a-f]{64}"
+_TEXTS_OF_A_MODEL = {
+    "licence": _LICENCE,
+    "revision": r"[0-9a-f]{40}",
+    "bundled": r"[\w.-]+",
+    "derived_from": r"[\w./-]+",
+}
+_TEXTS_OF_A_MIRROR = {
+    "kind": "wheel",
+    "package": r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?",
+    "version": r"[0-9][\w.+!-]*",
+    "sha256": _DIGEST,
+    "folder": r".+",
+    "licence": _LICENCE,
+}
+_INSIDE = "a relative path with forward slashes and without '..'"
 
 
 class _ManifestReader:
@@ -184,76 +181,63 @@ class _ManifestReader:
 
     def model(self, name: str, entry: object) -> KnownModel:
         where = f'models."{name}"'
-        if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        if not re.fullmatch(_NAME, name):
             self.fail(where, "no name", "'name' or 'organisation/name'")
-        values = self.table(entry, where)
-        optional = {"aliases", "revision", "files", "mirrors", "bundled", "derived_from"}
-        self.check_keys(values, where, required={"licence"}, optional=optional)
+        optional = {*_TEXTS_OF_A_MODEL, "aliases", "files", "mirrors"} - {"licence"}
+        values = self.table(entry, where, {"licence"}, optional)
+        texts = {key: values[key] for key in _TEXTS_OF_A_MODEL if key in values}
+        self.check_texts(texts, where, _TEXTS_OF_A_MODEL)
         aliases = values.get("aliases", [])
         if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias for alias in aliases):
             self.fail(f"{where}.aliases", repr(aliases), "a list of names")
         files = self.table(values.get("files", {}), f"{where}.files")
         for path in files:
-            if not is_inside(path):
-                self.fail(f"{where}.files", repr(path), "a relative path with forward slashes and without '..'")
-            self.text(files, path, f"{where}.files", r"[0-9a-f]{64}")
-        revision = self.optional_text(values, "revision", where, r"[0-9a-f]{40}")
-        folder = self.optional_text(values, "bundled", where, r"[\w.-]+")
+            self.check_inside(path, f"{where}.files")
+        self.check_texts(files, f"{where}.files", dict.fromkeys(files, _DIGEST))
         mirrors = values.get("mirrors", [])
         if not isinstance(mirrors, list):
             self.fail(f"{where}.mirrors", repr(mirrors), "a list of tables")
-        if (revision is None) == (folder is None):
-            self.fail(where, f"revision {revision!r} and bundled {folder!r}", "exactly one of the two")
+        if ("revision" in texts) == ("bundled" in texts):
+            self.fail(where, f"revision {texts.get('revision')!r} and bundled {texts.get('bundled')!r}", "exactly one")
         if mirrors and not {"config.json", "model.safetensors", "tokenizer.json"} <= set(files):
             self.fail(where, "mirrored without digests", "those of config.json, model.safetensors and tokenizer.json")
         return KnownModel(
             name=name,
-            licence=self.text(values, "licence", where, r"[\w.+-]+"),
             aliases=tuple(aliases),
-            revision=revision,
             files=MappingProxyType(dict(files)),
             mirrors=tuple(self.mirror(mirror, f"{where}.mirrors[{index}]") for index, mirror in enumerate(mirrors)),
-            bundled=folder,
-            derived_from=self.optional_text(values, "derived_from", where, r"[\w./-]+"),
+            **texts,
         )
 
     def mirror(self, entry: object, where: str) -> Mirror:
-        values = self.table(entry, where)
-        self.check_keys(values, where, required={"kind", "package", "version", "sha256", "folder", "licence"})
-        folder = self.text(values, "folder", where, r".+")
-        if not is_inside(folder):
-            self.fail(f"{where}.folder", repr(folder), "a relative path with forward slashes and without '..'")
-        return Mirror(
-            kind=self.text(values, "kind", where, r"wheel"),
-            package=self.text(values, "package", where, r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?"),
-            version=self.text(values, "version", where, r"[0-9][\w.+!-]*"),
-            sha256=self.text(values, "sha256", where, r"[0-9a-f]{64}"),
-            folder=folder,
-            licence=self.text(values, "licence", where, r"[\w.+-]+"),
-        )
+        values = self.table(entry, where, {*_TEXTS_OF_A_MIRROR})
+        self.check_texts(values, where, _TEXTS_OF_A_MIRROR)
+        self.check_inside(values["folder"], f"{where}.folder")
+        return Mirror(**values)
 
-    def table(self, value: object, where: str) -> dict[str, Any]:
+    def table(
+        self, value: object, where: str, required: Set[str] | None = None, optional: Set[str] = frozenset()
+    ) -> dict[str, Any]:
+        """The value, if it is a table; with ``required`` given, of these keys and perhaps ``optional`` ones."""
         if not isinstance(value, dict):
             self.fail(where, repr(value), "a table")
-        return value
-
-    def check_keys(
-        self, values: Mapping[str, object], where: str, required: set[str], optional: set[str] | None = None
-    ) -> None:
-        missing, unknown = required - set(values), set(values) - required - (optional or set())
+        if required is None:
+            return value
+        missing, unknown = required - {*value}, {*value} - required - optional
         if missing:
             self.fail(where, f"no {', '.join(sorted(missing))}", "all of " + ", ".join(sorted(required)))
         if unknown:
-            self.fail(where, ", ".join(sorted(unknown)), "only " + ", ".join(sorted(required | (optional or set()))))
-
-    def text(self, values: Mapping[str, object], key: str, where: str, pattern: str) -> str:
-        value = values[key]
-        if not isinstance(value, str) or not re.fullmatch(pattern, value):
-            self.fail(f"{where}.{key}", repr(value), f"text of the form {pattern}")
+            self.fail(where, ", ".join(sorted(unknown)), "only " + ", ".join(sorted(required | optional)))
         return value
 
-    def optional_text(self, values: Mapping[str, object], key: str, where: str, pattern: str) -> str | None:
-        return self.text(values, key, where, pattern) if key in values else None
+    def check_texts(self, values: Mapping[str, object], where: str, patterns: Mapping[str, str]) -> None:
+        for key, value in values.items():
+            if not isinstance(value, str) or not re.fullmatch(patterns[key], value):
+                self.fail(f"{where}.{key}", repr(value), f"text of the form {patterns[key]}")
+
+    def check_inside(self, path: str, where: str) -> None:
+        if not is_inside(path):
+            self.fail(where, repr(path), _INSIDE)
 
     def fail(self, where: str, seen: str, wanted: str) -> NoReturn:
         raise ConfigError(f"{self.source}: {where} is {seen}, wanted {wanted}. Restore it, or reinstall minitrans.")
