@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Joiners shape Persian, Hindi and families of emoji: between two characters beyond Latin they are part of the writing.
 _JOINED = re.compile("(?<=[^\x00-\xff])[\u200c\u200d](?=[^\x00-\xff])")
@@ -79,3 +79,9 @@ def shortened(text: str, width: int) -> str:
 def listed(names: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"; "" of none."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def one_of(choices: Iterable[object]) -> str:
+    """The choices for a message: "'a', 'b' or 'c'"."""
+    *first, last = [repr(choice) for choice in choices] or ["None, as there is nothing to choose from"]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -112,7 +112,7 @@ def _sealed_as(sealed: Digests | None) -> KnownModel | None:
 
 def files_read(folder: Path) -> list[str]:
     """Every file of a model folder that the encoder reads, whether it is there or not."""
-    there = ModelFolder.look(folder)
+    there = ModelFolder(folder)
     names = {*there.files(), *there.missing(), *([PROVENANCE] if os.path.lexists(folder / PROVENANCE) else [])}
     unread = {there.name("vocab.txt")} if there.has("tokenizer.json") else set()
     return sorted(name for name in names - unread if name.rpartition("/")[2] not in REFUSED_FILES)
@@ -385,7 +385,7 @@ def declared_tokens(folder: Path) -> dict[str, str]:
         ConfigError: a file that cannot be read.
     """
     found: dict[str, str] = {}
-    there = ModelFolder.look(folder)
+    there = ModelFolder(folder)
     for name in filter(there.has, _TOKEN_FILES):
         values = there.read(there.name(name))
         for each in values if name == "added_tokens.json" else _tokens_in(values):

@@ -17,11 +17,12 @@ from minitrans.arguments import as_int, as_number
 from minitrans.contents import read_json
 from minitrans.encoder.fitted import NOTHING_FITTED, Fitted
 from minitrans.encoder.policy_files import arrays_in_use, arrays_of, arrays_path, remove_old_arrays
-from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
+from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError
 from minitrans.files import bundled, consistent, locked, make_folder, reporting, target_of, write_file
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import Linear
 from minitrans.models.sentence import PoolingMode
+from minitrans.words import one_of
 
 Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.errors import InputError, one_of
+from minitrans.errors import InputError
 from minitrans.fewshot.logistic import fit_logistic, softmax
-from minitrans.words import escaped
+from minitrans.words import escaped, one_of
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]

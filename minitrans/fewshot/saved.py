@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from minitrans.arguments import as_int
 from minitrans.contents import JSON_LIMIT, read_json
-from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
+from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError
 from minitrans.fewshot.rejection import SCORES
 from minitrans.files import (
     consistent,
@@ -43,6 +43,7 @@ from minitrans.files import (
     target_of,
     write_file,
 )
+from minitrans.words import one_of
 
 if TYPE_CHECKING:
     from minitrans.encoder.policy import PruningPolicy

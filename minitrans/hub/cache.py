@@ -25,7 +25,7 @@ def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
     Other programs fetch single files into the same cache, so that a folder alone says little. ``modules.json`` counts
     as missing unless the hub is on record as having none: without it the pooling would silently be the default one.
     """
-    folder = ModelFolder.look(snapshot)
+    folder = ModelFolder(snapshot)
     missing = {*folder.missing(), *(name for name in (known.files if known else ()) if not (snapshot / name).is_file())}
     record = snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json"
     if folder.modules is None and not record.exists():
@@ -59,7 +59,7 @@ class Seal:
     def holds(self) -> bool:
         """Whether the note is there, no file was written to since, and none that an encoder reads came or went."""
         note = self._note()
-        states = {name: _state(self.folder / name) for name in ModelFolder.look(self.folder).files()}
+        states = {name: _state(self.folder / name) for name in ModelFolder(self.folder).files()}
         return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
 
     def begin(self, names: Collection[str]) -> None:
@@ -85,7 +85,7 @@ class Seal:
             DigestError: a file is another one, is gone, or was added.
             ModelNotFoundError: a file of the manifest is missing.
         """
-        names = ModelFolder.look(self.folder).files()
+        names = ModelFolder(self.folder).files()
         states = {name: _state(self.folder / name) for name in names}  # before the files are read
         if self.known is not None:
             verify(self.folder, self.known)

@@ -80,13 +80,13 @@ def fetch_from_hub(wanted: Wanted, *, force: bool = False, progress: bool = Fals
     snapshot = download(files, force)
     # What has a name of its own (a folder of a module, a shard) is known from the files that have come.
     here = {each for each in names if (snapshot / each).is_file()}
-    more = {*files_to_fetch(names, ModelFolder.look(snapshot).folders), *missing_files(snapshot, wanted.known)}
+    more = {*files_to_fetch(names, ModelFolder(snapshot).folders), *missing_files(snapshot, wanted.known)}
     if more := more & names - here:
         files |= more
         download(files, False)
     if missing := sorted(each for each in files if not (snapshot / each).is_file()):
         raise DownloadError(lacking(snapshot, missing))
-    if added := sorted({*ModelFolder.look(snapshot).files()} - names):
+    if added := sorted({*ModelFolder(snapshot).files()} - names):
         raise DigestError(f"{snapshot / added[0]} is none of the files that the hub has of {wanted.name}. Delete it.")
     seal = Seal(notes / f"{snapshot.name}.json", snapshot, wanted.known)
     try:

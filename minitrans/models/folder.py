@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -41,16 +42,14 @@ class Module(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder. Each JSON file is read once: all that is made of one `ModelFolder` saw the same files.
+    """A model folder, where ``modules.json`` lies if there is one.
 
-    Attributes:
-        path: where ``modules.json`` lies, if there is one.
-        modules: of ``modules.json``, in their order; None where there is no such file.
+    `ModelFolder.open` refuses what must not be loaded; the value itself only looks, for what is fetched or checked.
+    Each JSON file is read once: all that is made of one value saw the same files.
     """
 
     path: Path
-    modules: tuple[Module, ...] | None = None
-    _read: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _values: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path | ModelFolder) -> ModelFolder:
@@ -63,12 +62,8 @@ class ModelFolder:
         if isinstance(path, ModelFolder):
             return path
         folder = cls(Path(path))
-        if folder.optional("modules.json") is not None:
-            folder = cls(folder.path, folder._checked_modules())
-            if (count := sum(module.kind == "Transformer" for module in folder.modules or ())) > 1:
-                raise UnsupportedModelError(
-                    f"{folder.path / 'modules.json'} has {count} Transformer modules, wanted one"
-                )
+        if os.path.lexists(folder.path / "modules.json"):
+            folder._check_modules()
         else:
             folder._refuse_without_modules()
         for name, why in REFUSED_FILES.items():
@@ -77,20 +72,15 @@ class ModelFolder:
                     raise UnsupportedModelError(f"{folder.path / place} is {why}")
         return folder
 
-    @classmethod
-    def look(cls, path: Path) -> ModelFolder:
-        """A folder that is not to be loaded but fetched or checked: refuses nothing, sees what can be seen."""
+    @cached_property
+    def modules(self) -> tuple[Module, ...] | None:
+        """The modules of ``modules.json``, as far as it can be read; None where there is no such file."""
         try:
-            values = read_json(path / "modules.json", list)
-        except ConfigError:
-            return cls(path)
-        modules = []
-        for module in values:
-            kind, place = (module.get("type"), module.get("path")) if isinstance(module, dict) else (None, None)
-            if isinstance(kind, str) and isinstance(place, str):
-                place = _plain(place)
-                modules.append(Module(kind.rpartition(".")[2], place if is_inside(place) else ""))
-        return cls(path, tuple(modules))
+            values = self.read("modules.json", list)
+        except MinitransError:
+            return None
+        pairs = [pair for value in values if (pair := _described(value)) is not None]
+        return tuple(Module(kind.rpartition(".")[2], path if is_inside(path) else "") for kind, path in pairs)
 
     # Where files lie
 
@@ -143,23 +133,19 @@ class ModelFolder:
             raise ModelNotFoundError(f"{path} is missing; fetch the model again")
         return path
 
-    def optional(self, name: str) -> Path | None:
-        """`inside` for a file that need not be there; a dangling link counts as there, and is refused."""
-        return self.inside(name) if os.path.lexists(self.path / name) else None
-
     # What they hold
 
-    def read(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file of the folder; raises as `inside` and `minitrans.contents.read_json`."""
-        if name not in self._read:
-            self._read[name] = read_json(self.inside(name))
-        values: dict[str, Any] = self._read[name]
-        return values
+    def read(self, name: str, kind: type[Any] = dict) -> Any:
+        """The JSON object (or list) in a file of the folder; raises as `inside` and `minitrans.contents.read_json`."""
+        if name not in self._values:
+            self._values[name] = read_json(self.inside(name), kind)
+        return self._values[name]
 
     @property
     def config(self) -> dict[str, Any]:
         """``config.json`` of the transformer."""
-        return self.read(self.name("config.json"))
+        values: dict[str, Any] = self.read(self.name("config.json"))
+        return values
 
     def checked(self, name: str, kind: str) -> dict[str, Any]:
         """The keys of a JSON object, each of them followed or harmless; nothing where there is no such file.
@@ -168,9 +154,9 @@ class ModelFolder:
             name: of the file, from this folder.
             kind: whose keys it may have, see `minitrans.contents.check_keys`.
         """
-        if self.optional(name) is None:
+        if not os.path.lexists(self.path / name):
             return {}
-        values = self.read(name)
+        values: dict[str, Any] = self.read(name)
         check_keys(values, kind, str(self.path / name))
         return values
 
@@ -185,25 +171,27 @@ class ModelFolder:
                 return name, values
         return SENTENCE_CONFIGS[0], {}
 
-    def _checked_modules(self) -> tuple[Module, ...]:
-        file = self.inside("modules.json")
-        modules: list[Module] = []
+    def _check_modules(self) -> None:
+        file = self.path / "modules.json"
         names: set[str] = set()
-        for place, module in enumerate(read_json(file, list)):
-            kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
-            if not isinstance(kind, str) or not isinstance(path, str):
+        for place, module in enumerate(self.read("modules.json", list)):
+            if (described := _described(module)) is None:
                 raise ConfigError(f"{file} holds {module!r}, wanted a list of objects with a 'type' and a 'path'")
             check_keys(module, "modules.json", str(file))
             if (name := str(module.get("name", place))) in names:
                 raise ConfigError(f"{file}: two modules are named {name!r}, wanted a name of its own for each")
             names.add(name)
-            modules.append(Module(_module_kind(kind, file), _plain(path)))
-        return tuple(modules)
+            kind, path = described
+            _check_kind(kind, file)
+            if path and not is_inside(path):
+                raise ConfigError(f"{file}: a module has the path {path!r}, wanted one inside the model folder")
+        if (count := sum(module.kind == "Transformer" for module in self.modules or ())) > 1:
+            raise UnsupportedModelError(f"{file} has {count} Transformer modules, wanted one")
 
     def _refuse_without_modules(self) -> None:
         """Refuse a folder whose pooling would have to be guessed: a file elsewhere, or here, says how to pool."""
         path, outer = self.path.resolve(), self.path.resolve().parent
-        if MODULE_FOLDER.fullmatch(path.name) and ("Transformer", path.name) in (ModelFolder.look(outer).modules or ()):
+        if MODULE_FOLDER.fullmatch(path.name) and ("Transformer", path.name) in (ModelFolder(outer).modules or ()):
             raise ConfigError(
                 f"{self.path} is the transformer of the model in {outer}, whose modules.json says how to pool; "
                 f"give {outer}, or copy this folder elsewhere for a model with mean pooling"
@@ -249,9 +237,12 @@ class ModelFolder:
         return sorted({name for name in needed if not _is_file(self.path / name)})
 
 
-def _plain(path: str) -> str:
-    path = PurePosixPath(path).as_posix()
-    return "" if path == "." else path
+def _described(module: object) -> tuple[str, str] | None:
+    """Type and path of an entry of modules.json, the path "" for the folder itself; None where it says neither."""
+    kind, path = (module.get("type"), module.get("path", "")) if isinstance(module, dict) else (None, None)
+    if not isinstance(kind, str) or not isinstance(path, str):
+        return None
+    return kind, "" if path in ("", ".") else PurePosixPath(path).as_posix()
 
 
 def _files_in(path: Path, folders: bool = False) -> list[Path]:
@@ -267,15 +258,14 @@ def _is_file(path: Path) -> bool:
     return False
 
 
-def _module_kind(name: str, file: Path) -> str:
+def _check_kind(name: str, file: Path) -> None:
     match = _MODULE_TYPE.fullmatch(name)
     if match is None:
         raise UnsupportedModelError(
             f"{file}: the type {name!r} is no module of sentence-transformers, and code of the model's own is not run; "
             "wanted sentence_transformers.models.Transformer, .Pooling, .Dropout or .Normalize"
         )
-    if (kind := match[1]) not in _MODULE_KINDS:
+    if match[1] not in _MODULE_KINDS:
         raise UnsupportedModelError(
-            f"{file}: module {kind!r} is not supported, wanted Transformer, Pooling, Dropout or Normalize"
+            f"{file}: module {match[1]!r} is not supported, wanted Transformer, Pooling, Dropout or Normalize"
         )
-    return kind

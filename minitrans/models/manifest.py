@@ -132,7 +132,7 @@ def verify(folder: str | os.PathLike[str], known: KnownModel) -> None:
     for name in sorted(known.files, key=lambda name: size_of(folder / name)):
         check_digest(folder / name, known.files[name], f"{name} of {known.name}")
     if known.mirrors:  # the model is whole without any other file
-        for name in sorted({*ModelFolder.look(folder).files()} - {*known.files}):
+        for name in sorted({*ModelFolder(folder).files()} - {*known.files}):
             raise DigestError(f"{folder / name} is none of the published files of {known.name}. Delete it.")
 
 
