@@ -91,13 +91,15 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
 class _Keys:
     """The keys of one JSON file; ``refused`` has the reason for each.
 
-    A refused key may be there with a value that says nothing, or with one of its ``harmless`` values.
+    A refused key may be there with a value that says nothing, or with one of its ``harmless`` values. A key that is
+    none of these is refused too, unless the file has keys for ``others`` than encoders.
     """
 
     understood: frozenset[str] = frozenset()
     irrelevant: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
     harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    others: bool = False
 
 
 def word_set(*lines: str) -> frozenset[str]:
@@ -109,8 +111,22 @@ _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 _LIMITS = "limits of their own for queries and documents are not supported; delete the key to cut both at {limit}"
 _ARGUMENTS = "arguments for transformers are not supported; write what they say into {where} and delete the key"
 _CODE = "code of the model's own is not run; there is no way to use this model here"
+_PROCESSED = "a processor of other inputs than texts is not supported"
+SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
 
 _KEYS: dict[str, _Keys] = {
+    "config.json": _Keys(
+        refused={
+            "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the "
+            "folder holds a plain BERT that needs none",
+            "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
+            "processor_class": _PROCESSED,
+            **dict.fromkeys(
+                ("is_decoder", "add_cross_attention", "is_encoder_decoder"), f"so this is a decoder; {SUPPORTED}"
+            ),
+        },
+        others=True,
+    ),
     "modules.json": _Keys(word_set("type path name"), word_set("idx kwargs")),
     "sentence_bert_config.json": _Keys(
         word_set("max_seq_length do_lower_case"),
@@ -186,7 +202,7 @@ _KEYS: dict[str, _Keys] = {
         {
             "split_special_tokens": "splitting special tokens is not supported; delete the key to keep them whole",
             "auto_map": _CODE,
-            "processor_class": "a processor of other inputs than texts is not supported",
+            "processor_class": _PROCESSED,
             "fast_tokenizer_files": "tokenizers that depend on a release are not supported; delete the key to use "
             "tokenizer.json",
             **dict.fromkeys(
@@ -220,7 +236,7 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
     """
     keys = _KEYS[kind]
     for key, value in values.items():
-        known = key in keys.understood or key in keys.irrelevant
+        known = key in keys.understood or key in keys.irrelevant or (keys.others and key not in keys.refused)
         if known or (kind in TOKEN_FILES and is_token_key(key)):
             continue
         if any(type(value) is type(each) and value == each for each in (*_NOTHING, *keys.harmless.get(key, ()))):

@@ -1,4 +1,4 @@
-"""Where the bundled files lie, and the few file helpers that several modules share."""
+"""Where the bundled files lie, and how files and folders are written: wholly or not at all."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def is_sha256(value: object) -> TypeGuard[str]:
 
 
 def content_name(stem: str, sha256: str) -> str:
-    """The name of a file of arrays after what it holds: another content never takes its place."""
+    """The name of a file of arrays by its content, so that other arrays never take its place."""
     return f"{stem}-{sha256[:16]}.safetensors"
 
 
@@ -210,7 +210,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def reporting(path: Path, size: int | None = None, temporary: Path | None = None) -> Iterator[None]:
-    """Raise what the system says against writing ``path`` as a WriteError that names it and what is missing.
+    """Turn an error of the system while ``path`` is written into a WriteError that says what is missing.
 
     Args:
         path: what is being written.
@@ -253,7 +253,7 @@ def _told(path: Path, error: OSError, size: int | None) -> str:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder that need not be there yet, and its parents; returns those that are new, the deepest first."""
+    """Make a folder and its parents where they are missing; returns those that are new, the deepest first."""
     new = list(takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
     for each in new:
@@ -262,7 +262,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that: a rename lasts only from then on."""
+    """Flush the names in a folder to disk, where the system can: before that a rename may be lost."""
     if sys.platform == "win32":
         return
     try:
@@ -300,11 +300,10 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
 
 
 def consistent(folder: Path, read: Callable[[], T]) -> T:
-    """What ``read`` makes of several files of a folder, all of one save, while others may be saving there.
+    """Call ``read``, which reads several files of a folder, so that all are of one save while others may be saving.
 
-    Files change only by one rename of the file that names the others, so that ``read`` fails where it comes between:
-    it is tried again, at last with the folder locked. What fails then is really broken, and the error is that of
-    ``read``.
+    A save ends with one rename of the file that names the others, so a ``read`` that comes between fails. It is tried
+    again, at last with the folder locked; what fails then is really broken, and its error is raised.
     """
     for _ in range(2):
         with suppress(MinitransError):
@@ -352,7 +351,7 @@ def _leftovers(folder: Path, name: str) -> list[Path]:
 
 @contextmanager
 def _left(temporary: Path) -> Iterator[bool]:
-    """Whether nobody is writing it any more, as its writer's lock ended with the writer; locked for the block if so."""
+    """Whether the writer is gone, as its lock went with it; if so, the temporary is locked for the block."""
     try:
         kind = stat.S_IFMT(temporary.lstat().st_mode)
     except OSError:

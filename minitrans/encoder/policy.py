@@ -35,7 +35,7 @@ RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a drop
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and what it leaves open).
+    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and extensions of it).
 
     At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
     ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position. With a

@@ -43,7 +43,7 @@ def lacking(folder: Path, missing: list[str]) -> str:
 
 
 class Seal:
-    """A note of what the files of a cached model were when they were checked: later loads look, and hash no more.
+    """A note of size and times of a cached model's files when they were checked, which spares later loads the digests.
 
     Args:
         path: of the note, in our own cache.
@@ -57,18 +57,18 @@ class Seal:
         self.known = known
 
     def holds(self) -> bool:
-        """Whether the note is there, no file was written to since, and none that an encoder reads came or went."""
+        """Whether the note is there and still true: no file that an encoder reads was changed, added or removed."""
         note = self._note()
         states = {name: _state(self.folder / name) for name in ModelFolder(self.folder).files()}
         return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
 
     def begin(self, names: Collection[str]) -> None:
-        """Note which files are about to be fetched: until `check`, the model is whole only with all of them."""
+        """Note which files are about to be fetched: until `Seal.check`, the model is whole only with all of them."""
         noted = self._note().get("sha256", {})
         self._write({"folder": str(self.folder), "sha256": noted, "fetching": sorted(names)})
 
     def lacks(self) -> list[str]:
-        """The files that a fetch which did not come to its end had still to bring."""
+        """The files that an interrupted fetch has not brought."""
         names = self._note().get("fetching", [])
         return [str(name) for name in names if not (self.folder / str(name)).is_file()]
 
@@ -141,13 +141,13 @@ def _name_in_cache(path: Path) -> str | None:
 
 
 def _sha1(path: Path) -> list[str]:
-    """As git has it, which the hub follows; and plain, as some servers between have it."""
+    """The sha1 of a file as git computes it, which the hub uses, and the plain one, which some proxies use."""
     data = path.read_bytes()
     return [hashlib.sha1(each, usedforsecurity=False).hexdigest() for each in (b"blob %d\0" % len(data) + data, data)]
 
 
 def caches(cache_folder: str | os.PathLike[str] | None) -> tuple[Path, Path]:
-    """Our own cache and the hub's."""
+    """The folders of our own cache and of the hub's."""
     if cache_folder is not None:
         folder = expanded(cache_folder, "cache_folder")
         if not str(cache_folder) or "\0" in str(cache_folder):

@@ -41,7 +41,7 @@ class Wanted:
 
     @property
     def folder(self) -> str:
-        """Its name as that of a folder."""
+        """The name of its folder in a cache."""
         return self.name.replace("/", "--")
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans.arguments import as_int, as_number
+from minitrans.contents import SUPPORTED, check_keys
 from minitrans.errors import ConfigError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 
 Activation = Literal["gelu", "gelu_new", "relu"]
-
-SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
 
 # The same function under the names that models use for it.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -22,14 +21,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
     "relu": "relu",
-}
-
-# What transformers would do besides, where the key says anything.
-_REFUSED = {
-    "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the folder "
-    "holds a plain BERT that needs none",
-    "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
-    "processor_class": "a processor of other inputs than texts is not supported",
 }
 
 
@@ -63,15 +54,7 @@ class EncoderConfig:
     hidden_act: Activation = "gelu"
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
+        for name in [field.name for field in dataclasses.fields(self) if field.type == "int"]:
             value = as_int(getattr(self, name))
             if value is None or not 1 <= value < 2**31:
                 raise ConfigError(f"config: {name} is {getattr(self, name)!r}, wanted a positive integer")
@@ -112,17 +95,12 @@ class EncoderConfig:
             )
         if model_type != "bert":
             raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
-        for key, why in _REFUSED.items():
-            if values.get(key):
-                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r:.100}, {why}")
+        check_keys(values, "config.json", source)
         positions = values.get("position_embedding_type", "absolute")
         if positions != "absolute":
             raise UnsupportedModelError(
                 f"{source}: position_embedding_type {positions!r} is not supported; {SUPPORTED}"
             )
-        for flag in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-            if values.get(flag):
-                raise UnsupportedModelError(f"{source}: {flag} is set, so this is a decoder; {SUPPORTED}")
         embedding_size = values.get("embedding_size", values.get("hidden_size"))
         if embedding_size != values.get("hidden_size"):
             raise UnsupportedModelError(

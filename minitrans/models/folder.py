@@ -97,9 +97,13 @@ class ModelFolder:
         """The name, from this folder, of a file that lies beside the transformer."""
         return (PurePosixPath(self.transformer) / name).as_posix()
 
+    def place(self, name: str) -> Path:
+        """Where a file beside the transformer is, or would be, for messages."""
+        return self.path / self.name(name)
+
     def has(self, name: str) -> bool:
         """Whether there is such a file beside the transformer; a dangling link counts."""
-        return os.path.lexists(self.path / self.name(name))
+        return os.path.lexists(self.place(name))
 
     def file(self, name: str) -> Path:
         """The path of a file beside the transformer; raises as `inside`."""
@@ -212,7 +216,7 @@ class ModelFolder:
 
     def shards(self) -> list[str]:
         """The weight files that the index names, also those that are missing or lead out of the folder."""
-        if (self.path / self.name(WEIGHTS_FILE)).exists():
+        if self.place(WEIGHTS_FILE).exists():
             return []
         try:
             weight_map = self.read(self.name(INDEX_FILE)).get("weight_map")
@@ -231,7 +235,7 @@ class ModelFolder:
     def missing(self) -> list[str]:
         """The files that are not here, and without which this is no whole model."""
         needed = [self.name("config.json"), *(module.file for module in self.modules or () if module.kind == "Pooling")]
-        if not _is_file(self.path / self.name("vocab.txt")):
+        if not _is_file(self.place("vocab.txt")):
             needed.append(self.name("tokenizer.json"))
         needed += self.shards() or [self.name(WEIGHTS_FILE)]
         return sorted({name for name in needed if not _is_file(self.path / name)})

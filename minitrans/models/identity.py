@@ -60,7 +60,7 @@ class Identity:
 
     @property
     def sha256(self) -> str:
-        """Of all parts together."""
+        """Digest of all parts together."""
         return sha256_of_json(asdict(self))
 
     def to_dict(self) -> dict[str, str]:

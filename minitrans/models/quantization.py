@@ -1,4 +1,4 @@
-"""int8: the arithmetic that every backend follows, and the export of an int8 model folder.
+"""int8: the arithmetic that every backend follows.
 
 Weights are symmetric, one scale per output channel (per row for embedding tables). Activations are unsigned bytes
 with a scale and a zero point of their own per token, so that a token's result depends on nothing but that token:
@@ -87,14 +87,14 @@ def quantize_embedding(embedding: AnyEmbedding) -> Int8Embedding:
 
 
 def dequantize_linear(linear: AnyLinear) -> Linear:
-    """The float32 form of a linear map: what the int8 one stands for."""
+    """The float32 form of a linear map; a float32 one is returned as it is."""
     if isinstance(linear, Linear):
         return linear
     return Linear(linear.weight.astype(np.float32) * linear.scale[:, None], linear.bias)
 
 
 def dequantize_embedding(embedding: AnyEmbedding) -> Embedding:
-    """The float32 form of an embedding table."""
+    """The float32 form of an embedding table; a float32 one is returned as it is."""
     if isinstance(embedding, Embedding):
         return embedding
     return Embedding(embedding.weight.astype(np.float32) * embedding.scale[:, None])

@@ -21,10 +21,10 @@ from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelEr
 from minitrans.models.config import EncoderConfig, stored_precision
 from minitrans.models.folder import ModelFolder
 from minitrans.models.parameters import (
-    EMBEDDING_NAMES,
+    EMBEDDINGS,
     EMBEDDINGS_NORM,
-    LINEAR_NAMES,
-    NORM_NAMES,
+    LINEARS,
+    NORMS,
     AnyEmbedding,
     AnyLinear,
     Embedding,
@@ -179,11 +179,11 @@ def assemble(config: EncoderConfig, arrays: Mapping[str, NDArray[Any]]) -> Param
 
     def layer(index: int) -> LayerParameters:
         prefix = layer_prefix(index)
-        linears: dict[str, Any] = {field: linear(prefix + name) for field, name in LINEAR_NAMES.items()}
-        norms: dict[str, Any] = {field: norm(prefix + name) for field, name in NORM_NAMES.items()}
+        linears: dict[str, Any] = {field: linear(prefix + name) for field, (name, *_) in LINEARS.items()}
+        norms: dict[str, Any] = {field: norm(prefix + name) for field, name in NORMS.items()}
         return LayerParameters(**linears, **norms)
 
-    tables: dict[str, Any] = {field: embedding(name) for field, name in EMBEDDING_NAMES.items()}
+    tables: dict[str, Any] = {field: embedding(name) for field, (name, *_) in EMBEDDINGS.items()}
     layers = tuple(layer(index) for index in range(config.num_hidden_layers))
     return Parameters(config, **tables, embeddings_norm=norm(EMBEDDINGS_NORM), layers=layers)
 

@@ -363,15 +363,13 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(policies)
 def test_a_policy_survives_a_dict_json_and_a_file(policy):
     with tempfile.TemporaryDirectory() as folder:
         policy.save(Path(folder) / "policy.json")
         copies = [
-            PruningPolicy.from_dict(policy.to_dict()),
             PruningPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))),
-            PruningPolicy.load(Path(folder) / "policy.json"),
             PruningPolicy.load(f"{folder}/policy.json"),
         ]
     for copy in copies:

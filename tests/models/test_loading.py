@@ -1,7 +1,6 @@
 """SentenceEncoder(folder): every layout of a model folder loads and encodes, and what cannot work says so."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -62,14 +61,11 @@ def test_small_models(tmp_path, spec):
 
 @pytest.mark.parametrize("spec", FAMILY_SPECS, ids=lambda spec: spec.name)
 def test_families_of_the_hub(tmp_path, spec):
-    folder = write_model(tmp_path / spec.name, spec)
-    try:
-        encoder = SentenceEncoder(folder, threads=1)
-        check(encoder, spec, ["play music"])
-        assert encoder.config.num_attention_heads == 12
-        assert encoder.config.head_size == 32
-    finally:
-        shutil.rmtree(folder)  # up to 90 MB, and pytest keeps what its last runs left
+    spec = replace(spec, num_hidden_layers=2, vocab_size=1000)  # of up to 12 and 30,522: more of the same
+    encoder = SentenceEncoder(write_model(tmp_path / spec.name, spec), threads=1)
+    check(encoder, spec, ["play music"])
+    assert encoder.config.num_attention_heads == 12
+    assert encoder.config.head_size == 32
 
 
 @pytest.mark.parametrize("gone", ["tokenizer.json", "sentence_bert_config.json", "tokenizer_config.json"])

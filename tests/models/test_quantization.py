@@ -22,7 +22,7 @@ from minitrans.models.weights import load_parameters
 
 SPEC = find_spec("plain")
 LARGEST = 1.5e38  # the range of a row has to be a float32 too
-property_test = settings(max_examples=150)
+property_test = settings(max_examples=60)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def folder(tmp_path):
     return write_model(tmp_path / "model", SPEC)
 
 
-def matrices(rows=6, columns=40):
+def matrices(rows=6, columns=24):
     """float32 matrices whose rows are of very different size: ordinary, huge, tiny, denormal, constant, zero."""
     shape = array_shapes(min_dims=2, max_dims=2, max_side=columns).map(lambda s: (min(s[0], rows), s[1]))
     near_zero = 2.0**-149  # the least denormal
@@ -49,7 +49,8 @@ def matrices(rows=6, columns=40):
 
 @property_test
 @given(matrices())
-def test_weights_are_off_by_half_a_step_at_most(weight):
+def test_rows_of_weights(weight):
+    """Each is off by half a step at most, uses the whole range, and depends on itself alone, its sign included."""
     quantized, scale = quantize_rows(weight)
     assert (quantized.dtype, scale.dtype) == (np.int8, np.float32)
     assert (quantized.shape, scale.shape) == (weight.shape, weight.shape[:1])
@@ -60,25 +61,13 @@ def test_weights_are_off_by_half_a_step_at_most(weight):
     used = np.abs(weight).max(axis=1) > TINY
     assert (np.abs(quantized).max(axis=1) == np.where(used, 127, 0)).all()  # the whole range is used
     assert (scale[~used] == 1).all()
-
-
-@property_test
-@given(matrices())
-def test_a_row_of_weights_depends_on_itself_alone(weight):
-    quantized, scale = quantize_rows(weight)
+    negative, same_scale = quantize_rows(-weight)
+    np.testing.assert_array_equal(negative, -quantized)
+    np.testing.assert_array_equal(same_scale, scale)
     for i in range(len(weight)):
         alone, its_scale = quantize_rows(weight[i : i + 1].copy())
         assert alone.tobytes() == quantized[i].tobytes()
         assert its_scale.tobytes() == scale[i].tobytes()
-
-
-@property_test
-@given(matrices())
-def test_a_matrix_and_its_negative(weight):
-    quantized, scale = quantize_rows(weight)
-    negative, same_scale = quantize_rows(-weight)
-    np.testing.assert_array_equal(negative, -quantized)
-    np.testing.assert_array_equal(same_scale, scale)
 
 
 # --- activations
@@ -86,7 +75,7 @@ def test_a_matrix_and_its_negative(weight):
 
 @property_test
 @given(matrices())
-def test_activations_are_off_by_half_a_step_at_most(x):
+def test_activations_follow_the_definition(x):
     q, scale, zero = quantize_activations(x)
     assert (q.dtype, scale.dtype, zero.dtype) == (np.uint8, np.float32, np.int32)
     assert (q.shape, scale.shape, zero.shape) == (x.shape, x.shape[:1], x.shape[:1])
@@ -96,12 +85,6 @@ def test_activations_are_off_by_half_a_step_at_most(x):
     error = np.abs((q.astype(np.float64) - zero[:, None]) * scale[:, None] - x)
     assert (error <= scale[:, None] * (0.5 + 1e-3)).all()
     np.testing.assert_array_equal(q[x == 0], np.broadcast_to(zero[:, None], x.shape)[x == 0])  # zero is exact
-
-
-@property_test
-@given(matrices())
-def test_activations_follow_the_definition(x):
-    q, scale, zero = quantize_activations(x)
     one, limit = np.float32(1), np.float32(255)
     for row, its_q, its_scale, its_zero in zip(x, q, scale, zero, strict=True):
         low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
@@ -109,8 +92,7 @@ def test_activations_follow_the_definition(x):
         point = min(np.rint(-low * (one / step)), limit)
         assert its_scale == step
         assert its_zero == point
-        for value, byte in zip(row, its_q, strict=True):
-            assert byte == min(max(np.rint(value * (one / step)) + point, 0), 255)
+        np.testing.assert_array_equal(its_q, np.clip(np.rint(row * (one / step)) + point, 0, 255))
 
 
 @property_test

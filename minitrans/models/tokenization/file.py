@@ -40,9 +40,11 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 @contextmanager
 def library_errors(what: Callable[[], str], remedy: str = "fetch the model again") -> Iterator[None]:
-    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException.
+    """Turn whatever the library raises into a TokenizerError: plain exceptions, and panics of its Rust code.
 
-    ``what`` was tried is put into words only then: this runs for every text.
+    Args:
+        what: puts what was tried into words; called only for an error, as this runs for every text.
+        remedy: what to do about it.
     """
     try:
         yield
@@ -95,9 +97,7 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
         file = folder.file("vocab.txt")
         for name in ("unk_token", "cls_token", "sep_token"):
             if settings.get(name, "") is None:
-                raise ConfigError(
-                    f"{folder.path / folder.name('tokenizer_config.json')}: {name} is null, wanted a token"
-                )
+                raise ConfigError(f"{folder.place('tokenizer_config.json')}: {name} is null, wanted a token")
         fast = _from_vocabulary(file, added)
     elif bert:
         raise ModelNotFoundError(
@@ -105,7 +105,7 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
         )
     else:
         raise ModelNotFoundError(
-            f"{folder.path / folder.name('tokenizer.json')} is missing, and a {kind} is read from nothing else here; "
+            f"{folder.place('tokenizer.json')} is missing, and a {kind} is read from nothing else here; "
             "write it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     if bert:
@@ -142,8 +142,8 @@ def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
 
 
 def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> Added:
-    """What tokenizer_config.json says of them; if it has no added_tokens_decoder, the older files beside it too."""
-    source = str(folder.path / folder.name("tokenizer_config.json"))
+    """The tokens of tokenizer_config.json; without an added_tokens_decoder, of the older files too."""
+    source = str(folder.place("tokenizer_config.json"))
     listed: dict[int, AddedToken] = {}
     whole = "added_tokens_decoder" in settings
     values = dict(settings)
@@ -213,7 +213,7 @@ def _special_tokens(
 
 
 def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: str) -> None:
-    """Where both files list additional tokens, releases of transformers differ in whose list counts."""
+    """Refuse additional tokens that both files list differently: releases of transformers differ in which list counts."""
     both = [
         [token for key in _LISTS for token in _contents(each.get(key))]
         for each in (values, older)
@@ -321,16 +321,14 @@ def _check_bert(fast: FastTokenizer, added: Added, file: Path) -> None:
 
 
 def _set_normalizer(fast: FastTokenizer, settings: Mapping[str, Any], folder: ModelFolder) -> None:
-    """As tokenizer_config.json says, and as BERT does where it does not; never as tokenizer.json says."""
+    """Set the normaliser of BERT with the flags of tokenizer_config.json; what tokenizer.json says does not count."""
     from tokenizers.normalizers import BertNormalizer
 
     flags: dict[str, Any] = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
     for key, usual in flags.items():
         flags[key] = value = settings.get(key, usual)
         if not isinstance(value, bool) and (key != "strip_accents" or value is not None):
-            raise ConfigError(
-                f"{folder.path / folder.name('tokenizer_config.json')}: {key} is {value!r:.50}, wanted true or false"
-            )
+            raise ConfigError(f"{folder.place('tokenizer_config.json')}: {key} is {value!r:.50}, wanted true or false")
     fast.normalizer = BertNormalizer(
         clean_text=True,
         handle_chinese_chars=flags["tokenize_chinese_chars"],
