@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from minitrans.arguments import as_int, as_number
 from minitrans.contents import SUPPORTED, check_keys
-from minitrans.errors import ConfigError, UnsupportedModelError
+from minitrans.errors import ConfigError, ModelError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 
 Activation = Literal["gelu", "gelu_new", "relu"]
@@ -107,20 +107,15 @@ class EncoderConfig:
                 f"{source}: embedding_size {embedding_size!r} differs from hidden_size; factorised embeddings "
                 f"are not supported; {SUPPORTED}"
             )
-        act = values.get("hidden_act", "gelu")
-        if not isinstance(act, str) or act not in _ACTIVATIONS:
-            raise UnsupportedModelError(
-                f"{source}: hidden_act {act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
-            )
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} | {
-            "hidden_act": _ACTIVATIONS[act]
-        }
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        if isinstance(act := values.get("hidden_act"), str):
+            known["hidden_act"] = _ACTIVATIONS.get(act, act)
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in known]
         if missing:
             raise ConfigError(f"{source}: {', '.join(missing)} missing; a BERT configuration needs them")
         try:
             return cls(**known)
-        except ConfigError as error:
+        except ModelError as error:
             raise type(error)(f"{source}: {error}") from None
 
     @classmethod

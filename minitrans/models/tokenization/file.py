@@ -213,7 +213,7 @@ def _special_tokens(
 
 
 def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: str) -> None:
-    """Refuse additional tokens that both files list differently: releases of transformers differ in which list counts."""
+    """Refuse additional tokens that both files list, and differently: which list counts depends on transformers."""
     both = [
         [token for key in _LISTS for token in _contents(each.get(key))]
         for each in (values, older)

@@ -65,8 +65,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         ("post_processor", "processors", _POST_PROCESSORS),
     ):
         steps = list(islice(_steps(content.get(part), inner), MOST_STEPS + 1))
-        if len(steps) > MOST_STEPS:
-            raise UnsupportedModelError(f"{file}: {part} has more than {MOST_STEPS} steps, wanted fewer")
+        _at_most(MOST_STEPS, len(steps), f"{file}: the number of steps of {part}")
         for step in steps:
             kind = step.get("type") if isinstance(step, dict) else step
             if not isinstance(kind, str) or kind not in known:
@@ -76,11 +75,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
             growth *= _growth(step, kind, f"{file}: {kind} of {part}")
             forms += kind in _FORMS
     growth *= _GROWTH_OF_FORMS ** max(0, forms - 1)
-    if growth > MOST_GROWTH:
-        raise UnsupportedModelError(
-            f"{file}: its normalizer and pre_tokenizer can make a text {growth:g} times as long, wanted at most "
-            f"{MOST_GROWTH}"
-        )
+    _at_most(MOST_GROWTH, growth, f"{file}: the factor by which normalizer and pre_tokenizer can lengthen a text")
     model = content["model"]
     kind = model.get("type")
     if kind not in _MODELS:
@@ -90,22 +85,24 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         )
     pieces = vocabulary if isinstance(vocabulary := model.get("vocab"), list) else []
     named = [str(piece[0]) for piece in pieces if isinstance(piece, list) and piece]
-    size = len("".join(named).encode(errors="replace"))
-    if size > MOST_PIECE_BYTES:
-        raise UnsupportedModelError(f"{file}: its pieces have {size} bytes, wanted at most {MOST_PIECE_BYTES}")
+    _at_most(MOST_PIECE_BYTES, len("".join(named).encode(errors="replace")), f"{file}: the size of its pieces in bytes")
     letters = model.get("max_input_chars_per_word", 0)
     if not isinstance(letters, int) or letters > MOST_CHARACTERS_PER_WORD:
         raise UnsupportedModelError(
             f"{file}: max_input_chars_per_word is {letters!r:.50}, wanted at most {MOST_CHARACTERS_PER_WORD}"
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):  # tried with each piece of each word
-        if len(str(model.get(key))) > MOST_AROUND:
-            raise UnsupportedModelError(f"{file}: {key} has more than {MOST_AROUND} characters")
+        _at_most(MOST_AROUND, len(str(model.get(key))), f"{file}: the length of {key}")
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
         raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")
     contents = (token.get("content") for token in tokens if isinstance(token, dict))
     check_added_characters((content for content in contents if isinstance(content, str)), file)
+
+
+def _at_most(most: int, seen: float, what: str) -> None:
+    if seen > most:
+        raise UnsupportedModelError(f"{what} is {seen}, wanted at most {most}")
 
 
 def check_added_characters(contents: Iterable[str], file: str) -> None:
@@ -135,8 +132,8 @@ def _growth(step: dict[str, Any], kind: str, source: str) -> float:
         return max(1.0, len(content) / shortest) if isinstance(content, str) else 1.0
     if kind == "Split":
         _shortest_match(step.get("pattern"), source)
-    elif kind == "Prepend" and len(str(step.get("prepend"))) > MOST_AROUND:
-        raise UnsupportedModelError(f"{source} puts more than {MOST_AROUND} characters before a text")
+    elif kind == "Prepend":
+        _at_most(MOST_AROUND, len(str(step.get("prepend"))), f"{source}: the length of what it prepends")
     elif kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap"), source)
     elif kind == "TemplateProcessing":
@@ -169,8 +166,7 @@ def _check_charsmap(charsmap: object, source: str) -> None:
     except binascii.Error as error:
         raise TokenizerError(f"{source} is not base64 ({error}); fetch the model again") from error
     pieces = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
-    if (longest := max(map(len, pieces))) > MOST_AROUND:
-        raise UnsupportedModelError(f"{source} replaces a character by {longest} bytes, wanted at most {MOST_AROUND}")
+    _at_most(MOST_AROUND, max(map(len, pieces)), f"{source}: the number of bytes in place of a character")
 
 
 def _check_template(step: Mapping[str, Any], source: str) -> None:

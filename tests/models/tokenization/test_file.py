@@ -388,7 +388,7 @@ def test_other_steps_without_bound(whole, change):
     ("key", "value", "seen"),
     [
         ("max_input_chars_per_word", 10**6, "max_input_chars_per_word is 1000000, wanted at most 1000"),
-        ("continuing_subword_prefix", "#" * 65, "continuing_subword_prefix has more than 64 characters"),
+        ("continuing_subword_prefix", "#" * 65, "the length of continuing_subword_prefix is 65, wanted at most 64"),
     ],
 )
 def test_words_are_not_searched_without_bound(whole, key, value, seen):
@@ -401,7 +401,7 @@ def test_words_are_not_searched_without_bound(whole, key, value, seen):
 def test_pieces_that_are_long(whole):
     pieces = [["[UNK]", 0.0], *([f"{i}" + "a" * 10**6, -1.0] for i in range(4))]
     edit_json(whole / "tokenizer.json", model={"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False})
-    assert "its pieces have 4000009 bytes" in refusal(UnsupportedModelError, whole)
+    assert "the size of its pieces in bytes is 4000009, wanted at most 4000000" in refusal(UnsupportedModelError, whole)
 
 
 @pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
