@@ -5,25 +5,12 @@ import json
 import os
 
 import pytest
+from model_files import DIGEST, fill, sha256
 
 from minitrans.errors import DigestError
 from minitrans.hub import cache
 from minitrans.hub.cache import Seal, missing_files
 from minitrans.models.manifest import KnownModel
-
-DIGEST = "0" * 64
-
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def fill(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
-
 
 WHOLE = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w", "modules.json": b"[]"}
 POOLING = json.dumps([{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]).encode()

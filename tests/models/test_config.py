@@ -68,10 +68,6 @@ def test_architectures_that_are_refused_by_name(changes, seen):
     assert ("BERT-family" in message) or ("wanted one of" in message and "gelu_new" in message)
 
 
-def test_a_dict_without_model_type():
-    assert "model_type None" in refusal(UnsupportedModelError, lambda: EncoderConfig.from_dict(SIZES))
-
-
 @pytest.mark.parametrize(
     ("act", "computed"),
     [("gelu", "gelu"), ("gelu_new", "gelu_new"), ("gelu_pytorch_tanh", "gelu_new"), ("relu", "relu")],
@@ -222,7 +218,7 @@ def test_files_that_are_missing(folder, name):
     assert str(folder / name) in refusal(ModelNotFoundError, lambda: ModelFolder(folder).inside(name))
 
 
-def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder):
+def test_links_out_of_the_folder_are_refused_others_not(folder):
     (folder.parent / "config.json").write_text(json.dumps(CONFIG))
     (folder / "out.json").symlink_to("../config.json")
     (folder / "within.json").symlink_to("config.json")
@@ -244,10 +240,6 @@ def hub_cache(root):
     (blobs / "4567").write_text(json.dumps(CONFIG))
     (snapshot / "config.json").symlink_to(os.path.relpath(blobs / "4567", snapshot))
     return snapshot
-
-
-def test_the_layout_of_the_hubs_cache(tmp_path):
-    assert EncoderConfig.from_folder(hub_cache(tmp_path)) == ENCODER
 
 
 @pytest.mark.parametrize("target", ["../../refs", "../../../secret", "../other/config.json"])

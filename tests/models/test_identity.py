@@ -235,7 +235,7 @@ def test_weights_replaced_meanwhile_are_not_taken_for_those_read(copy):
         _ = encoder.identity
 
 
-def test_a_configuration_changed_meanwhile_is_not_taken_for_that_read(copy):
+def test_a_configuration_that_was_changed_meanwhile(copy):
     encoder = SentenceEncoder(copy)
     setting("config.json", hidden_act="relu")(copy)
     with pytest.raises(ModelError, match="make a new SentenceEncoder"):

@@ -1,26 +1,13 @@
 """The manifest of known models, and the checks of a folder against it."""
 
-import hashlib
-
 import pytest
+from model_files import DIGEST, fill, sha256
 
 from minitrans.errors import ConfigError, DigestError, ModelNotFoundError
 from minitrans.models import manifest
 from minitrans.models.manifest import KnownModel, Mirror, load_manifest, verify
 
-DIGEST = "0" * 64
 COMMIT = "1" * 40
-
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def fill(folder, files):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def test_shipped_manifest():

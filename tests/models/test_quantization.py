@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from random_models import edit_json, find_spec, texts, write_model, write_tensors
+from random_models import find_spec, texts, write_model, write_tensors
 
 from minitrans import SentenceEncoder, quantize_folder
 from minitrans.backends.reference import EXACT, Int8Product, prepare
-from minitrans.errors import InputError, ModelNotFoundError, UnsupportedModelError, WeightsError
+from minitrans.errors import InputError, ModelNotFoundError, WeightsError
 from minitrans.files import sha256_of
 from minitrans.models.parameters import Int8Linear, Linear, layer_prefix
 from minitrans.models.quantization import TINY, quantize_activations, quantize_rows, with_precision
@@ -411,19 +411,6 @@ def test_a_source_that_is_broken_leaves_nothing(folder, tmp_path):
     with pytest.raises(ModelNotFoundError):
         quantize_folder(tmp_path / "nowhere", tmp_path / "int8")
     assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize(
-    ("changes", "seen"),
-    [({"quant_method": "gptq"}, "'gptq'"), ({"version": 2}, "version 2"), ({"version": None}, "version None")],
-)
-def test_a_format_that_is_not_known(folder, tmp_path, changes, seen):
-    int8 = quantize_folder(folder, tmp_path / "int8")
-    stored = json.loads((int8 / "config.json").read_text())["quantization_config"]
-    edit_json(int8 / "config.json", quantization_config=stored | changes)
-    with pytest.raises(UnsupportedModelError, match=seen) as error:
-        SentenceEncoder(int8)
-    assert str(int8 / "config.json") in str(error.value)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are of POSIX")
