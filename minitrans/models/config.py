@@ -63,15 +63,15 @@ class EncoderConfig:
             raise ConfigError(f"config: num_hidden_layers is {self.num_hidden_layers}, wanted at most 1000")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"config: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
+                f"config: hidden_size is {self.hidden_size}, wanted a multiple of num_attention_heads, "
+                f"{self.num_attention_heads}"
             )
         eps = as_number(self.layer_norm_eps)
         if eps is None or not 0 < eps < 1:
             raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
         if self.hidden_act not in get_args(Activation):
             raise UnsupportedModelError(
-                f"config: hidden_act {self.hidden_act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+                f"config: hidden_act is {self.hidden_act!r}, wanted one of {sorted(_ACTIVATIONS)}"
             )
 
     @property
@@ -87,26 +87,19 @@ class EncoderConfig:
             UnsupportedModelError: another architecture, relative positions, a decoder, another activation.
             ConfigError: a field is missing or has an impossible value.
         """
-        model_type = values.get("model_type")
-        if model_type is None:
+        if values.get("model_type") is None:
             raise UnsupportedModelError(
-                f"{source}: model_type None: the key is missing; if this is a BERT encoder (its architectures are "
+                f"{source}: model_type is None, wanted 'bert'; if this is a BERT encoder (its architectures are "
                 f'{values.get("architectures")!r:.100}), add "model_type": "bert"; {SUPPORTED}'
             )
-        if model_type != "bert":
-            raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
         check_keys(values, "config.json", source)
-        positions = values.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise UnsupportedModelError(
-                f"{source}: position_embedding_type {positions!r} is not supported; {SUPPORTED}"
-            )
-        embedding_size = values.get("embedding_size", values.get("hidden_size"))
-        if embedding_size != values.get("hidden_size"):
-            raise UnsupportedModelError(
-                f"{source}: embedding_size {embedding_size!r} differs from hidden_size; factorised embeddings "
-                f"are not supported; {SUPPORTED}"
-            )
+        for key, wanted in (
+            ("model_type", "bert"),
+            ("position_embedding_type", "absolute"),
+            ("embedding_size", values.get("hidden_size")),  # else they are factorised
+        ):
+            if values.get(key, wanted) != wanted:
+                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r}, wanted {wanted!r}; {SUPPORTED}")
         known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
         if isinstance(act := values.get("hidden_act"), str):
             known["hidden_act"] = _ACTIVATIONS.get(act, act)
@@ -143,11 +136,8 @@ def stored_precision(folder: ModelFolder) -> str:
     method = quantization.get("quant_method")
     if method != INT8_FORMAT:
         raise UnsupportedModelError(
-            f"{file}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "
-            "(written by `minitrans quantize`) or a float model"
+            f"{file}: quant_method is {method!r}, wanted {INT8_FORMAT!r}, as `minitrans quantize` writes it, or none"
         )
-    if quantization.get("version") != 1:
-        raise UnsupportedModelError(
-            f"{file}: {INT8_FORMAT} version {quantization.get('version')!r}, this release reads 1"
-        )
+    if (version := quantization.get("version")) != 1:
+        raise UnsupportedModelError(f"{file}: the version of {INT8_FORMAT} is {version!r}, wanted 1 here")
     return "int8"

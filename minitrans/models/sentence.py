@@ -12,6 +12,9 @@ from minitrans.arguments import check_choice, check_int
 from minitrans.errors import ConfigError, InputError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
+
 # The older key style: one boolean per mode.
 _LEGACY_KEYS: dict[str, PoolingMode] = {
     "pooling_mode_cls_token": "cls",
@@ -87,9 +90,6 @@ def _read_modes(folder: ModelFolder, name: str, hidden_size: int) -> tuple[Pooli
     return tuple(modes)
 
 
-SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
-
-
 def check_prompts(prompts: object, source: str) -> dict[str, str]:
     """Name -> text. InputError names the source."""
     if not isinstance(prompts, Mapping) or not all(isinstance(x, str) for pair in prompts.items() for x in pair):
@@ -113,6 +113,3 @@ def sentence_settings(folder: ModelFolder) -> dict[str, Any]:
     except InputError as error:
         raise ConfigError(str(error)) from None
     return settings
-
-
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]

@@ -715,7 +715,7 @@ def test_files_that_the_encoder_does_not_read_are_named(copy):
     ("file", "text", "message"),
     [
         ("config.json", "{", "is not valid JSON"),
-        ("config.json", '{"model_type": "roberta"}', "'roberta' is not supported"),
+        ("config.json", '{"model_type": "roberta"}', "model_type is 'roberta', wanted 'bert'"),
         ("modules.json", "[]", "no Pooling module"),
         ("config_sentence_transformers.json", '{"truncate_dim": 0}', "truncate_dim is 0"),
     ],
@@ -732,7 +732,7 @@ def test_an_unknown_quantisation_fails(copy):
     folder, _ = copy("int8")
     random_models.edit_json(folder / "config.json", quantization_config={"quant_method": "other"})
     found = audit_folder(folder)
-    assert "'other' is not supported" in text_of(by_name(found)["configuration"])
+    assert "quant_method is 'other'" in text_of(by_name(found)["configuration"])
     assert by_name(found)["tensors"].verdict == "SKIP"
 
 

@@ -129,7 +129,7 @@ def test_too_many_entries(tmp_path, target, monkeypatch):
 
 def test_too_large_an_entry(tmp_path, target, monkeypatch):
     monkeypatch.setattr(mirrors, "MAX_FILE_BYTES", 6999)
-    refused(build(tmp_path / "a.whl"), target, "unpacks to 7000 bytes, more than 6999")
+    refused(build(tmp_path / "a.whl"), target, "unpacks to 7000 bytes, wanted at most 6999")
 
 
 def test_bomb(tmp_path, target):

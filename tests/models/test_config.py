@@ -50,15 +50,19 @@ def refusal(error, call):
 @pytest.mark.parametrize(
     ("changes", "seen"),
     [
-        *(({"model_type": name}, f"model_type {name!r}") for name in ("roberta", "mpnet", "distilbert", "t5", "BERT")),
-        ({"model_type": None}, "model_type None"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
-        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type 'relative_key_query'"),
+        *(
+            ({"model_type": name}, f"model_type is {name!r}, wanted 'bert'")
+            for name in ("roberta", "mpnet", "distilbert", "t5", "BERT")
+        ),
+        ({"model_type": None}, "model_type is None"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type is 'relative_key_query'"),
+        ({"position_embedding_type": None}, "position_embedding_type is None"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
-        ({"embedding_size": 16}, "embedding_size 16"),
-        *(({"hidden_act": act}, f"hidden_act {act!r}") for act in ("silu", "quick_gelu", "", None, 3, ["gelu"])),
+        ({"embedding_size": 16}, "embedding_size is 16, wanted 32"),
+        *(({"hidden_act": act}, f"hidden_act is {act!r}") for act in ("silu", "quick_gelu", "", None, 3, ["gelu"])),
     ],
 )
 def test_architectures_that_are_refused_by_name(changes, seen):
@@ -101,7 +105,7 @@ def test_sizes_that_are_no_sizes(name, value):
 @pytest.mark.parametrize(
     ("changes", "seen"),
     [
-        ({"hidden_size": 33}, "hidden_size 33 is not a multiple of num_attention_heads 4"),
+        ({"hidden_size": 33}, "hidden_size is 33, wanted a multiple of num_attention_heads, 4"),
         ({"num_hidden_layers": 1001}, "num_hidden_layers is 1001, wanted at most 1000"),
         *(
             ({"layer_norm_eps": eps}, f"layer_norm_eps is {eps!r}, wanted a number between 0 and 1")

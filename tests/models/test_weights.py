@@ -458,8 +458,12 @@ def test_an_int8_folder_that_says_float(int8_folder):
     [
         ({"quant_method": "bitsandbytes"}, UnsupportedModelError, "'bitsandbytes'"),
         ({}, UnsupportedModelError, "None"),
-        ({"quant_method": "minitrans-int8"}, UnsupportedModelError, "version None, this release reads 1"),
-        ({"quant_method": "minitrans-int8", "version": 2}, UnsupportedModelError, "version 2, this release reads 1"),
+        ({"quant_method": "minitrans-int8"}, UnsupportedModelError, "is None, wanted 1 here"),
+        (
+            {"quant_method": "minitrans-int8", "version": 2},
+            UnsupportedModelError,
+            "is 2, wanted 1 here",
+        ),
         ("minitrans-int8", ConfigError, "'minitrans-int8', wanted a JSON object"),
         ([1], ConfigError, "[1], wanted a JSON object"),
     ],

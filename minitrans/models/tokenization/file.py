@@ -132,7 +132,7 @@ def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
             else ""
         )
         raise UnsupportedModelError(
-            f"{folder.path / source}: tokenizer_class {name!r:.100} is not supported, wanted one of "
+            f"{folder.path / source}: tokenizer_class is {name!r:.100}, wanted one of "
             f"{', '.join((*BERT_CLASSES, *FILE_CLASSES))}{remedy}"
         )
     return str(kind)

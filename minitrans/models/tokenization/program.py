@@ -95,7 +95,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         _at_most(MOST_AROUND, len(str(model.get(key))), f"{file}: the length of {key}")
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
-        raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")
+        raise TokenizerError(f"{file}: added_tokens is {tokens!r:.50}, wanted a list of at most {MOST_ADDED_TOKENS}")
     contents = (token.get("content") for token in tokens if isinstance(token, dict))
     check_added_characters((content for content in contents if isinstance(content, str)), file)
 
