@@ -53,15 +53,13 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: str | Path | ModelFolder) -> ModelFolder:
-        """Open a folder, unless it holds what is refused by name; one that is open is returned as it is.
+        """Open a folder, unless it holds what is refused by name. One that is open stays it, with what was read.
 
         Raises:
             UnsupportedModelError: a file or module that is not supported, or several Transformers.
             ConfigError: ``modules.json`` is broken, or this is the inner folder of another.
         """
-        if isinstance(path, ModelFolder):
-            return path
-        folder = cls(Path(path))
+        folder = path if isinstance(path, ModelFolder) else cls(Path(path))
         if os.path.lexists(folder.path / "modules.json"):
             folder._check_modules()
         else:

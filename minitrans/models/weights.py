@@ -78,7 +78,7 @@ def weight_files(folder: Path | ModelFolder) -> list[Path]:
         ModelNotFoundError: no weights at all, or a shard is missing.
     """
     there = ModelFolder.open(folder)
-    inner = there.path / there.transformer
+    inner = there.place("")
     if (inner / WEIGHTS_FILE).exists():
         return [_inside(there, WEIGHTS_FILE)]
     if (inner / INDEX_FILE).exists():

@@ -439,6 +439,26 @@ def test_tensors_inside_the_encoder_are_refused(folder, name):
     assert f"unexpected tensors: {name}" in refusal(WeightsError, load_parameters, folder)
 
 
+def test_a_folder_that_was_only_looked_at_is_refused_too(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    looked = ModelFolder(folder)
+    assert looked.has("adapter_config.json")
+    for load in (load_parameters, EncoderConfig.from_folder, ModelFolder.open):
+        assert "is a PEFT adapter" in refusal(UnsupportedModelError, load, looked)
+
+
+def test_each_json_file_is_read_once(folder, monkeypatch):
+    seen = []
+    read = ModelFolder.read.__globals__["read_json"]
+    monkeypatch.setattr(
+        "minitrans.models.folder.read_json", lambda path, kind: seen.append(path.name) or read(path, kind)
+    )
+    SentenceEncoder(folder, backend="reference")
+    wanted = {"modules.json", "config.json", "tokenizer_config.json", "sentence_bert_config.json"}
+    assert wanted <= {*seen}
+    assert len(seen) == len({*seen}) + 1  # config.json is the name of the pooling's file, too
+
+
 def test_a_folder_without_modules(folder):
     (folder / "modules.json").unlink()
     for name in ("config_sentence_transformers.json", "1_Pooling/config.json"):

@@ -101,7 +101,7 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
         fast = _from_vocabulary(file, added)
     elif bert:
         raise ModelNotFoundError(
-            f"{folder.path / folder.transformer} holds neither tokenizer.json nor vocab.txt; fetch the model again"
+            f"{folder.place('')} holds neither tokenizer.json nor vocab.txt; fetch the model again"
         )
     else:
         raise ModelNotFoundError(
@@ -117,22 +117,17 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
 
 
 def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
-    name = settings.get("tokenizer_class")
-    source = folder.name("tokenizer_config.json")
+    name, source = settings.get("tokenizer_class"), "tokenizer_config.json"
     if name is None:
-        source = folder.name("config.json")
-        name = folder.config.get("tokenizer_class")
+        name, source = folder.config.get("tokenizer_class"), "config.json"
     if name is None:
         return BERT_CLASSES[0]
     kind = name.removesuffix("Fast") if isinstance(name, str) and name != "PreTrainedTokenizerFast" else name
     if kind not in (*BERT_CLASSES, *FILE_CLASSES):
-        remedy = (
-            "; if its tokenizer.json holds all that it does, set tokenizer_class to 'PreTrainedTokenizerFast'"
-            if folder.has("tokenizer.json")
-            else ""
-        )
+        remedy = "; if its tokenizer.json holds all that it does, set tokenizer_class to 'PreTrainedTokenizerFast'"
+        remedy = remedy if folder.has("tokenizer.json") else ""
         raise UnsupportedModelError(
-            f"{folder.path / source}: tokenizer_class is {name!r:.100}, wanted one of "
+            f"{folder.place(source)}: tokenizer_class is {name!r:.100}, wanted one of "
             f"{', '.join((*BERT_CLASSES, *FILE_CLASSES))}{remedy}"
         )
     return str(kind)
@@ -264,7 +259,7 @@ def _add(fast: FastTokenizer, added: Added, rows: int, folder: ModelFolder) -> N
     if fast.get_vocab_size() + len(new) > rows and added.implied.issuperset(new):
         # Nor has the vocabulary: transformers could not embed a text with them, and no other text needs them.
         tokens = [(token, place) for token, place in tokens if token.content not in new]
-    where = folder.path / folder.transformer
+    where = folder.place("")
     with library_errors(lambda: f"{where}: the added tokens do not fit"):
         fast.add_tokens([token for token, _ in tokens])
     for token, place in tokens:
