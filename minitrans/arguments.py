@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from minitrans.errors import InputError, one_of
+from minitrans.errors import InputError
+from minitrans.words import one_of
 
 
 def as_int(value: object) -> int | None:

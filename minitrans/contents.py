@@ -44,14 +44,14 @@ _ADAPTER = (
 _PROCESSOR = (
     "the settings of a processor of images or sound, wanted a model of texts alone; remove the file if it is one"
 )
-_REFUSED_FILES = {
+REFUSED_FILES = {
     "adapter_config.json": _ADAPTER,
     "adapter_model.safetensors": _ADAPTER,
     "adapter_model.bin": _ADAPTER,
     "processor_config.json": _PROCESSOR,
     "preprocessor_config.json": _PROCESSOR,
 }
-_MODULE_FOLDER = re.compile(r"\d+_\w+")
+MODULE_FOLDER = re.compile(r"\d+_\w+")
 _SHARD = re.compile(r"\w+-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -67,7 +67,7 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
 
     def is_needed(name: str) -> bool:
         folder, _, file = name.rpartition("/")
-        if folder and not (_MODULE_FOLDER.fullmatch(folder) if folders is None else folder in folders):
+        if folder and not (MODULE_FOLDER.fullmatch(folder) if folders is None else folder in folders):
             return False
         if (
             folder
@@ -75,7 +75,7 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
             and known.isdisjoint(f"{folder}/{each}" for each in ("tokenizer.json", "vocab.txt"))
         ):
             return False  # the weights of a module that is refused, not of a transformer
-        if file in TRANSFORMER_FILES or (file in _REFUSED_FILES and file.endswith(".json")):
+        if file in TRANSFORMER_FILES or (file in REFUSED_FILES and file.endswith(".json")):
             return True
         if f"{folder}/{WEIGHTS_FILE}".lstrip("/") in known:
             return file == WEIGHTS_FILE or name in OUTER_FILES
@@ -89,15 +89,20 @@ def files_to_fetch(names: Iterable[str], modules: Iterable[str] | None = None) -
 
 @dataclass(frozen=True)
 class _Keys:
-    """The keys of one JSON file. A refused key may be there with a value that says nothing, or a ``harmless`` one."""
+    """The keys of one JSON file; ``refused`` has the reason for each.
 
-    understood: frozenset[str]
+    A refused key may be there with a value that says nothing, or with one of its ``harmless`` values. A key that is
+    none of these is refused too, unless the file has keys for ``others`` than encoders.
+    """
+
+    understood: frozenset[str] = frozenset()
     irrelevant: frozenset[str] = frozenset()
     refused: Mapping[str, str] = field(default_factory=dict)
     harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    others: bool = False
 
 
-def words(*lines: str) -> frozenset[str]:
+def word_set(*lines: str) -> frozenset[str]:
     """The words of some lines."""
     return frozenset(" ".join(lines).split())
 
@@ -106,12 +111,26 @@ _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 _LIMITS = "limits of their own for queries and documents are not supported; delete the key to cut both at {limit}"
 _ARGUMENTS = "arguments for transformers are not supported; write what they say into {where} and delete the key"
 _CODE = "code of the model's own is not run; there is no way to use this model here"
+_PROCESSED = "a processor of other inputs than texts is not supported"
+SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
 
 _KEYS: dict[str, _Keys] = {
-    "modules.json": _Keys(words("type path name"), words("idx kwargs")),
+    "config.json": _Keys(
+        refused={
+            "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the "
+            "folder holds a plain BERT that needs none",
+            "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
+            "processor_class": _PROCESSED,
+            **dict.fromkeys(
+                ("is_decoder", "add_cross_attention", "is_encoder_decoder"), f"so this is a decoder; {SUPPORTED}"
+            ),
+        },
+        others=True,
+    ),
+    "modules.json": _Keys(word_set("type path name"), word_set("idx kwargs")),
     "sentence_bert_config.json": _Keys(
-        words("max_seq_length do_lower_case"),
-        words("unpad_inputs"),
+        word_set("max_seq_length do_lower_case"),
+        word_set("unpad_inputs"),
         {
             **dict.fromkeys(("query_length", "document_length"), _LIMITS.format(limit="max_seq_length")),
             "query_expansion": "expanded queries are those of multi-vector models, which are not supported",
@@ -133,23 +152,22 @@ _KEYS: dict[str, _Keys] = {
         },
     ),
     "Pooling": _Keys(
-        words(
+        word_set(
             "embedding_dimension word_embedding_dimension pooling_mode include_prompt",
             "pooling_mode_cls_token pooling_mode_max_tokens pooling_mode_mean_tokens",
             "pooling_mode_mean_sqrt_len_tokens pooling_mode_weightedmean_tokens pooling_mode_lasttoken",
         )
     ),
     "Normalize": _Keys(
-        words(),
         refused=dict.fromkeys(
             ("module_input_name", "module_output_name"), "wanted 'sentence_embedding', the vector of the whole text"
         ),
         harmless=dict.fromkeys(("module_input_name", "module_output_name"), ("sentence_embedding",)),
     ),
-    "Dropout": _Keys(words(), words("dropout")),
+    "Dropout": _Keys(irrelevant=word_set("dropout")),
     "config_sentence_transformers.json": _Keys(
-        words("prompts default_prompt_name similarity_fn_name truncate_dim"),
-        words("__version__ requirements"),
+        word_set("prompts default_prompt_name similarity_fn_name truncate_dim"),
+        word_set("__version__ requirements"),
         {
             "model_type": "wanted 'SentenceTransformer': one vector per text; other kinds of models are not supported",
             "activation_fn": "the activation of a cross-encoder, which is not supported",
@@ -158,12 +176,12 @@ _KEYS: dict[str, _Keys] = {
         {"model_type": ("SentenceTransformer",)},
     ),
     "tokenizer_config.json": _Keys(
-        words(
+        word_set(
             "added_tokens_decoder additional_special_tokens extra_special_tokens model_specific_special_tokens",
             "do_lower_case strip_accents tokenize_chinese_chars tokenizer_class",
             "model_max_length max_len truncation_side",
         ),
-        words(
+        word_set(
             # names and notes
             "name_or_path _name_or_path special_tokens_map_file tokenizer_file vocab_file full_tokenizer_file backend",
             "is_local local_files_only files_loaded init_inputs verbose slow_tokenizer_class use_fast from_slow legacy",
@@ -184,7 +202,7 @@ _KEYS: dict[str, _Keys] = {
         {
             "split_special_tokens": "splitting special tokens is not supported; delete the key to keep them whole",
             "auto_map": _CODE,
-            "processor_class": "a processor of other inputs than texts is not supported",
+            "processor_class": _PROCESSED,
             "fast_tokenizer_files": "tokenizers that depend on a release are not supported; delete the key to use "
             "tokenizer.json",
             **dict.fromkeys(
@@ -194,7 +212,7 @@ _KEYS: dict[str, _Keys] = {
         },
     ),
     "special_tokens_map.json": _Keys(
-        words("additional_special_tokens extra_special_tokens model_specific_special_tokens")
+        word_set("additional_special_tokens extra_special_tokens model_specific_special_tokens")
     ),
 }
 _KEYS |= dict.fromkeys(SENTENCE_CONFIGS, _KEYS["sentence_bert_config.json"])
@@ -218,7 +236,7 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
     """
     keys = _KEYS[kind]
     for key, value in values.items():
-        known = key in keys.understood or key in keys.irrelevant
+        known = key in keys.understood or key in keys.irrelevant or (keys.others and key not in keys.refused)
         if known or (kind in TOKEN_FILES and is_token_key(key)):
             continue
         if any(type(value) is type(each) and value == each for each in (*_NOTHING, *keys.harmless.get(key, ()))):
@@ -267,6 +285,3 @@ def lfs_pointer(path: Path) -> str:
         f"is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in {path.parent}, or "
         "fetch the model with `minitrans pull`"
     )
-
-
-# Modules

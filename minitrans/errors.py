@@ -24,8 +24,6 @@ In parentheses the built-in classes by which an error can be caught too:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 
 class MinitransError(Exception):
     """Base class of every error that minitrans raises on purpose."""
@@ -112,9 +110,3 @@ class DataWarning(UserWarning):
 
 class PruningWarning(UserWarning):
     """Some texts of a call were pruned at lengths that their policy was not fitted on."""
-
-
-def one_of(choices: Iterable[object]) -> str:
-    """The choices for a message: "'a', 'b' or 'c'"."""
-    *first, last = [repr(choice) for choice in choices] or ["None, as there is nothing to choose from"]
-    return f"{', '.join(first)} or {last}" if first else last

@@ -1,4 +1,4 @@
-"""Where the bundled files lie, and the few file helpers that several modules share."""
+"""Where the bundled files lie, and how files and folders are written: wholly or not at all."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def reporting(path: Path, size: int | None = None, temporary: Path | None = None) -> Iterator[None]:
-    """Raise what the system says against writing ``path`` as a WriteError that names it and what is missing.
+    """Turn an error of the system while ``path`` is written into a WriteError that says what is missing.
 
     Args:
         path: what is being written.
@@ -252,7 +252,7 @@ def _told(path: Path, error: OSError, size: int | None) -> str:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder that need not be there yet, and its parents; returns those that are new, the deepest first."""
+    """Make a folder and its parents where they are missing; returns those that are new, the deepest first."""
     new = list(takewhile(lambda each: not os.path.lexists(each), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
     for each in new:
@@ -261,7 +261,7 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Have the names in a folder on the disk, where the system can do that: a rename lasts only from then on."""
+    """Flush the names in a folder to disk, where the system can: before that a rename may be lost."""
     if sys.platform == "win32":
         return
     try:
@@ -333,7 +333,7 @@ def _leftovers(folder: Path, name: str) -> list[Path]:
 
 @contextmanager
 def _left(temporary: Path) -> Iterator[bool]:
-    """Whether nobody is writing it any more, as its writer's lock ended with the writer; locked for the block if so."""
+    """Whether the writer is gone, as its lock went with it; if so, the temporary is locked for the block."""
     try:
         kind = stat.S_IFMT(temporary.lstat().st_mode)
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Joiners shape Persian, Hindi and families of emoji: between two characters beyond Latin they are part of the writing.
 _JOINED = re.compile("(?<=[^\x00-\xff])[\u200c\u200d](?=[^\x00-\xff])")
@@ -100,3 +100,9 @@ def some(items: Sequence[str], most: int = 5) -> str:
     """The first few items, `printable`, and how many more there are: "a, b and 7 more"."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(printable, items[:most])) + more
+
+
+def one_of(choices: Iterable[object]) -> str:
+    """The choices for a message: "'a', 'b' or 'c'"."""
+    *first, last = [repr(choice) for choice in choices] or ["None, as there is nothing to choose from"]
+    return f"{', '.join(first)} or {last}" if first else last

@@ -17,9 +17,9 @@ PACKAGE = Path(minitrans.__file__).parent
 # From the bottom up: the modules of a folder import those of its own and of folders before it.
 FOLDERS = [
     "",
-    "hub",
     "models",
     "models.tokenization",
+    "hub",
     "encoder",
     "kernels.vector",
     "kernels",

@@ -22,8 +22,8 @@ from minitrans.arguments import as_int
 from minitrans.contents import read_json
 from minitrans.errors import ConfigError, InputError, ModelNotFoundError
 from minitrans.files import bundled, is_inside, is_sha256, kind_of, write_file
-from minitrans.hub.manifest import KnownModel
 from minitrans.models.identity import Identity
+from minitrans.models.manifest import KnownModel
 from minitrans.models.weights import StoredTensor, read_tensors
 
 FORMAT, VERSION = "minitrans-digests", 1

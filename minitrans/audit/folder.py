@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
-from minitrans.contents import INDEX_FILE, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE, read_json
+from minitrans.contents import INDEX_FILE, REFUSED_FILES, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE
 from minitrans.errors import InputError, MinitransError
 from minitrans.files import sha256_of
-from minitrans.hub.manifest import KnownModel
-from minitrans.hub.names import known_models
 from minitrans.models.config import EncoderConfig, stored_precision
-from minitrans.models.folder import ModelFolder, model_file, read_modules
+from minitrans.models.folder import ModelFolder
 from minitrans.models.identity import PROVENANCE
-from minitrans.models.sentence import PoolingConfig, pooling_file, sentence_settings
+from minitrans.models.manifest import KnownModel, known_models
+from minitrans.models.sentence import PoolingConfig, sentence_settings
 from minitrans.models.tokenization.tokenizer import Tokenizer
 from minitrans.models.weights import canonical_name
 from minitrans.words import counted
+
+T = TypeVar("T")
 
 MOST_TOKENS = 2_000_000  # of a vocabulary; a hostile configuration may speak of more
 MOST_DECLARED = 10_000  # tokens besides the vocabulary
@@ -113,41 +113,10 @@ def _sealed_as(sealed: Digests | None) -> KnownModel | None:
 
 def files_read(folder: Path) -> list[str]:
     """Every file of a model folder that the encoder reads, whether it is there or not."""
-    there = _opened(folder)
-    modules: list[tuple[str, str]] = []
-    with suppress(MinitransError):  # the check of the configuration says why
-        modules = read_modules(folder)
-    names = [*_OUTER_FILES, *map(there.name, TRANSFORMER_FILES)]
-    names += [pooling_file(path) for kind, path in modules if path and kind not in ("Transformer", "Pooling")]
-    names = [name for name in names if os.path.lexists(folder / name)]
-    if there.has("tokenizer.json") and there.has("vocab.txt"):
-        names.remove(there.name("vocab.txt"))
-    elif not there.has("vocab.txt"):
-        names.append(there.name("tokenizer.json"))
-    names += [there.name("config.json"), *(pooling_file(path) for kind, path in modules if kind == "Pooling")]
-    if there.has(INDEX_FILE) and not there.has(WEIGHTS_FILE):
-        names += [there.name(INDEX_FILE), *map(there.name, _shards(there))]
-    else:
-        names.append(there.name(WEIGHTS_FILE))
-    return list(dict.fromkeys(names))
-
-
-def _opened(folder: Path) -> ModelFolder:
-    """Where the transformer lies; beside modules.json where that cannot be told."""
-    try:
-        return ModelFolder.open(folder)
-    except MinitransError:  # the check of the configuration says why
-        return ModelFolder(folder)
-
-
-def _shards(there: ModelFolder) -> list[str]:
-    """The weight files that the index names, also those that are missing or lead out of the folder."""
-    try:
-        weight_map = read_json(there.file(INDEX_FILE)).get("weight_map")
-    except MinitransError:  # the check of the tensors says why
-        return []
-    names = weight_map.values() if isinstance(weight_map, dict) else ()
-    return sorted({PurePosixPath(name).as_posix() for name in names if isinstance(name, str) and name})
+    there = ModelFolder(folder)
+    names = {*there.files(), *there.missing(), *([PROVENANCE] if os.path.lexists(folder / PROVENANCE) else [])}
+    unread = {there.name("vocab.txt")} if there.has("tokenizer.json") else set()
+    return sorted(name for name in names - unread if name.rpartition("/")[2] not in REFUSED_FILES)
 
 
 def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str]]:
@@ -155,7 +124,7 @@ def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str
     sizes, faults = {}, []
     for name in names:
         try:
-            path = model_file(folder, name)
+            path = ModelFolder(folder).inside(name)
             with path.open("rb"):
                 sizes[name] = path.stat().st_size
         except (MinitransError, OSError) as error:
@@ -341,22 +310,25 @@ def _compared(
 
 
 def _configuration(folder: Path) -> tuple[EncoderConfig | None, str | None, Check]:
-    config, precision, pooling, faults = None, None, None, []
-    try:
-        config = EncoderConfig.from_folder(folder)
-    except MinitransError as error:
-        faults.append(str(error))
-    try:
-        precision = stored_precision(folder)
-    except MinitransError as error:
-        faults.append(str(error))
-    try:
+    config, precision, pooling = None, None, None
+    faults: list[str] = []
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except MinitransError as error:
+            faults.append(str(error))
+            return None
+
+    there = attempt(lambda: ModelFolder.open(folder))
+    if there is not None:
+        config = attempt(lambda: EncoderConfig.from_folder(there))
+        precision = attempt(lambda: stored_precision(there))
         if config is not None:
-            pooling = PoolingConfig.from_folder(folder, config.hidden_size)
-        sentence_settings(folder)
-        ModelFolder.open(folder).sentence_settings()
-    except MinitransError as error:
-        faults.append(str(error))
+            width = config.hidden_size
+            pooling = attempt(lambda: PoolingConfig.from_folder(there, width))
+        attempt(lambda: sentence_settings(there))
+        attempt(there.sentence_settings)
     measured = counted(len(set(faults)), "fault")
     if config is not None and not faults:
         modes = "+".join(pooling.modes if pooling is not None else ())
@@ -371,8 +343,9 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
         yield from (skipped(TOKENIZER, name, "the configuration cannot be read") for name in names)
         return
     try:
-        tokenizer = Tokenizer.from_folder(folder, config)
-        special = _special_tokens(folder)
+        there = ModelFolder.open(folder)
+        tokenizer = Tokenizer.from_folder(there, config)
+        special = _special_tokens(there)
         declared = declared_tokens(folder)
         encoded = tokenizer.encode(["a", *ROUND_TRIPS]).ids
     except MinitransError as error:
@@ -380,9 +353,9 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
         yield from (skipped(TOKENIZER, name, "the tokenizer cannot be used") for name in names[1:])
         return
     tokens = tokenizer.tokens(range(min(config.vocab_size, MOST_TOKENS)))
-    there = sum(token != f"[{i}]" for i, token in enumerate(tokens))
-    measured = f"{there} tokens, up to {tokenizer.max_seq_length} a text"
-    yield judged(TOKENIZER, names[0], there > 0, measured, f"ids below {config.vocab_size}")
+    known = sum(token != f"[{i}]" for i, token in enumerate(tokens))
+    measured = f"{known} tokens, up to {tokenizer.max_seq_length} a text"
+    yield judged(TOKENIZER, names[0], known > 0, measured, f"ids below {config.vocab_size}")
 
     missing = [token for token in special if token not in tokens]
     around = tokenizer.tokens(encoded[0])
@@ -403,7 +376,7 @@ def _tokenizer(folder: Path, config: EncoderConfig | None) -> Iterator[Check]:
             faults.append(f"{text!r} becomes {inner!a}")
     measured = f"{len(ROUND_TRIPS) - len(faults)} of {counted(len(ROUND_TRIPS), 'text')} come back"
     yield judged(TOKENIZER, names[3], not faults, measured, f"all, with ids below {config.vocab_size}", faults)
-    yield _limits(names[4], folder, tokenizer, config)
+    yield _limits(names[4], there, tokenizer, config)
 
 
 def declared_tokens(folder: Path) -> dict[str, str]:
@@ -413,9 +386,9 @@ def declared_tokens(folder: Path) -> dict[str, str]:
         ConfigError: a file that cannot be read.
     """
     found: dict[str, str] = {}
-    there = _opened(folder)
+    there = ModelFolder(folder)
     for name in filter(there.has, _TOKEN_FILES):
-        values = read_json(there.file(name))
+        values = there.read(there.name(name))
         for each in values if name == "added_tokens.json" else _tokens_in(values):
             found.setdefault(each, name)
     return found
@@ -450,7 +423,7 @@ def _added_tokens(title: str, tokenizer: Tokenizer, declared: Mapping[str, str])
     return judged(TOKENIZER, title, not detail, measured, "one id each", detail)
 
 
-def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
+def _limits(title: str, there: ModelFolder, tokenizer: Tokenizer, config: EncoderConfig) -> Check:
     """Whether texts of about the greatest length are cut where they should be, and what the files say of it."""
     limit, special = tokenizer.max_seq_length, tokenizer.prefix + tokenizer.suffix
     faults = []
@@ -462,22 +435,20 @@ def _limits(title: str, folder: Path, tokenizer: Tokenizer, config: EncoderConfi
         if len(ids) != min(length, limit) or length != words + special:
             faults.append(f"a text of {words} words and {special} special tokens becomes {len(ids)} of {length} ids")
     says = [f"{config.max_position_embeddings} positions"]
-    there = ModelFolder.open(folder)
     for name, key in (
         *((name, "max_seq_length") for name in SENTENCE_CONFIGS),
         ("tokenizer_config.json", "model_max_length"),
     ):
-        value = read_json(there.file(name)).get(key) if there.has(name) else None
+        value = there.read(there.name(name)).get(key) if there.has(name) else None
         if value is not None:
             says.append(f"{key} {value:g}" if isinstance(value, int | float) else f"{key} {value!r:.40}")
     wanted = "one id a word, cut at the limit"
     return judged(TOKENIZER, title, not faults, f"up to {limit} tokens a text", wanted, [*faults, ", ".join(says)])
 
 
-def _special_tokens(folder: Path) -> list[str]:
+def _special_tokens(there: ModelFolder) -> list[str]:
     """What stands before a text, for an unknown word, and behind a text: as tokenizer_config.json says, or BERT's."""
-    there = _opened(folder)
-    settings = read_json(there.file("tokenizer_config.json")) if there.has("tokenizer_config.json") else {}
+    settings = there.read(there.name("tokenizer_config.json")) if there.has("tokenizer_config.json") else {}
     tokens = []
     for key, usual in (("cls_token", "[CLS]"), ("unk_token", "[UNK]"), ("sep_token", "[SEP]")):
         token = settings.get(key)

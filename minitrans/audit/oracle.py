@@ -38,7 +38,7 @@ from minitrans.audit.comparison import (
     unit_vectors,
     watched,
 )
-from minitrans.contents import TRANSFORMER_FILES, read_json
+from minitrans.contents import TRANSFORMER_FILES
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.packing import pack, segments
 from minitrans.encoder.policy import PruningPolicy
@@ -108,7 +108,7 @@ class Oracle:
         from transformers import BertConfig, BertModel
 
         self.folder = ModelFolder.open(folder)
-        sizes = encoder_keys(read_json(self.folder.file("config.json")))
+        sizes = encoder_keys(self.folder.config)
         with as_backend_error("build its BertModel"):
             # padding and dropout play no part: one text at a time, in evaluation mode
             config = BertConfig(
@@ -165,7 +165,7 @@ class Oracle:
         from transformers import AutoTokenizer
 
         # Its loader reads far more of a config.json than says which tokenizer this is.
-        values = read_json(self.folder.file("config.json"))
+        values = self.folder.config
         config = {"model_type": "bert", **{key: values[key] for key in ("tokenizer_class",) if key in values}}
         with TemporaryDirectory() as name:
             copy = Path(name)

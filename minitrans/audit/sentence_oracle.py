@@ -30,7 +30,7 @@ from minitrans.audit.oracle import (
 from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
 from minitrans.models.config import stored_precision
-from minitrans.models.folder import ModelFolder, model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.parameters import Parameters, named_arrays
 from minitrans.models.weights import weight_files
 from minitrans.sentences.sentence_encoder import SentenceEncoder
@@ -178,12 +178,13 @@ def lay_out(folder: Path, copy: Path, parameters: Parameters) -> None:
     Raises:
         BackendError: a module is none of SentenceTransformer's own, so that loading it would run other code.
     """
+    there = ModelFolder.open(folder)
     for each in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         name = each.relative_to(folder).as_posix()
         if not name.endswith(_READ) or name.endswith(_WEIGHTS):
             continue
         try:
-            file = model_file(folder, name)
+            file = there.inside(name)
         except (ConfigError, ModelNotFoundError):
             continue  # a folder, or a link out of this one
         if file.stat().st_size <= 4 * JSON_LIMIT:
@@ -193,7 +194,7 @@ def lay_out(folder: Path, copy: Path, parameters: Parameters) -> None:
                 kept = {"model_type": values["model_type"], **encoder_keys(values)}
                 (copy / name).write_text(json.dumps(kept), encoding="utf-8")
     _check_modules(copy / "modules.json")
-    _place_weights(folder, copy, parameters)
+    _place_weights(there, copy, parameters)
 
 
 def _check_modules(file: Path) -> None:
@@ -207,16 +208,15 @@ def _check_modules(file: Path) -> None:
             )
 
 
-def _place_weights(folder: Path, copy: Path, parameters: Parameters) -> None:
-    there = ModelFolder.open(folder)
+def _place_weights(there: ModelFolder, copy: Path, parameters: Parameters) -> None:
     inner = copy / there.transformer
-    if stored_precision(folder) == "int8":
+    if stored_precision(there) == "int8":
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(parameters).items()}
         save_file(arrays, inner / WEIGHTS_FILE, {"format": "pt"})
         return
-    files = weight_files(folder)
+    files = weight_files(there)
     for file in files:
         _link(file, inner / file.name)
     if files[0].name != WEIGHTS_FILE:

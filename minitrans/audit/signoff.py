@@ -42,13 +42,12 @@ from minitrans.audit.folder import audit_folder, declared_tokens, named_model
 from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import load_blocks
-from minitrans.contents import read_json
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.policy import PruningPolicy, shipped_policies
 from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
 from minitrans.hub.names import DEFAULT_MODEL
 from minitrans.hub.resolve import find_local
-from minitrans.models.folder import model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.identity import PROVENANCE
 from minitrans.models.parameters import Float32, Parameters
 from minitrans.models.quantization import with_precision
@@ -212,7 +211,7 @@ def _identity(folder: Path, loaded: Loaded, original: Path | None, sealed: Diges
     provenance = folder / PROVENANCE
     if loaded.encoder.precision == "int8":
         try:
-            said = read_json(model_file(folder, PROVENANCE))
+            said = ModelFolder(folder).read(PROVENANCE)
             own = loaded.parameters["int8"].sha256
             if said.get("weights") is None:
                 notes.append(f"{provenance.name} names no weights, so these count as a model of their own")

@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from minitrans.audit.checks import FOLDER, Check, judged, skipped
 from minitrans.audit.digests import Digests, TensorDigest, WeightFile, differing, implausible
-from minitrans.contents import WEIGHTS_FILE, read_json
+from minitrans.contents import WEIGHTS_FILE
 from minitrans.errors import InputError, MinitransError, WeightsError
 from minitrans.files import sha256_of
-from minitrans.hub.manifest import KnownModel
-from minitrans.hub.names import known_models
 from minitrans.hub.resolve import find_local
 from minitrans.models.config import EncoderConfig
-from minitrans.models.folder import model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.identity import PROVENANCE
+from minitrans.models.manifest import KnownModel, known_models
 from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import (
@@ -128,7 +127,7 @@ def _made_from(folder: Path, known: KnownModel | None) -> tuple[str | None, Mapp
         digests = None if source is None else {WEIGHTS_FILE: source.files.get(WEIGHTS_FILE, "")}
         return known.derived_from, digests
     try:
-        said = read_json(model_file(folder, PROVENANCE)).get("from")
+        said = ModelFolder(folder).read(PROVENANCE).get("from")
     except MinitransError:
         said = None
     said = said if isinstance(said, dict) else {}

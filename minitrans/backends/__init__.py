@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from minitrans.encoder.blocks import Blocks
-from minitrans.errors import BackendError, one_of
+from minitrans.errors import BackendError
 from minitrans.models.parameters import Parameters
+from minitrans.words import one_of
 
 BACKENDS = ("auto", "compiled", "reference")
 

@@ -68,8 +68,8 @@ def quantize(source: str, destination: str) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def info(model: str | None, as_json: bool) -> None:
     """Show what runs: model, sizes, backend, threads."""
-    from minitrans.hub.names import known_models
     from minitrans.hub.resolve import find_local
+    from minitrans.models.manifest import known_models
 
     if model is not None and find_local(model) is None:
         raise InputError(f"{model} is not on this machine; fetch it with `minitrans pull {model}`")

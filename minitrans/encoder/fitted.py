@@ -59,7 +59,7 @@ class Fitted:
 
     @property
     def width(self) -> int:
-        """H, or 0 without any array."""
+        """H, the width of the hidden states that the maps take; 0 where there are no maps."""
         return next((linear.weight.shape[1] for linear in self._linears()), 0)
 
     def _linears(self) -> tuple[Linear, ...]:
@@ -78,7 +78,7 @@ class Fitted:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the arrays as they are stored."""
+        """Digest of the arrays as they are stored."""
         return hashlib.sha256(self._bytes).hexdigest()
 
     def __eq__(self, other: object) -> bool:
@@ -137,7 +137,7 @@ NOTHING_FITTED = Fitted("", {}, {})
 
 
 def _laid_out(linear: Linear) -> Linear:
-    """In rows, as the kernels read it."""
+    """The map with its arrays laid out row by row, as the kernels read them."""
     return Linear(np.asarray(linear.weight, order="C"), np.asarray(linear.bias, order="C"))
 
 

@@ -17,12 +17,13 @@ from minitrans.arguments import as_int, as_number
 from minitrans.contents import read_json
 from minitrans.encoder.fitted import NOTHING_FITTED, Fitted
 from minitrans.encoder.policy_files import arrays_in_use, arrays_of, remove_old_arrays
-from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, one_of
+from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError
 from minitrans.files import bundled, target_of
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import Linear
 from minitrans.models.sentence import PoolingMode
 from minitrans.together import consistent, content_name, write_together
+from minitrans.words import one_of
 
 Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
@@ -35,7 +36,7 @@ RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a drop
 
 @dataclass(frozen=True)
 class PruningPolicy:
-    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and what it leaves open).
+    """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and extensions of it).
 
     At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
     ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position. With a

@@ -1,4 +1,4 @@
-"""The files of a pruning policy: which arrays belong to a JSON file, and which have had their day."""
+"""The files of a pruning policy: which arrays belong to a JSON file, and which are no longer used."""
 
 from __future__ import annotations
 

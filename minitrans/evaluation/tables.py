@@ -12,8 +12,9 @@ from typing import Any, Literal, get_args
 
 from minitrans import words
 from minitrans.arguments import check_choice
-from minitrans.errors import InputError, one_of
+from minitrans.errors import InputError
 from minitrans.files import target_of, write_file
+from minitrans.words import one_of
 
 Style = Literal["text", "markdown", "csv", "json"]
 STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}

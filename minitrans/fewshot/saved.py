@@ -26,12 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.contents import JSON_LIMIT, read_json
-from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError, one_of
+from minitrans.errors import ClassifierError, ConfigError, InputError, PolicyError
 from minitrans.fewshot.examples import storable
 from minitrans.fewshot.head import CLASSES_LIMIT, Head
 from minitrans.fewshot.rejection import SCORES, Rejection
 from minitrans.files import is_sha256, remove_stale, remove_unnamed, reporting, target_of, write_file
 from minitrans.together import consistent, content_name, write_together
+from minitrans.words import one_of
 
 if TYPE_CHECKING:
     from minitrans.encoder.policy import PruningPolicy

@@ -7,15 +7,16 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from minitrans.contents import INDEX_FILE, WEIGHTS_FILE
-from minitrans.errors import DigestError, InputError, InputTypeError, MinitransError
+from minitrans.contents import read_json
+from minitrans.errors import ConfigError, DigestError, InputError, InputTypeError, MinitransError
 from minitrans.files import recover_folder, sha256_of, write_file
-from minitrans.hub.manifest import KnownModel, _modules, _size, files_read, read_note, verify
-from minitrans.hub.names import _COMMIT, Wanted
+from minitrans.hub.names import COMMIT, Wanted
+from minitrans.models.folder import ModelFolder
+from minitrans.models.manifest import KnownModel, size_of, verify
 
 
 def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
@@ -24,29 +25,11 @@ def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
     Other programs fetch single files into the same cache, so that a folder alone says little. ``modules.json`` counts
     as missing unless the hub is on record as having none: without it the pooling would silently be the default one.
     """
-    modules = _modules(snapshot)
-    inner = next((path for kind, path in modules if kind == "Transformer"), "")
-
-    def lacks(name: str) -> bool:
-        return not (snapshot / inner / name).is_file()
-
-    names = {"config.json"} if lacks("config.json") else set()
-    if lacks("tokenizer.json") and lacks("vocab.txt"):
-        names.add("tokenizer.json")
-    if lacks(WEIGHTS_FILE):
-        index = read_note(snapshot / inner / INDEX_FILE)
-        shards = index.get("weight_map") if isinstance(index, dict) else None
-        wanted = {str(name) for name in shards.values()} if isinstance(shards, dict) else {WEIGHTS_FILE}
-        names.update(name for name in wanted if lacks(name))
-    missing = {(PurePosixPath(inner) / name).as_posix() for name in names}
-    missing.update(name for name in (known.files if known else ()) if not (snapshot / name).is_file())
-    if (
-        not isinstance(read_note(snapshot / "modules.json"), list)
-        and not (snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json").exists()
-    ):
+    folder = ModelFolder(snapshot)
+    missing = {*folder.missing(), *(name for name in (known.files if known else ()) if not (snapshot / name).is_file())}
+    record = snapshot.parent.parent / ".no_exist" / snapshot.name / "modules.json"
+    if folder.modules is None and not record.exists():
         missing.add("modules.json")
-    configs = {f"{path}/config.json" for kind, path in modules if kind == "Pooling" and path}
-    missing.update(name for name in configs if not (snapshot / name).is_file())
     return sorted(missing)
 
 
@@ -60,7 +43,7 @@ def lacking(folder: Path, missing: list[str]) -> str:
 
 
 class Seal:
-    """A note of what the files of a cached model were when they were checked: later loads look, and hash no more.
+    """A note of size and times of a cached model's files when they were checked, which spares later loads the digests.
 
     Args:
         path: of the note, in our own cache.
@@ -74,18 +57,18 @@ class Seal:
         self.known = known
 
     def holds(self) -> bool:
-        """Whether the note is there, no file was written to since, and none that an encoder reads came or went."""
+        """Whether the note is there and still true: no file that an encoder reads was changed, added or removed."""
         note = self._note()
-        states = {name: _state(self.folder / name) for name in files_read(self.folder)}
+        states = {name: _state(self.folder / name) for name in ModelFolder(self.folder).files()}
         return bool(note) and note.get("digests") == self._digests() and note.get("files") == states
 
     def begin(self, names: Collection[str]) -> None:
-        """Note which files are about to be fetched: until `check`, the model is whole only with all of them."""
+        """Note which files are about to be fetched: until `Seal.check`, the model is whole only with all of them."""
         noted = self._note().get("sha256", {})
         self._write({"folder": str(self.folder), "sha256": noted, "fetching": sorted(names)})
 
     def lacks(self) -> list[str]:
-        """The files that a fetch which did not come to its end had still to bring."""
+        """The files that an interrupted fetch has not brought."""
         names = self._note().get("fetching", [])
         return [str(name) for name in names if not (self.folder / str(name)).is_file()]
 
@@ -102,7 +85,7 @@ class Seal:
             DigestError: a file is another one, is gone, or was added.
             ModelNotFoundError: a file of the manifest is missing.
         """
-        names = files_read(self.folder)
+        names = ModelFolder(self.folder).files()
         states = {name: _state(self.folder / name) for name in names}  # before the files are read
         if self.known is not None:
             verify(self.folder, self.known)
@@ -110,7 +93,7 @@ class Seal:
         if not (published or noted or whole or _can_write(self.path)):
             return
         seen = {name: published.get(name) or sha256_of(self.folder / name) for name in names}
-        for name in sorted({*names, *noted}, key=lambda name: _size(self.folder / name)):
+        for name in sorted({*names, *noted}, key=lambda name: size_of(self.folder / name)):
             path = self.folder / name
             wanted = published.get(name) or _name_in_cache(path) or noted.get(name)
             if name not in seen:
@@ -128,9 +111,11 @@ class Seal:
             return  # a cache that cannot be written costs a check at each load, nothing else
 
     def _note(self) -> dict[str, Any]:
-        note = read_note(self.path)
-        fine = isinstance(note, dict) and note.get("folder") == str(self.folder)
-        return note if fine and isinstance(note, dict) and isinstance(note.get("sha256"), dict) else {}
+        try:
+            note = read_json(self.path)
+        except ConfigError:  # there is none, or none that can be read
+            return {}
+        return note if note.get("folder") == str(self.folder) and isinstance(note.get("sha256"), dict) else {}
 
     def _digests(self) -> dict[str, str]:
         return dict(self.known.files) if self.known else {}
@@ -156,15 +141,15 @@ def _name_in_cache(path: Path) -> str | None:
 
 
 def _sha1(path: Path) -> list[str]:
-    """As git has it, which the hub follows; and plain, as some servers between have it."""
+    """The sha1 of a file as git computes it, which the hub uses, and the plain one, which some proxies use."""
     data = path.read_bytes()
     return [hashlib.sha1(each, usedforsecurity=False).hexdigest() for each in (b"blob %d\0" % len(data) + data, data)]
 
 
 def caches(cache_folder: str | os.PathLike[str] | None) -> tuple[Path, Path]:
-    """Our own cache and the hub's."""
+    """The folders of our own cache and of the hub's."""
     if cache_folder is not None:
-        folder = _expanded(cache_folder, "cache_folder")
+        folder = expanded(cache_folder, "cache_folder")
         if not str(cache_folder) or "\0" in str(cache_folder):
             raise InputError(f"cache_folder is {str(cache_folder)!r:.300}, which cannot be a path; name another")
         folders = folder / "minitrans", folder
@@ -189,9 +174,9 @@ def constants_of_the_hub() -> ModuleType:
     return constants
 
 
-def cached(wanted: Wanted, cache_folder: str | os.PathLike[str] | None) -> tuple[Path | None, list[str]]:
+def cached(wanted: Wanted) -> tuple[Path | None, list[str]]:
     """The cached folder, or None and where it was looked for. DigestError if the only complete copy is a wrong one."""
-    own, hub = caches(cache_folder)
+    own, hub = caches(wanted.cache_folder)
     tried: list[str] = []
     wrong: DigestError | None = None
     for folder, note in _copies(wanted, own, hub):
@@ -219,7 +204,7 @@ def cached(wanted: Wanted, cache_folder: str | os.PathLike[str] | None) -> tuple
     if wrong is not None:
         command = f"minitrans pull {wanted.name} --force"
         command += f" --revision {wanted.revision}" if wanted.known is None and wanted.revision else ""
-        command += "" if cache_folder is None else f" --cache-folder {cache_folder}"
+        command += "" if wanted.cache_folder is None else f" --cache-folder {wanted.cache_folder}"
         raise DigestError(f"{wrong} The model is not used. Fetch it again: `{command}`.")
     return None, tried
 
@@ -233,13 +218,13 @@ def _copies(wanted: Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]
     repository = hub / f"models--{wanted.folder}"
     snapshots = repository / "snapshots"
     revision = wanted.revision or "main"
-    if not _COMMIT.fullmatch(revision):
+    if not COMMIT.fullmatch(revision):
         reference = repository / "refs" / revision
         try:
             revision = reference.read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
             revision = ""
-        if not _COMMIT.fullmatch(revision):  # the file could say "../.."
+        if not COMMIT.fullmatch(revision):  # the file could say "../.."
             yield reference, notes / f"{reference.name}.json"
             return
     yield snapshots / revision, notes / f"{revision}.json"
@@ -255,8 +240,8 @@ def _copies(wanted: Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]
 MIRRORED = ".mirror.json"  # ends the name of the note for what came from a mirror
 
 
-def _expanded(path: str | os.PathLike[str], what: str) -> Path:
-    """With the home folder in place of "~"."""
+def expanded(path: str | os.PathLike[str], what: str) -> Path:
+    """The path with the home folder in place of "~"; ``what`` it is the path of stands in the error."""
     try:
         return Path(path).expanduser()
     except TypeError:

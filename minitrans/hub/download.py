@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, files_to_fetch
 from minitrans.errors import DigestError, DownloadError, ModelNotFoundError, UnsupportedModelError
-from minitrans.hub.cache import Seal, lacking, missing_files
-from minitrans.hub.manifest import KnownModel, files_read, module_folders
+from minitrans.hub.cache import Seal, caches, lacking, missing_files
+from minitrans.hub.names import Wanted
+from minitrans.models.folder import ModelFolder
 
 if TYPE_CHECKING:
     from tqdm.auto import tqdm
@@ -21,25 +22,11 @@ HUB_SECONDS = 5.0  # until the hub's first answer; where it is blocked, the mirr
 T = TypeVar("T")
 
 
-def fetch_from_hub(
-    name: str,
-    revision: str | None,
-    known: KnownModel | None,
-    cache: Path,
-    notes: Path,
-    token: str | bool | None,
-    *,
-    force: bool = False,
-    progress: bool = False,
-) -> Path:
-    """Fetch a model from the hub.
+def fetch_from_hub(wanted: Wanted, *, force: bool = False, progress: bool = False) -> Path:
+    """Fetch a model from the hub into its own cache.
 
     Args:
-        name, revision: on the hub.
-        known: the model whose digests apply to this revision, or None.
-        cache: the hub's cache.
-        notes: the folder for the note that the model was checked.
-        token: for private models.
+        wanted: the model.
         force: fetch again what is there.
         progress: show the client's progress bars.
 
@@ -53,58 +40,59 @@ def fetch_from_hub(
         DigestError: a file is not the published one.
         Exception: whatever the client and its HTTP library raise besides.
     """
-
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    own, hub = caches(wanted.cache_folder)
+    notes = own / wanted.folder
     # One plain request first: snapshot_download retries a blocked hub for half a minute and logs each attempt.
     seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_SECONDS)
-    api = huggingface_hub.HfApi(token=token)
+    api = huggingface_hub.HfApi(token=wanted.token)
     try:
-        info = _within(seconds, lambda: api.model_info(name, revision=revision, timeout=seconds))
+        info = _within(seconds, lambda: api.model_info(wanted.name, revision=wanted.revision, timeout=seconds))
     except (RepositoryNotFoundError, RevisionNotFoundError):
         raise ModelNotFoundError("it knows no such model or revision, or needs a token to show it") from None
     names = {entry.rfilename for entry in info.siblings or []}
-    wanted = {*files_to_fetch(names)}
-    if not any(each.rpartition("/")[2] in (WEIGHTS_FILE, INDEX_FILE) for each in wanted):
+    files = {*files_to_fetch(names)}
+    if not any(each.rpartition("/")[2] in (WEIGHTS_FILE, INDEX_FILE) for each in files):
         raise UnsupportedModelError(
-            f"{name} has no safetensors weights on the hub (no {WEIGHTS_FILE}). Ask its authors for them, or save it "
-            "as safetensors with transformers and give the folder's path."
+            f"{wanted.name} has no safetensors weights on the hub (no {WEIGHTS_FILE}). Ask its authors for them, or "
+            "save it as safetensors with transformers and give the folder's path."
         )
 
-    def download(files: Iterable[str], force_download: bool) -> Path:
+    def download(names: Iterable[str], force_download: bool) -> Path:
         with _bars(progress) as bar_class:
             return Path(
                 huggingface_hub.snapshot_download(
-                    name,
-                    revision=revision,
-                    cache_dir=cache,
-                    token=token,
-                    allow_patterns=sorted(each.replace("[", "[[]") for each in files),
+                    wanted.name,
+                    revision=wanted.revision,
+                    cache_dir=hub,
+                    token=wanted.token,
+                    allow_patterns=sorted(each.replace("[", "[[]") for each in names),
                     force_download=force_download,
                     tqdm_class=bar_class,
                 )
             )
 
     if info.sha:
-        repository = f"models--{name.replace('/', '--')}"
-        Seal(notes / f"{info.sha}.json", cache / repository / "snapshots" / info.sha, known).begin(wanted)
-    snapshot = download(wanted, force)
+        snapshot = hub / f"models--{wanted.folder}" / "snapshots" / info.sha
+        Seal(notes / f"{info.sha}.json", snapshot, wanted.known).begin(files)
+    snapshot = download(files, force)
     # What has a name of its own (a folder of a module, a shard) is known from the files that have come.
     here = {each for each in names if (snapshot / each).is_file()}
-    more = {*files_to_fetch(names, module_folders(snapshot)), *missing_files(snapshot, known)} & names - here
-    if more:
-        wanted |= more
-        download(wanted, False)
-    if missing := sorted(each for each in wanted if not (snapshot / each).is_file()):
+    more = {*files_to_fetch(names, ModelFolder(snapshot).folders), *missing_files(snapshot, wanted.known)}
+    if more := more & names - here:
+        files |= more
+        download(files, False)
+    if missing := sorted(each for each in files if not (snapshot / each).is_file()):
         raise DownloadError(lacking(snapshot, missing))
-    if added := sorted({*files_read(snapshot)} - names):
-        raise DigestError(f"{snapshot / added[0]} is none of the files that the hub has of {name}. Delete it.")
-    seal = Seal(notes / f"{snapshot.name}.json", snapshot, known)
+    if added := sorted({*ModelFolder(snapshot).files()} - names):
+        raise DigestError(f"{snapshot / added[0]} is none of the files that the hub has of {wanted.name}. Delete it.")
+    seal = Seal(notes / f"{snapshot.name}.json", snapshot, wanted.known)
     try:
         seal.check(whole=True)
     except DigestError:
-        download(wanted, True)  # once more: a copy may rot on disk
+        download(files, True)  # once more: a copy may rot on disk
         seal.check(whole=True)
     return snapshot
 

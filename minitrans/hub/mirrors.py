@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from minitrans.errors import DigestError, DownloadError, ModelNotFoundError
 from minitrans.files import atomic_folder, is_inside, make_folder
-from minitrans.hub.manifest import KnownModel, Mirror, check_digest, verify
+from minitrans.models.manifest import KnownModel, Mirror, check_digest, verify
 
 if TYPE_CHECKING:
     import subprocess
@@ -173,21 +173,24 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         # zipfile cuts names at a NUL and turns backslashes on Windows; the name as stored must be sound already.
         name = entry.orig_filename
         if not is_inside(name[:-1] if entry.is_dir() else name) or name != entry.filename:
-            raise DownloadError(f"the wheel has an entry that leaves its folder or is no plain name: {name!r}")
+            raise DownloadError(f"the wheel entry {name!r} leaves its folder or is no plain name, wanted a name inside")
         if name.casefold() in seen:
-            raise DownloadError(f"the wheel has the entry {name!r} twice")
+            raise DownloadError(f"the wheel has the entry {name!r} twice, wanted it once")
         seen.add(name.casefold())
         kind = entry.external_attr >> 16 & 0o170000
         if kind not in (0, 0o100000, 0o040000):
-            raise DownloadError(f"the wheel entry {name!r} is a link or a special file (mode {kind:o})")
+            raise DownloadError(f"the wheel entry {name!r} is a link or a special file (mode {kind:o}), wanted a file")
         if entry.flag_bits & 0x1 or entry.compress_type not in (0, 8):
             raise DownloadError(f"the wheel entry {name!r} is encrypted or packed oddly, wanted stored or deflated")
         if entry.file_size > MAX_FILE_BYTES:
             raise DownloadError(
-                f"the wheel entry {name!r} unpacks to {entry.file_size} bytes, more than {MAX_FILE_BYTES}"
+                f"the wheel entry {name!r} unpacks to {entry.file_size} bytes, wanted at most {MAX_FILE_BYTES}"
             )
         if entry.file_size > _SMALL_BYTES and entry.file_size > MAX_RATIO * entry.compress_size:
-            raise DownloadError(f"the wheel entry {name!r} unpacks {entry.compress_size} bytes to {entry.file_size}")
+            raise DownloadError(
+                f"the wheel entry {name!r} unpacks {entry.compress_size} bytes to {entry.file_size}, wanted at most "
+                f"{MAX_RATIO} times as many"
+            )
         if not entry.is_dir():
             entries[name] = entry
     return entries

@@ -21,14 +21,11 @@ from minitrans.errors import (
     UnsupportedModelError,
 )
 from minitrans.files import bundled
-from minitrans.hub.cache import MIRRORED, Seal, _expanded, cached, caches, constants_of_the_hub
+from minitrans.hub.cache import MIRRORED, Seal, cached, caches, constants_of_the_hub, expanded
 from minitrans.hub.download import fetch_from_hub
-from minitrans.hub.manifest import KnownModel, load_manifest, verify
 from minitrans.hub.mirrors import fetch
-from minitrans.hub.names import DEFAULT_MODEL, Wanted, _looks_like_path, identify, known_model, known_models
-
-__all__ = ["DEFAULT_MODEL", "KnownModel", "find_local", "known_models", "load_manifest", "pull", "resolve", "verify"]
-
+from minitrans.hub.names import DEFAULT_MODEL, Wanted, identify, looks_like_path
+from minitrans.models.manifest import known_model
 
 # A folder with one of these is meant to be a model, and is refused for what it is, not for its name.
 _SIGNS = ("config.json", "modules.json", WEIGHTS_FILE, "adapter_config.json", "adapter_model.safetensors")
@@ -66,12 +63,12 @@ def resolve(
     found = _without_network(name_or_path, revision)
     if found is not None:
         return found
-    wanted = identify(str(name_or_path), revision)
+    wanted = identify(str(name_or_path), revision, cache_folder, token)
     offline = _offline(local_files_only)
     notes = [f"no {_shown(Path(str(name_or_path)))}"]
     wrong = False
     try:
-        folder, tried = cached(wanted, cache_folder)
+        folder, tried = cached(wanted)
     except DigestError as error:
         if offline:
             raise
@@ -83,7 +80,7 @@ def resolve(
             f"{wanted} is not on this machine, and {offline} forbids the network. Looked in:{_lines(notes + tried)}\n"
             f"Run `minitrans pull {wanted.name}` while the network may be used, or give the path of a model folder."
         )
-    return _download(wanted, cache_folder, token, "auto", notes + tried, force=wrong, progress=False)
+    return _download(wanted, "auto", notes + tried, force=wrong, progress=False)
 
 
 def find_local(
@@ -103,7 +100,7 @@ def find_local(
         InputError, InputTypeError: a name, path or revision that cannot be one.
     """
     found = _without_network(name_or_path, revision)
-    return found if found is not None else cached(identify(str(name_or_path), revision), cache_folder)[0]
+    return found if found is not None else cached(identify(str(name_or_path), revision, cache_folder))[0]
 
 
 def pull(
@@ -142,18 +139,18 @@ def pull(
     carried = _bundled_folder(name, revision)
     if carried is not None:
         return carried
-    wanted = identify(name, revision)
+    wanted = identify(name, revision, cache_folder, token)
     tried: list[str] = []
     if not force:
         try:
-            folder, tried = cached(wanted, cache_folder)
+            folder, tried = cached(wanted)
         except DigestError as error:
             folder, tried, force = None, [str(error)], True
         if folder is not None:
             return folder
     if offline := _offline():
         raise DownloadError(f"{wanted} cannot be pulled: {offline} forbids the network. Unset it and pull again.")
-    return _download(wanted, cache_folder, token, source, tried, force=force, progress=progress)
+    return _download(wanted, source, tried, force=force, progress=progress)
 
 
 def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str | None) -> Path | None:
@@ -165,8 +162,8 @@ def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str 
     text = os.fspath(name_or_path)
     if not isinstance(text, str):
         raise InputTypeError(f"the model is a path of {type(text).__name__}, wanted one of str")
-    is_name = isinstance(name_or_path, str) and not _looks_like_path(text)
-    path = _expanded(text, "the model")
+    is_name = isinstance(name_or_path, str) and not looks_like_path(text)
+    path = expanded(text, "the model")
     why = ""
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -234,25 +231,14 @@ def _lines(items: list[str]) -> str:
     return "".join(f"\n  - {item}" for item in items)
 
 
-def _download(
-    wanted: Wanted,
-    cache_folder: str | os.PathLike[str] | None,
-    token: str | bool | None,
-    source: str,
-    tried: list[str],
-    *,
-    force: bool,
-    progress: bool,
-) -> Path:
-    own, hub = caches(cache_folder)
+def _download(wanted: Wanted, source: str, tried: list[str], *, force: bool, progress: bool) -> Path:
+    """From the hub, or else from a mirror; the error of last resort lists what was ``tried``."""
+    own, _ = caches(wanted.cache_folder)
     failures: list[Exception] = []
     lines = list(tried)
     if source != "mirror":
         try:
-            notes = own / wanted.folder
-            return fetch_from_hub(
-                wanted.name, wanted.revision, wanted.known, hub, notes, token, force=force, progress=progress
-            )
+            return fetch_from_hub(wanted, force=force, progress=progress)
         except UnsupportedModelError:
             raise
         except Exception as error:  # whatever the hub's client and its HTTP library may raise

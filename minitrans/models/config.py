@@ -1,4 +1,4 @@
-"""What a model is: EncoderConfig, frozen and validated; and how arguments are checked."""
+"""What a model is: EncoderConfig, frozen and validated, and the precision of what is stored."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans.arguments import as_int, as_number
-from minitrans.contents import read_json
-from minitrans.errors import ConfigError, UnsupportedModelError
+from minitrans.contents import SUPPORTED, check_keys
+from minitrans.errors import ConfigError, ModelError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 
 Activation = Literal["gelu", "gelu_new", "relu"]
-
-SUPPORTED = "minitrans runs BERT-family encoders: model_type 'bert' with absolute positions"
 
 # The same function under the names that models use for it.
 _ACTIVATIONS: dict[str, Activation] = {
@@ -23,14 +21,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_new": "gelu_new",
     "gelu_pytorch_tanh": "gelu_new",
     "relu": "relu",
-}
-
-# What transformers would do besides, where the key says anything.
-_REFUSED = {
-    "auto_map": "so the model is computed by code of its own, which is not run; delete the key only if the folder "
-    "holds a plain BERT that needs none",
-    "pruned_heads": "attention heads that were removed; save the model without the key and with whole matrices",
-    "processor_class": "a processor of other inputs than texts is not supported",
 }
 
 
@@ -64,15 +54,7 @@ class EncoderConfig:
     hidden_act: Activation = "gelu"
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "max_position_embeddings",
-            "type_vocab_size",
-        ):
+        for name in [field.name for field in dataclasses.fields(self) if field.type == "int"]:
             value = as_int(getattr(self, name))
             if value is None or not 1 <= value < 2**31:
                 raise ConfigError(f"config: {name} is {getattr(self, name)!r}, wanted a positive integer")
@@ -81,15 +63,15 @@ class EncoderConfig:
             raise ConfigError(f"config: num_hidden_layers is {self.num_hidden_layers}, wanted at most 1000")
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
-                f"config: hidden_size {self.hidden_size} is not a multiple of "
-                f"num_attention_heads {self.num_attention_heads}"
+                f"config: hidden_size is {self.hidden_size}, wanted a multiple of num_attention_heads, "
+                f"{self.num_attention_heads}"
             )
         eps = as_number(self.layer_norm_eps)
         if eps is None or not 0 < eps < 1:
             raise ConfigError(f"config: layer_norm_eps is {self.layer_norm_eps!r}, wanted a number between 0 and 1")
         if self.hidden_act not in get_args(Activation):
             raise UnsupportedModelError(
-                f"config: hidden_act {self.hidden_act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
+                f"config: hidden_act is {self.hidden_act!r}, wanted one of {sorted(_ACTIVATIONS)}"
             )
 
     @property
@@ -105,76 +87,57 @@ class EncoderConfig:
             UnsupportedModelError: another architecture, relative positions, a decoder, another activation.
             ConfigError: a field is missing or has an impossible value.
         """
-        model_type = values.get("model_type")
-        if model_type is None:
+        if values.get("model_type") is None:
             raise UnsupportedModelError(
-                f"{source}: model_type None: the key is missing; if this is a BERT encoder (its architectures are "
+                f"{source}: model_type is None, wanted 'bert'; if this is a BERT encoder (its architectures are "
                 f'{values.get("architectures")!r:.100}), add "model_type": "bert"; {SUPPORTED}'
             )
-        if model_type != "bert":
-            raise UnsupportedModelError(f"{source}: model_type {model_type!r} is not supported; {SUPPORTED}")
-        for key, why in _REFUSED.items():
-            if values.get(key):
-                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r:.100}, {why}")
-        positions = values.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise UnsupportedModelError(
-                f"{source}: position_embedding_type {positions!r} is not supported; {SUPPORTED}"
-            )
-        for flag in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
-            if values.get(flag):
-                raise UnsupportedModelError(f"{source}: {flag} is set, so this is a decoder; {SUPPORTED}")
-        embedding_size = values.get("embedding_size", values.get("hidden_size"))
-        if embedding_size != values.get("hidden_size"):
-            raise UnsupportedModelError(
-                f"{source}: embedding_size {embedding_size!r} differs from hidden_size; factorised embeddings "
-                f"are not supported; {SUPPORTED}"
-            )
-        act = values.get("hidden_act", "gelu")
-        if not isinstance(act, str) or act not in _ACTIVATIONS:
-            raise UnsupportedModelError(
-                f"{source}: hidden_act {act!r} is not supported, wanted one of {sorted(_ACTIVATIONS)}"
-            )
-        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values} | {
-            "hidden_act": _ACTIVATIONS[act]
-        }
+        check_keys(values, "config.json", source)
+        for key, wanted in (
+            ("model_type", "bert"),
+            ("position_embedding_type", "absolute"),
+            ("embedding_size", values.get("hidden_size")),  # else they are factorised
+        ):
+            if values.get(key, wanted) != wanted:
+                raise UnsupportedModelError(f"{source}: {key} is {values[key]!r}, wanted {wanted!r}; {SUPPORTED}")
+        known = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
+        if isinstance(act := values.get("hidden_act"), str):
+            known["hidden_act"] = _ACTIVATIONS.get(act, act)
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in known]
         if missing:
             raise ConfigError(f"{source}: {', '.join(missing)} missing; a BERT configuration needs them")
         try:
             return cls(**known)
-        except ConfigError as error:
+        except ModelError as error:
             raise type(error)(f"{source}: {error}") from None
 
     @classmethod
-    def from_folder(cls, folder: Path) -> EncoderConfig:
+    def from_folder(cls, folder: Path | ModelFolder) -> EncoderConfig:
         """Read ``config.json`` of a model folder."""
-        file = ModelFolder.open(folder).file("config.json")
-        return cls.from_dict(read_json(file), str(file))
+        there = ModelFolder.open(folder)
+        return cls.from_dict(there.config, str(there.file("config.json")))
 
 
 INT8_FORMAT = "minitrans-int8"
 
 
-def stored_precision(folder: Path) -> str:
-    """The precision, "int8" or "float32" (in whatever storage), as config.json of a folder says.
+def stored_precision(folder: ModelFolder) -> str:
+    """The precision, "int8" or "float32" (in whatever storage), as ``config.json`` says.
 
     Raises:
         ConfigError, UnsupportedModelError: it says something else.
     """
-    quantization = read_json(ModelFolder.open(folder).file("config.json")).get("quantization_config")
+    quantization = folder.config.get("quantization_config")
     if quantization is None:
         return "float32"
+    file = folder.file("config.json")
     if not isinstance(quantization, dict):
-        raise ConfigError(f"{folder / 'config.json'}: quantization_config is {quantization!r}, wanted a JSON object")
+        raise ConfigError(f"{file}: quantization_config is {quantization!r}, wanted a JSON object")
     method = quantization.get("quant_method")
     if method != INT8_FORMAT:
         raise UnsupportedModelError(
-            f"{folder / 'config.json'}: quantisation {method!r} is not supported, wanted {INT8_FORMAT!r} "
-            "(written by `minitrans quantize`) or a float model"
+            f"{file}: quant_method is {method!r}, wanted {INT8_FORMAT!r}, as `minitrans quantize` writes it, or none"
         )
-    if quantization.get("version") != 1:
-        raise UnsupportedModelError(
-            f"{folder / 'config.json'}: {INT8_FORMAT} version {quantization.get('version')!r}, this release reads 1"
-        )
+    if (version := quantization.get("version")) != 1:
+        raise UnsupportedModelError(f"{file}: the version of {INT8_FORMAT} is {version!r}, wanted 1 here")
     return "int8"

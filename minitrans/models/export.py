@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, read_json
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE
 from minitrans.errors import InputError
 from minitrans.files import atomic_folder, sha256_of, target_of
-from minitrans.hub.manifest import files_read, load_manifest
 from minitrans.models.config import INT8_FORMAT
-from minitrans.models.folder import ModelFolder, model_file
+from minitrans.models.folder import ModelFolder
+from minitrans.models.manifest import known_models
 from minitrans.models.parameters import Parameters, named_arrays
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import load_parameters, weight_files
@@ -42,25 +42,26 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
     source, destination = Path(source), target_of(destination)
     if os.path.lexists(destination):
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
-    parameters, there = load_parameters(source), ModelFolder.open(source)
+    there = ModelFolder.open(source)
+    parameters = load_parameters(there)
     if parameters.precision == "int8":
         raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
     quantized = with_precision(parameters, "int8")
     size = sum(array.nbytes for array in named_arrays(quantized).values())
     with atomic_folder(destination, size=size) as folder:
         for name in _to_copy(there):
-            _copy(source, folder, name)
-        config = read_json(there.file("config.json"))
-        config["quantization_config"] = {
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(there.inside(name), folder / name)
+        quantization = {
             "quant_method": INT8_FORMAT,
             "version": 1,
             "weights": "int8, symmetric, per output channel",
             "embeddings": "int8, symmetric, per row",
             "activations": "uint8, asymmetric, per token, at run time",
         }
-        _write_json(folder / there.name("config.json"), config)
+        _write_json(folder / there.name("config.json"), {**there.config, "quantization_config": quantization})
         _write_tensors(folder / there.name(WEIGHTS_FILE), quantized)
-        made_from = {file.name: sha256_of(file) for file in weight_files(source)}
+        made_from = {file.name: sha256_of(file) for file in weight_files(there)}
         _write_json(
             folder / "provenance.json",
             {
@@ -75,7 +76,7 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
 
 def _origin(digests: dict[str, str]) -> dict[str, str]:
     """Name, revision and licence of the known model that has these weights, if there is one."""
-    for known in load_manifest().values():
+    for known in known_models():
         if known.revision and digests.items() <= known.files.items():
             return {"model": known.name, "revision": known.revision, "licence": known.licence}
     return {}
@@ -83,16 +84,11 @@ def _origin(digests: dict[str, str]) -> dict[str, str]:
 
 def _to_copy(there: ModelFolder) -> list[str]:
     """All that an encoder reads but the weights, and the licences."""
-    names = {name for name in files_read(there.path) if not name.endswith((".safetensors", INDEX_FILE))}
+    names = {name for name in there.files() if not name.endswith((".safetensors", INDEX_FILE))}
     if there.has("tokenizer.json"):
         names.discard(there.name("vocab.txt"))  # not read then
     licences = [*there.path.glob("LICENSE*"), *there.path.glob("NOTICE*")]
     return sorted(names | {file.name for file in licences if file.is_file()})
-
-
-def _copy(source: Path, folder: Path, name: str) -> None:
-    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(model_file(source, name), folder / name)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from minitrans.contents import read_json
 from minitrans.errors import InputError, MinitransError, ModelError, ModelNotFoundError
 from minitrans.files import is_sha256
 from minitrans.models.config import EncoderConfig
-from minitrans.models.folder import model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.parameters import Parameters
 from minitrans.models.sentence import PoolingConfig
 from minitrans.models.weights import load_parameters, weight_files
@@ -61,7 +60,7 @@ class Identity:
 
     @property
     def sha256(self) -> str:
-        """Of all parts together."""
+        """Digest of all parts together."""
         return sha256_of_json(asdict(self))
 
     def to_dict(self) -> dict[str, str]:
@@ -90,7 +89,7 @@ def sha256_of_json(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def weights_identity(folder: Path, parameters: Parameters) -> str:
+def weights_identity(folder: ModelFolder, parameters: Parameters) -> str:
     """`Identity.weights` of a model folder, from the weights as they were read.
 
     The provenance of an int8 folder counts only beside the very weights that it was written with.
@@ -99,7 +98,7 @@ def weights_identity(folder: Path, parameters: Parameters) -> str:
     if parameters.precision != "int8":
         return own
     try:
-        said = read_json(model_file(folder, PROVENANCE))
+        said = folder.read(PROVENANCE)
     except MinitransError:
         return own
     source = said["from"].get("weights") if isinstance(said.get("from"), dict) else None
@@ -108,7 +107,7 @@ def weights_identity(folder: Path, parameters: Parameters) -> str:
     return own
 
 
-def weight_states(folder: Path) -> dict[str, tuple[int, int, int]]:
+def weight_states(folder: ModelFolder) -> dict[str, tuple[int, int, int]]:
     """Size and times of the weight files: equal as long as nobody writes to them. ModelNotFoundError if one is gone."""
     states = {}
     for path in weight_files(folder):
@@ -120,13 +119,14 @@ def weight_states(folder: Path) -> dict[str, tuple[int, int, int]]:
     return states
 
 
-def weights_read_again(folder: Path, config: EncoderConfig, states: Mapping[str, tuple[int, int, int]]) -> str:
+def weights_read_again(path: Path, config: EncoderConfig, states: Mapping[str, tuple[int, int, int]]) -> str:
     """`Identity.weights` of a folder that was read with this ``config`` when its weights were in these ``states``.
 
     ModelError if they are not any more.
     """
+    folder = ModelFolder.open(path)
     stored = load_parameters(folder)
     identity = weights_identity(folder, stored)
     if stored.config != config or weight_states(folder) != states:
-        raise ModelError(f"{folder}: its weights are not those that were read; make a new SentenceEncoder")
+        raise ModelError(f"{path}: its weights are not those that were read; make a new SentenceEncoder")
     return identity

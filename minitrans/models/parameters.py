@@ -116,7 +116,7 @@ class Parameters:
 
     @property
     def sha256(self) -> str:
-        """Of the configuration and of every array: whatever files, order and float format they were stored in."""
+        """Digest of the configuration and of every array, the same for any files, order and float format of storage."""
         # What a field has by default is left out: a later release may add fields.
         config = {
             field.name: value
@@ -130,51 +130,27 @@ class Parameters:
         return digest.hexdigest()
 
 
-# Field of the record -> name in the checkpoint.
-EMBEDDING_NAMES = {
-    "word_embeddings": "embeddings.word_embeddings",
-    "position_embeddings": "embeddings.position_embeddings",
-    "token_type_embeddings": "embeddings.token_type_embeddings",
+# Field of the record -> name in the checkpoint, and rows and columns as `EncoderConfig` calls them.
+EMBEDDINGS = {
+    "word_embeddings": ("embeddings.word_embeddings", "vocab_size", "hidden_size"),
+    "position_embeddings": ("embeddings.position_embeddings", "max_position_embeddings", "hidden_size"),
+    "token_type_embeddings": ("embeddings.token_type_embeddings", "type_vocab_size", "hidden_size"),
+}
+LINEARS = {
+    "query": ("attention.self.query", "hidden_size", "hidden_size"),
+    "key": ("attention.self.key", "hidden_size", "hidden_size"),
+    "value": ("attention.self.value", "hidden_size", "hidden_size"),
+    "attention_output": ("attention.output.dense", "hidden_size", "hidden_size"),
+    "intermediate": ("intermediate.dense", "intermediate_size", "hidden_size"),
+    "output": ("output.dense", "hidden_size", "intermediate_size"),
 }
 EMBEDDINGS_NORM = "embeddings.LayerNorm"
-LINEAR_NAMES = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "attention_output": "attention.output.dense",
-    "intermediate": "intermediate.dense",
-    "output": "output.dense",
-}
-NORM_NAMES = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
+NORMS = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
 
 
 def layer_prefix(layer: int) -> str:
     """Where the tensors of a layer begin in a checkpoint."""
     return f"encoder.layer.{layer}."
-
-
-def embedding_shapes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
-    """Shape of each embedding table, by field name."""
-    hidden = config.hidden_size
-    return {
-        "word_embeddings": (config.vocab_size, hidden),
-        "position_embeddings": (config.max_position_embeddings, hidden),
-        "token_type_embeddings": (config.type_vocab_size, hidden),
-    }
-
-
-def linear_shapes(config: EncoderConfig) -> dict[str, tuple[int, int]]:
-    """Shape [N, K] of each linear map of a layer, by field name."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    square = (hidden, hidden)
-    return {
-        "query": square,
-        "key": square,
-        "value": square,
-        "attention_output": square,
-        "intermediate": (intermediate, hidden),
-        "output": (hidden, intermediate),
-    }
 
 
 def tensor_shapes(config: EncoderConfig, precision: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -184,7 +160,8 @@ def tensor_shapes(config: EncoderConfig, precision: str) -> Iterator[tuple[str, 
     matrix and "scale" for the float32 scale of its rows, stored as ``<matrix>_scale``.
     """
 
-    def matrix(name: str, shape: tuple[int, int]) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    def matrix(name: str, rows: str, columns: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        shape = getattr(config, rows), getattr(config, columns)
         if precision == "int8":
             yield f"{name}.weight", "int8", shape
             yield f"{name}.weight_scale", "scale", shape[:1]
@@ -195,25 +172,26 @@ def tensor_shapes(config: EncoderConfig, precision: str) -> Iterator[tuple[str, 
         yield f"{name}.weight", "float", (config.hidden_size,)
         yield f"{name}.bias", "float", (config.hidden_size,)
 
-    for field, table_shape in embedding_shapes(config).items():
-        yield from matrix(EMBEDDING_NAMES[field], table_shape)
+    for name, rows, columns in EMBEDDINGS.values():
+        yield from matrix(name, rows, columns)
     yield from norm(EMBEDDINGS_NORM)
     for layer in range(config.num_hidden_layers):
-        for field, shape in linear_shapes(config).items():
-            yield from matrix(layer_prefix(layer) + LINEAR_NAMES[field], shape)
-            yield f"{layer_prefix(layer)}{LINEAR_NAMES[field]}.bias", "float", shape[:1]
-        for name in NORM_NAMES.values():
-            yield from norm(layer_prefix(layer) + name)
+        prefix = layer_prefix(layer)
+        for name, rows, columns in LINEARS.values():
+            yield from matrix(prefix + name, rows, columns)
+            yield f"{prefix}{name}.bias", "float", (getattr(config, rows),)
+        for name in NORMS.values():
+            yield from norm(prefix + name)
 
 
 def named_arrays(parameters: Parameters) -> dict[str, Float32 | Int8]:
     """Every array of the weights, as it is (no copy), under the name and in the order of `tensor_shapes`."""
     records: dict[str, AnyEmbedding | AnyLinear | LayerNorm] = {
-        name: getattr(parameters, field) for field, name in EMBEDDING_NAMES.items()
+        name: getattr(parameters, field) for field, (name, *_) in EMBEDDINGS.items()
     }
     records[EMBEDDINGS_NORM] = parameters.embeddings_norm
     for index, layer in enumerate(parameters.layers):
-        for field, name in (LINEAR_NAMES | NORM_NAMES).items():
+        for field, name in ({field: name for field, (name, *_) in LINEARS.items()} | NORMS).items():
             records[layer_prefix(index) + name] = getattr(layer, field)
     arrays: dict[str, Float32 | Int8] = {}
     for name, record in records.items():

@@ -1,4 +1,4 @@
-"""int8: the arithmetic that every backend follows, and the export of an int8 model folder.
+"""int8: the arithmetic that every backend follows.
 
 Weights are symmetric, one scale per output channel (per row for embedding tables). Activations are unsigned bytes
 with a scale and a zero point of their own per token, so that a token's result depends on nothing but that token:
@@ -14,14 +14,15 @@ rint rounds halves to even. All of it is float32 arithmetic; divisions are produ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.arguments import check_choice
 from minitrans.models.parameters import (
+    EMBEDDINGS,
+    LINEARS,
     AnyEmbedding,
     AnyLinear,
     Embedding,
@@ -87,14 +88,14 @@ def quantize_embedding(embedding: AnyEmbedding) -> Int8Embedding:
 
 
 def dequantize_linear(linear: AnyLinear) -> Linear:
-    """The float32 form of a linear map: what the int8 one stands for."""
+    """The float32 form of a linear map; a float32 one is returned as it is."""
     if isinstance(linear, Linear):
         return linear
     return Linear(linear.weight.astype(np.float32) * linear.scale[:, None], linear.bias)
 
 
 def dequantize_embedding(embedding: AnyEmbedding) -> Embedding:
-    """The float32 form of an embedding table."""
+    """The float32 form of an embedding table; a float32 one is returned as it is."""
     if isinstance(embedding, Embedding):
         return embedding
     return Embedding(embedding.weight.astype(np.float32) * embedding.scale[:, None])
@@ -109,27 +110,12 @@ def with_precision(parameters: Parameters, precision: str) -> Parameters:
     check_choice("precision", precision, PRECISIONS)
     if precision in ("auto", parameters.precision):
         return parameters
-    if precision == "int8":
-        return _map_matrices(parameters, quantize_linear, quantize_embedding)
-    return _map_matrices(parameters, dequantize_linear, dequantize_embedding)
+    to_int8 = precision == "int8"
+    linear, embedding = (quantize_linear, quantize_embedding) if to_int8 else (dequantize_linear, dequantize_embedding)
 
+    def layer(record: LayerParameters) -> LayerParameters:
+        maps: dict[str, Any] = {field: linear(getattr(record, field)) for field in LINEARS}
+        return dataclasses.replace(record, **maps)
 
-_L = TypeVar("_L", bound=AnyLinear)
-_E = TypeVar("_E", bound=AnyEmbedding)
-
-
-def _map_matrices(
-    parameters: Parameters, linear: Callable[[AnyLinear], _L], embedding: Callable[[AnyEmbedding], _E]
-) -> Parameters:
-    def convert(record: Any) -> Any:
-        if isinstance(record, Linear | Int8Linear):
-            return linear(record)
-        if isinstance(record, Embedding | Int8Embedding):
-            return embedding(record)
-        if isinstance(record, LayerParameters | Parameters):
-            fields = {f.name: convert(getattr(record, f.name)) for f in dataclasses.fields(record)}
-            return type(record)(**fields)
-        return tuple(convert(item) for item in record) if isinstance(record, tuple) else record
-
-    converted: Parameters = convert(parameters)
-    return converted
+    tables: dict[str, Any] = {field: embedding(getattr(parameters, field)) for field in EMBEDDINGS}
+    return dataclasses.replace(parameters, layers=tuple(map(layer, parameters.layers)), **tables)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans.arguments import check_choice, check_int
-from minitrans.contents import check_keys, read_json
 from minitrans.errors import ConfigError, InputError, UnsupportedModelError
-from minitrans.models.folder import model_file, optional_file, read_modules
+from minitrans.models.folder import ModelFolder
+
+PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
 
 # The older key style: one boolean per mode.
 _LEGACY_KEYS: dict[str, PoolingMode] = {
@@ -32,44 +34,39 @@ class PoolingConfig:
     normalize: bool = False
 
     @classmethod
-    def from_folder(cls, folder: Path, hidden_size: int) -> PoolingConfig:
-        """Follow ``modules.json``; without one it is mean pooling, as in sentence-transformers.
+    def from_folder(cls, folder: Path | ModelFolder, hidden_size: int) -> PoolingConfig:
+        """What ``modules.json`` says; without one it is mean pooling, as in sentence-transformers.
 
         Raises:
             UnsupportedModelError: a module other than Transformer, Pooling, Dropout and Normalize, or out of place.
             ConfigError: a broken file.
         """
-        if optional_file(folder, "modules.json") is None:
+        there = ModelFolder.open(folder)
+        if there.modules is None:
             return cls()
+        file = there.path / "modules.json"
         modes: tuple[PoolingMode, ...] | None = None
         normalize = False
         before = ""
-        for kind, path in read_modules(folder):
+        for module in there.modules:
+            kind = module.kind
             if (kind == "Transformer") != (before == "") or (kind == "Pooling") != (before == "Transformer"):
-                raise UnsupportedModelError(
-                    f"{folder / 'modules.json'}: {kind} is out of place, wanted Transformer, Pooling, Normalize"
-                )
+                raise UnsupportedModelError(f"{file}: {kind} is out of place, wanted Transformer, Pooling, Normalize")
             if kind == "Pooling":
-                modes = _read_modes(folder, pooling_file(path), hidden_size)
+                modes = _read_modes(there, module.file, hidden_size)
             elif kind != "Transformer":  # Dropout does nothing while encoding
                 normalize |= kind == "Normalize"
-                if path and (file := optional_file(folder, pooling_file(path))) is not None:
-                    check_keys(read_json(file), kind, str(file))
+                if module.path:
+                    there.checked(module.file, kind)
             before = kind
         if modes is None:
-            raise UnsupportedModelError(f"{folder / 'modules.json'}: there is no Pooling module, wanted one")
+            raise UnsupportedModelError(f"{file}: there is no Pooling module, wanted one")
         return cls(modes, normalize)
 
 
-def pooling_file(path: str) -> str:
-    """The file, inside the model folder, that says how a module of kind "Pooling" with this path pools."""
-    return (PurePosixPath(path) / "config.json").as_posix()
-
-
-def _read_modes(folder: Path, name: str, hidden_size: int) -> tuple[PoolingMode, ...]:
-    file = model_file(folder, name)
-    values = read_json(file)
-    check_keys(values, "Pooling", str(file))
+def _read_modes(folder: ModelFolder, name: str, hidden_size: int) -> tuple[PoolingMode, ...]:
+    file = folder.inside(name)
+    values = folder.checked(name, "Pooling")
     for key in ("include_prompt", *_LEGACY_KEYS):
         if not isinstance(values.get(key, False), bool):
             raise ConfigError(f"{file}: {key} is {values[key]!r:.100}, wanted true or false")
@@ -93,9 +90,6 @@ def _read_modes(folder: Path, name: str, hidden_size: int) -> tuple[PoolingMode,
     return tuple(modes)
 
 
-SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
-
-
 def check_prompts(prompts: object, source: str) -> dict[str, str]:
     """Name -> text. InputError names the source."""
     if not isinstance(prompts, Mapping) or not all(isinstance(x, str) for pair in prompts.items() for x in pair):
@@ -103,24 +97,19 @@ def check_prompts(prompts: object, source: str) -> dict[str, str]:
     return dict(prompts)
 
 
-def sentence_settings(folder: Path) -> dict[str, Any]:
+def sentence_settings(folder: ModelFolder) -> dict[str, Any]:
     """``config_sentence_transformers.json``, its fields checked; ModelError names the one that is wrong."""
-    file = optional_file(folder, "config_sentence_transformers.json")
-    if file is None:
-        return {}
-    settings = read_json(file)
-    check_keys(settings, file.name, str(file))
+    name = "config_sentence_transformers.json"
+    settings = {**folder.checked(name, name)}
+    file = folder.path / name
     try:
         settings["prompts"] = check_prompts(settings.get("prompts") or {}, str(file))
-        if (name := settings.get("default_prompt_name")) is not None:
-            check_choice(f"{file}: default_prompt_name", name, settings["prompts"])
-        if (name := settings.get("similarity_fn_name")) is not None:
-            check_choice(f"{file}: similarity_fn_name", name, get_args(SimilarityName))
+        if (default := settings.get("default_prompt_name")) is not None:
+            check_choice(f"{file}: default_prompt_name", default, settings["prompts"])
+        if (similarity := settings.get("similarity_fn_name")) is not None:
+            check_choice(f"{file}: similarity_fn_name", similarity, get_args(SimilarityName))
         if (dimension := settings.get("truncate_dim")) is not None:
             check_int(f"{file}: truncate_dim", dimension)
     except InputError as error:
         raise ConfigError(str(error)) from None
     return settings
-
-
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, lfs_pointer, read_json
+from minitrans.contents import INDEX_FILE, WEIGHTS_FILE, lfs_pointer
 from minitrans.errors import ConfigError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.models.config import EncoderConfig, stored_precision
 from minitrans.models.folder import ModelFolder
 from minitrans.models.parameters import (
-    EMBEDDING_NAMES,
+    EMBEDDINGS,
     EMBEDDINGS_NORM,
-    LINEAR_NAMES,
-    NORM_NAMES,
+    LINEARS,
+    NORMS,
     AnyEmbedding,
     AnyLinear,
     Embedding,
@@ -69,7 +69,7 @@ class StoredTensor:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path | ModelFolder) -> list[Path]:
     """The safetensors files of a model folder, each proven to lie inside it.
 
     Raises:
@@ -78,12 +78,12 @@ def weight_files(folder: Path) -> list[Path]:
         ModelNotFoundError: no weights at all, or a shard is missing.
     """
     there = ModelFolder.open(folder)
-    inner = folder / there.transformer
+    inner = there.place("")
     if (inner / WEIGHTS_FILE).exists():
         return [_inside(there, WEIGHTS_FILE)]
     if (inner / INDEX_FILE).exists():
-        index = read_json(_inside(there, INDEX_FILE))
-        weight_map = index.get("weight_map")
+        _inside(there, INDEX_FILE)
+        weight_map = there.read(there.name(INDEX_FILE)).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise WeightsError(f"{inner / INDEX_FILE}: weight_map is missing or empty, wanted tensor name -> file name")
         for name in weight_map.values():
@@ -133,7 +133,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def load_parameters(folder: Path) -> Parameters:
+def load_parameters(folder: Path | ModelFolder) -> Parameters:
     """Read and validate the weights of a model folder.
 
     Accepts tensor names with or without the ``bert.`` prefix, one file or shards, float32, float16 or bfloat16
@@ -147,16 +147,17 @@ def load_parameters(folder: Path) -> Parameters:
         WeightsError: a broken file; missing, unexpected, wrongly shaped or typed tensors; NaN or infinity. The
             message names file, tensor, what was seen and what was wanted.
     """
-    config = EncoderConfig.from_folder(folder)
-    precision = stored_precision(folder)
+    there = ModelFolder.open(folder)
+    config = EncoderConfig.from_folder(there)
+    precision = stored_precision(there)
     stored: dict[str, StoredTensor] = {}
-    for file in weight_files(folder):
+    for file in weight_files(there):
         for name, tensor in read_tensors(file).items():
             name = canonical_name(name)
             if name in stored:
                 raise WeightsError(f"{file}: tensor {name!r} is also in {stored[name].file.name}, wanted it once")
             stored[name] = tensor
-    _check_names(stored, config, precision, folder)
+    _check_names(stored, config, precision, there.path)
     arrays = {name: convert(name, stored[name], kind, shape) for name, kind, shape in tensor_shapes(config, precision)}
     return assemble(config, arrays)
 
@@ -178,11 +179,11 @@ def assemble(config: EncoderConfig, arrays: Mapping[str, NDArray[Any]]) -> Param
 
     def layer(index: int) -> LayerParameters:
         prefix = layer_prefix(index)
-        linears: dict[str, Any] = {field: linear(prefix + name) for field, name in LINEAR_NAMES.items()}
-        norms: dict[str, Any] = {field: norm(prefix + name) for field, name in NORM_NAMES.items()}
+        linears: dict[str, Any] = {field: linear(prefix + name) for field, (name, *_) in LINEARS.items()}
+        norms: dict[str, Any] = {field: norm(prefix + name) for field, name in NORMS.items()}
         return LayerParameters(**linears, **norms)
 
-    tables: dict[str, Any] = {field: embedding(name) for field, name in EMBEDDING_NAMES.items()}
+    tables: dict[str, Any] = {field: embedding(name) for field, (name, *_) in EMBEDDINGS.items()}
     layers = tuple(layer(index) for index in range(config.num_hidden_layers))
     return Parameters(config, **tables, embeddings_norm=norm(EMBEDDINGS_NORM), layers=layers)
 

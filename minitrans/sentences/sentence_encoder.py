@@ -21,6 +21,7 @@ from minitrans.encoder.pooling import normalized, pool_encoded
 from minitrans.errors import InputError, MinitransError, NumericalError
 from minitrans.hub.names import DEFAULT_MODEL
 from minitrans.hub.resolve import resolve
+from minitrans.models.folder import ModelFolder
 from minitrans.models.identity import Identity, weight_states, weights_identity, weights_read_again
 from minitrans.models.parameters import Float32
 from minitrans.models.quantization import PRECISIONS, with_precision
@@ -123,20 +124,21 @@ class SentenceEncoder:
         )
         name = DEFAULT_MODEL if model_name_or_path is None else os.fspath(model_name_or_path)
         self.name_or_path = str(self.folder) if Path(name).is_dir() else name  # a path holds from any directory
-        settings = sentence_settings(self.folder)
-        self._weight_files = weight_states(self.folder)
-        stored = load_parameters(self.folder)
+        folder = ModelFolder.open(self.folder)
+        settings = sentence_settings(folder)
+        self._weight_files = weight_states(folder)
+        stored = load_parameters(folder)
         parameters = with_precision(stored, precision)
         self.config = parameters.config
         self.precision = parameters.precision
         self._dequantized = (stored.precision, parameters.precision) == ("int8", "float32")
-        self.pooling = PoolingConfig.from_folder(self.folder, self.config.hidden_size)
-        self.tokenizer = Tokenizer.from_folder(self.folder, self.config)
+        self.pooling = PoolingConfig.from_folder(folder, self.config.hidden_size)
+        self.tokenizer = Tokenizer.from_folder(folder, self.config)
         self.blocks = load_blocks(backend, parameters)
         self.backend = self.blocks.name
         policy = as_policy(pruning)
         if policy is not None and policy.fitted is not None:  # while the weights are at hand
-            self._weights = weights_identity(self.folder, stored)
+            self._weights = weights_identity(folder, stored)
         self.pruning = self._check_policy(policy)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
         self.prompts: dict[str, str] = settings.get("prompts", {}) | given

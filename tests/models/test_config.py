@@ -15,7 +15,7 @@ from minitrans.contents import JSON_LIMIT, read_json
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError, UnsupportedModelError, WeightsError
 from minitrans.models.config import EncoderConfig
-from minitrans.models.folder import model_file
+from minitrans.models.folder import ModelFolder
 from minitrans.models.weights import load_parameters
 
 HUGE = 10**400  # JSON can say it, a float cannot
@@ -50,15 +50,19 @@ def refusal(error, call):
 @pytest.mark.parametrize(
     ("changes", "seen"),
     [
-        *(({"model_type": name}, f"model_type {name!r}") for name in ("roberta", "mpnet", "distilbert", "t5", "BERT")),
-        ({"model_type": None}, "model_type None"),
-        ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
-        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type 'relative_key_query'"),
+        *(
+            ({"model_type": name}, f"model_type is {name!r}, wanted 'bert'")
+            for name in ("roberta", "mpnet", "distilbert", "t5", "BERT")
+        ),
+        ({"model_type": None}, "model_type is None"),
+        ({"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
+        ({"position_embedding_type": "relative_key_query"}, "position_embedding_type is 'relative_key_query'"),
+        ({"position_embedding_type": None}, "position_embedding_type is None"),
         ({"is_decoder": True}, "is_decoder"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
-        ({"embedding_size": 16}, "embedding_size 16"),
-        *(({"hidden_act": act}, f"hidden_act {act!r}") for act in ("silu", "quick_gelu", "", None, 3, ["gelu"])),
+        ({"embedding_size": 16}, "embedding_size is 16, wanted 32"),
+        *(({"hidden_act": act}, f"hidden_act is {act!r}") for act in ("silu", "quick_gelu", "", None, 3, ["gelu"])),
     ],
 )
 def test_architectures_that_are_refused_by_name(changes, seen):
@@ -66,10 +70,6 @@ def test_architectures_that_are_refused_by_name(changes, seen):
     assert message.startswith("here/config.json: ")
     assert seen in message
     assert ("BERT-family" in message) or ("wanted one of" in message and "gelu_new" in message)
-
-
-def test_a_dict_without_model_type():
-    assert "model_type None" in refusal(UnsupportedModelError, lambda: EncoderConfig.from_dict(SIZES))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_sizes_that_are_no_sizes(name, value):
 @pytest.mark.parametrize(
     ("changes", "seen"),
     [
-        ({"hidden_size": 33}, "hidden_size 33 is not a multiple of num_attention_heads 4"),
+        ({"hidden_size": 33}, "hidden_size is 33, wanted a multiple of num_attention_heads, 4"),
         ({"num_hidden_layers": 1001}, "num_hidden_layers is 1001, wanted at most 1000"),
         *(
             ({"layer_norm_eps": eps}, f"layer_norm_eps is {eps!r}, wanted a number between 0 and 1")
@@ -200,7 +200,7 @@ def test_reading_a_file_that_is_not_there(tmp_path):
 def test_names_that_leave_the_folder(folder, name):
     (folder.parent / "secret").write_text("{}")
     name = name.format(folder=folder)
-    message = refusal(ConfigError, lambda: model_file(folder, name))
+    message = refusal(ConfigError, lambda: ModelFolder(folder).inside(name))
     assert str(folder) in message
     assert repr(name) in message
     assert "inside the model folder" in message
@@ -208,26 +208,26 @@ def test_names_that_leave_the_folder(folder, name):
 
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "a" * 5000], ids=["NUL", "surrogate", "long"])
 def test_names_that_no_file_has(folder, name):
-    assert repr(name) in refusal(ConfigError, lambda: model_file(folder, name))
+    assert repr(name) in refusal(ConfigError, lambda: ModelFolder(folder).inside(name))
 
 
 def test_links_that_go_round_in_circles(folder):
     (folder / "loop").symlink_to("loop")
     with pytest.raises((ConfigError, ModelNotFoundError), match="loop"):  # the Python release decides which
-        model_file(folder, "loop")
+        ModelFolder(folder).inside("loop")
 
 
 @pytest.mark.parametrize("name", ["nothing.json", "1_Pooling", "nowhere/config.json"])
 def test_files_that_are_missing(folder, name):
-    assert str(folder / name) in refusal(ModelNotFoundError, lambda: model_file(folder, name))
+    assert str(folder / name) in refusal(ModelNotFoundError, lambda: ModelFolder(folder).inside(name))
 
 
-def test_links_out_of_the_folder_are_refused_and_links_within_are_not(folder):
+def test_links_out_of_the_folder_are_refused_others_not(folder):
     (folder.parent / "config.json").write_text(json.dumps(CONFIG))
     (folder / "out.json").symlink_to("../config.json")
     (folder / "within.json").symlink_to("config.json")
-    assert model_file(folder, "within.json") == folder / "within.json"
-    assert str(folder.parent / "config.json") in refusal(ConfigError, lambda: model_file(folder, "out.json"))
+    assert ModelFolder(folder).inside("within.json") == folder / "within.json"
+    assert str(folder.parent / "config.json") in refusal(ConfigError, lambda: ModelFolder(folder).inside("out.json"))
 
 
 def test_a_folder_that_is_a_link_itself(folder, tmp_path):
@@ -246,15 +246,11 @@ def hub_cache(root):
     return snapshot
 
 
-def test_the_layout_of_the_hubs_cache(tmp_path):
-    assert EncoderConfig.from_folder(hub_cache(tmp_path)) == ENCODER
-
-
 @pytest.mark.parametrize("target", ["../../refs", "../../../secret", "../other/config.json"])
 def test_the_hubs_cache_beyond_its_blobs(tmp_path, target):
     snapshot = hub_cache(tmp_path)
     (snapshot / "x.json").symlink_to(target)
-    assert repr("x.json") in refusal(ConfigError, lambda: model_file(snapshot, "x.json"))
+    assert repr("x.json") in refusal(ConfigError, lambda: ModelFolder(snapshot).inside("x.json"))
 
 
 # --- PruningPolicy
@@ -363,15 +359,13 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(policies)
 def test_a_policy_survives_a_dict_json_and_a_file(policy):
     with tempfile.TemporaryDirectory() as folder:
         policy.save(Path(folder) / "policy.json")
         copies = [
-            PruningPolicy.from_dict(policy.to_dict()),
             PruningPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))),
-            PruningPolicy.load(Path(folder) / "policy.json"),
             PruningPolicy.load(f"{folder}/policy.json"),
         ]
     for copy in copies:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from random_models import edit_json, find_spec, vocabulary, write_model, write_safetensors, write_tensors
 
-from minitrans.contents import check_keys, files_to_fetch
+from minitrans.contents import check_keys, files_to_fetch, read_json
 from minitrans.errors import ConfigError, ModelError, ModelNotFoundError, UnsupportedModelError, WeightsError
 from minitrans.models.config import EncoderConfig
 from minitrans.models.export import quantize_folder
@@ -359,7 +359,9 @@ def test_lower_case_that_is_no_choice(folder, value):
 def test_settings_of_other_kinds_of_models(folder, key, value):
     file = folder / "config_sentence_transformers.json"
     file.write_text(json.dumps({"__version__": {}, "model_type": "SentenceTransformer", key: value}))
-    assert refusal(UnsupportedModelError, sentence_settings, folder).startswith(f"{file}: {key} is {value!r}, ")
+    assert refusal(UnsupportedModelError, lambda: sentence_settings(ModelFolder.open(folder))).startswith(
+        f"{file}: {key} is {value!r}, "
+    )
 
 
 @pytest.mark.parametrize(("key", "value"), [("pooling_mode_median", True), ("attention", "full"), ("dropout", 0.1)])
@@ -437,6 +439,25 @@ def test_tensors_inside_the_encoder_are_refused(folder, name):
     assert f"unexpected tensors: {name}" in refusal(WeightsError, load_parameters, folder)
 
 
+def test_a_folder_that_was_only_looked_at_is_refused_too(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    looked = ModelFolder(folder)
+    assert looked.has("adapter_config.json")
+    for load in (load_parameters, EncoderConfig.from_folder, ModelFolder.open):
+        assert "is a PEFT adapter" in refusal(UnsupportedModelError, load, looked)
+
+
+def test_each_json_file_is_read_once(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "minitrans.models.folder.read_json", lambda *given: seen.append(given[0].name) or read_json(*given)
+    )
+    SentenceEncoder(folder, backend="reference")
+    wanted = {"modules.json", "config.json", "tokenizer_config.json", "sentence_bert_config.json"}
+    assert wanted <= {*seen}
+    assert len(seen) == len({*seen}) + 1  # config.json is the name of the pooling's file, too
+
+
 def test_a_folder_without_modules(folder):
     (folder / "modules.json").unlink()
     for name in ("config_sentence_transformers.json", "1_Pooling/config.json"):
@@ -445,5 +466,5 @@ def test_a_folder_without_modules(folder):
         assert message.startswith(f"{folder} has {name} but no modules.json, which says how to pool")
         (folder / name).unlink()
     assert ModelFolder.open(folder).transformer == ""
-    assert SentenceEncoder(folder).pooling == PoolingConfig(("mean",), normalize=False)
+    assert SentenceEncoder(folder, backend="reference").pooling == PoolingConfig(("mean",), normalize=False)
     assert len(vocabulary(SPEC)) == load_parameters(folder).config.vocab_size

@@ -1,7 +1,6 @@
 """SentenceEncoder(folder): every layout of a model folder loads and encodes, and what cannot work says so."""
 
 import json
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,6 @@ from random_models import FAMILY_SPECS, SPECS, edit_json, find_spec, texts, writ
 from minitrans import SentenceEncoder
 from minitrans.errors import (
     BackendError,
-    ConfigError,
     InputError,
     ModelNotFoundError,
     NumericalError,
@@ -62,14 +60,11 @@ def test_small_models(tmp_path, spec):
 
 @pytest.mark.parametrize("spec", FAMILY_SPECS, ids=lambda spec: spec.name)
 def test_families_of_the_hub(tmp_path, spec):
-    folder = write_model(tmp_path / spec.name, spec)
-    try:
-        encoder = SentenceEncoder(folder, threads=1)
-        check(encoder, spec, ["play music"])
-        assert encoder.config.num_attention_heads == 12
-        assert encoder.config.head_size == 32
-    finally:
-        shutil.rmtree(folder)  # up to 90 MB, and pytest keeps what its last runs left
+    spec = replace(spec, num_hidden_layers=2, vocab_size=1000)  # of up to 12 and 30,522: more of the same
+    encoder = SentenceEncoder(write_model(tmp_path / spec.name, spec), threads=1)
+    check(encoder, spec, ["play music"])
+    assert encoder.config.num_attention_heads == 12
+    assert encoder.config.head_size == 32
 
 
 @pytest.mark.parametrize("gone", ["tokenizer.json", "sentence_bert_config.json", "tokenizer_config.json"])
@@ -93,25 +88,11 @@ def test_two_modes_make_a_longer_vector(folder):
     np.testing.assert_allclose(both, wanted, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"model_type": "roberta"}, UnsupportedModelError),
-        ({"hidden_size": None}, ConfigError),
-        ({"quantization_config": {"quant_method": "gptq"}}, UnsupportedModelError),
-    ],
-)
-def test_a_folder_that_is_refused(folder, changes, error):
-    edit_json(folder / "config.json", **changes)
-    with pytest.raises(error) as caught:
+def test_a_folder_that_is_refused(folder):
+    edit_json(folder / "config.json", model_type="roberta")
+    with pytest.raises(UnsupportedModelError) as caught:
         SentenceEncoder(folder)
     assert str(folder / "config.json") in str(caught.value)
-
-
-def test_a_folder_without_a_configuration(folder):
-    (folder / "config.json").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
-        SentenceEncoder(folder)
 
 
 # --- precision and backend
@@ -150,7 +131,7 @@ def test_a_length_that_the_model_does_not_have(encoder, value):
 
 
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"])
-def test_a_dangling_link_is_not_taken_for_a_file_that_is_not_there(folder, name):
+def test_a_dangling_link_counts_as_there(folder, name):
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(folder / "nowhere")
     with pytest.raises(ModelNotFoundError, match=f"{name} is missing"):

@@ -10,20 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from random_models import edit_json, find_spec, texts, write_model, write_tensors
+from random_models import find_spec, texts, write_model, write_tensors
 
 from minitrans import SentenceEncoder, quantize_folder
 from minitrans.backends.reference import EXACT, Int8Product, prepare
-from minitrans.errors import InputError, ModelNotFoundError, UnsupportedModelError, WeightsError
+from minitrans.errors import InputError, ModelNotFoundError, WeightsError
 from minitrans.files import sha256_of
-from minitrans.models import quantization
 from minitrans.models.parameters import Int8Linear, Linear, layer_prefix
 from minitrans.models.quantization import TINY, quantize_activations, quantize_rows, with_precision
 from minitrans.models.weights import load_parameters
 
 SPEC = find_spec("plain")
 LARGEST = 1.5e38  # the range of a row has to be a float32 too
-property_test = settings(max_examples=150)
+property_test = settings(max_examples=60)
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def folder(tmp_path):
     return write_model(tmp_path / "model", SPEC)
 
 
-def matrices(rows=6, columns=40):
+def matrices(rows=6, columns=24):
     """float32 matrices whose rows are of very different size: ordinary, huge, tiny, denormal, constant, zero."""
     shape = array_shapes(min_dims=2, max_dims=2, max_side=columns).map(lambda s: (min(s[0], rows), s[1]))
     near_zero = 2.0**-149  # the least denormal
@@ -50,7 +49,8 @@ def matrices(rows=6, columns=40):
 
 @property_test
 @given(matrices())
-def test_weights_are_off_by_half_a_step_at_most(weight):
+def test_rows_of_weights(weight):
+    """Each is off by half a step at most, uses the whole range, and depends on itself alone, its sign included."""
     quantized, scale = quantize_rows(weight)
     assert (quantized.dtype, scale.dtype) == (np.int8, np.float32)
     assert (quantized.shape, scale.shape) == (weight.shape, weight.shape[:1])
@@ -61,25 +61,13 @@ def test_weights_are_off_by_half_a_step_at_most(weight):
     used = np.abs(weight).max(axis=1) > TINY
     assert (np.abs(quantized).max(axis=1) == np.where(used, 127, 0)).all()  # the whole range is used
     assert (scale[~used] == 1).all()
-
-
-@property_test
-@given(matrices())
-def test_a_row_of_weights_depends_on_itself_alone(weight):
-    quantized, scale = quantize_rows(weight)
+    negative, same_scale = quantize_rows(-weight)
+    np.testing.assert_array_equal(negative, -quantized)
+    np.testing.assert_array_equal(same_scale, scale)
     for i in range(len(weight)):
         alone, its_scale = quantize_rows(weight[i : i + 1].copy())
         assert alone.tobytes() == quantized[i].tobytes()
         assert its_scale.tobytes() == scale[i].tobytes()
-
-
-@property_test
-@given(matrices())
-def test_a_matrix_and_its_negative(weight):
-    quantized, scale = quantize_rows(weight)
-    negative, same_scale = quantize_rows(-weight)
-    np.testing.assert_array_equal(negative, -quantized)
-    np.testing.assert_array_equal(same_scale, scale)
 
 
 # --- activations
@@ -87,7 +75,7 @@ def test_a_matrix_and_its_negative(weight):
 
 @property_test
 @given(matrices())
-def test_activations_are_off_by_half_a_step_at_most(x):
+def test_activations_follow_the_definition(x):
     q, scale, zero = quantize_activations(x)
     assert (q.dtype, scale.dtype, zero.dtype) == (np.uint8, np.float32, np.int32)
     assert (q.shape, scale.shape, zero.shape) == (x.shape, x.shape[:1], x.shape[:1])
@@ -97,12 +85,6 @@ def test_activations_are_off_by_half_a_step_at_most(x):
     error = np.abs((q.astype(np.float64) - zero[:, None]) * scale[:, None] - x)
     assert (error <= scale[:, None] * (0.5 + 1e-3)).all()
     np.testing.assert_array_equal(q[x == 0], np.broadcast_to(zero[:, None], x.shape)[x == 0])  # zero is exact
-
-
-@property_test
-@given(matrices())
-def test_activations_follow_the_definition(x):
-    q, scale, zero = quantize_activations(x)
     one, limit = np.float32(1), np.float32(255)
     for row, its_q, its_scale, its_zero in zip(x, q, scale, zero, strict=True):
         low, high = min(row.min(), np.float32(0)), max(row.max(), np.float32(0))
@@ -110,8 +92,7 @@ def test_activations_follow_the_definition(x):
         point = min(np.rint(-low * (one / step)), limit)
         assert its_scale == step
         assert its_zero == point
-        for value, byte in zip(row, its_q, strict=True):
-            assert byte == min(max(np.rint(value * (one / step)) + point, 0), 255)
+        np.testing.assert_array_equal(its_q, np.clip(np.rint(row * (one / step)) + point, 0, 255))
 
 
 @property_test
@@ -410,13 +391,13 @@ def test_a_source_that_is_int8_already(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "_write_json", "_copy", "sha256_of"])
+@pytest.mark.parametrize("step", ["_write_tensors", "_write_json", "shutil.copyfile", "sha256_of"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
 def test_a_failure_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch, step, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(quantization, step, fail)
+    monkeypatch.setattr(f"minitrans.models.export.{step}", fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(type(error)):
         quantize_folder(folder, tmp_path / "int8")
@@ -430,19 +411,6 @@ def test_a_source_that_is_broken_leaves_nothing(folder, tmp_path):
     with pytest.raises(ModelNotFoundError):
         quantize_folder(tmp_path / "nowhere", tmp_path / "int8")
     assert list(tmp_path.iterdir()) == [folder]
-
-
-@pytest.mark.parametrize(
-    ("changes", "seen"),
-    [({"quant_method": "gptq"}, "'gptq'"), ({"version": 2}, "version 2"), ({"version": None}, "version None")],
-)
-def test_a_format_that_is_not_known(folder, tmp_path, changes, seen):
-    int8 = quantize_folder(folder, tmp_path / "int8")
-    stored = json.loads((int8 / "config.json").read_text())["quantization_config"]
-    edit_json(int8 / "config.json", quantization_config=stored | changes)
-    with pytest.raises(UnsupportedModelError, match=seen) as error:
-        SentenceEncoder(int8)
-    assert str(int8 / "config.json") in str(error.value)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are of POSIX")

@@ -245,15 +245,13 @@ BROKEN_HEADERS = {
 }
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("content", [*BROKEN.values(), *BROKEN_HEADERS.values()], ids=[*BROKEN, *BROKEN_HEADERS])
 def test_files_that_are_no_safetensors(folder, weights, content):
-    weights.write_bytes(content)
-    assert refusal(WeightsError, folder).startswith(f"{weights} is not a valid safetensors file (")
-
-
-@pytest.mark.parametrize(("header", "size"), BROKEN_HEADERS.values(), ids=BROKEN_HEADERS)
-def test_headers_that_are_broken(folder, weights, header, size):
-    write_raw(weights, header, bytes(size))
+    if isinstance(content, bytes):
+        weights.write_bytes(content)
+    else:
+        header, size = content
+        write_raw(weights, header, bytes(size))
     assert refusal(WeightsError, folder).startswith(f"{weights} is not a valid safetensors file (")
 
 
@@ -324,7 +322,7 @@ def test_element_types_without_a_numpy_name(weights, folder, dtype):
         assert f"'embeddings.LayerNorm.weight' is {dtype} [{128 // width}], wanted F32 or F16 or BF16 [32]" in message
 
 
-@pytest.mark.parametrize("count", [1, 4, 5])
+@pytest.mark.parametrize("count", [4, 5])
 def test_missing_tensors(folder, weights, count):
     tensors = write_tensors(SPEC)
     gone = sorted(tensors)[:count]
@@ -336,7 +334,7 @@ def test_missing_tensors(folder, weights, count):
     assert "unexpected" not in message
 
 
-@pytest.mark.parametrize("count", [1, 4, 5])
+@pytest.mark.parametrize("count", [4, 5])
 def test_unexpected_tensors(folder, weights, count):
     extra = [f"adapter.{i}.weight" for i in range(count)]
     write_safetensors(weights, write_tensors(SPEC) | {name: np.ones(1, np.float32) for name in extra})
@@ -406,20 +404,20 @@ def test_an_int8_folder(int8_folder):
     assert len(arrays_of(parameters)) == len(stored) == len(list(tensor_shapes(parameters.config, "int8")))
 
 
-@pytest.mark.parametrize("value", [0.0, -0.5])
-def test_scales_that_are_not_positive(int8_folder, value):
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (0.0, "0.0, wanted scales above 0"),
+        (-0.5, "-0.5, wanted scales above 0"),
+        (np.nan, "nan at [9], wanted finite values"),
+        (np.inf, "inf at [9], wanted finite values"),
+    ],
+)
+def test_scales_that_are_none(int8_folder, value, wanted):
     scale = np.full(32, 0.01, np.float32)
     scale[9] = value
     path = rewrite(int8_folder, weight_scale=scale)
-    wanted = f"{path}: tensor '{QUERY}.weight_scale' holds {value}, wanted scales above 0"
-    assert refusal(WeightsError, int8_folder) == wanted
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_scales_that_are_not_finite(int8_folder, value):
-    path = rewrite(int8_folder, weight_scale=np.full(32, value, np.float32))
-    wanted = f"{path}: tensor '{QUERY}.weight_scale' holds {value} at [0], wanted finite values"
-    assert refusal(WeightsError, int8_folder) == wanted
+    assert refusal(WeightsError, int8_folder) == f"{path}: tensor '{QUERY}.weight_scale' holds {wanted}"
 
 
 @pytest.mark.parametrize(
@@ -460,8 +458,12 @@ def test_an_int8_folder_that_says_float(int8_folder):
     [
         ({"quant_method": "bitsandbytes"}, UnsupportedModelError, "'bitsandbytes'"),
         ({}, UnsupportedModelError, "None"),
-        ({"quant_method": "minitrans-int8"}, UnsupportedModelError, "version None, this release reads 1"),
-        ({"quant_method": "minitrans-int8", "version": 2}, UnsupportedModelError, "version 2, this release reads 1"),
+        ({"quant_method": "minitrans-int8"}, UnsupportedModelError, "is None, wanted 1 here"),
+        (
+            {"quant_method": "minitrans-int8", "version": 2},
+            UnsupportedModelError,
+            "is 2, wanted 1 here",
+        ),
         ("minitrans-int8", ConfigError, "'minitrans-int8', wanted a JSON object"),
         ([1], ConfigError, "[1], wanted a JSON object"),
     ],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minitrans.contents import TOKEN_FILES, is_token_key, lfs_pointer, read_json
+from minitrans.contents import TOKEN_FILES, is_token_key, lfs_pointer
 from minitrans.errors import ConfigError, ModelNotFoundError, TokenizerError, UnsupportedModelError
 from minitrans.models.folder import ModelFolder
 from minitrans.models.tokenization.program import MOST_ADDED_TOKENS, check_added_characters, check_program
@@ -40,9 +40,11 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 @contextmanager
 def library_errors(what: Callable[[], str], remedy: str = "fetch the model again") -> Iterator[None]:
-    """What the library raises becomes a TokenizerError: bare Exception, or, for a panic in Rust, a BaseException.
+    """Turn whatever the library raises into a TokenizerError: plain exceptions, and panics of its Rust code.
 
-    ``what`` was tried is put into words only then: this runs for every text.
+    Args:
+        what: puts what was tried into words; called only for an error, as this runs for every text.
+        remedy: what to do about it.
     """
     try:
         yield
@@ -95,17 +97,15 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
         file = folder.file("vocab.txt")
         for name in ("unk_token", "cls_token", "sep_token"):
             if settings.get(name, "") is None:
-                raise ConfigError(
-                    f"{folder.path / folder.name('tokenizer_config.json')}: {name} is null, wanted a token"
-                )
+                raise ConfigError(f"{folder.place('tokenizer_config.json')}: {name} is null, wanted a token")
         fast = _from_vocabulary(file, added)
     elif bert:
         raise ModelNotFoundError(
-            f"{folder.path / folder.transformer} holds neither tokenizer.json nor vocab.txt; fetch the model again"
+            f"{folder.place('')} holds neither tokenizer.json nor vocab.txt; fetch the model again"
         )
     else:
         raise ModelNotFoundError(
-            f"{folder.path / folder.name('tokenizer.json')} is missing, and a {kind} is read from nothing else here; "
+            f"{folder.place('tokenizer.json')} is missing, and a {kind} is read from nothing else here; "
             "write it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     if bert:
@@ -117,22 +117,17 @@ def read_tokenizer(folder: ModelFolder, rows: int) -> FastTokenizer:
 
 
 def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
-    name = settings.get("tokenizer_class")
-    source = folder.name("tokenizer_config.json")
+    name, source = settings.get("tokenizer_class"), "tokenizer_config.json"
     if name is None:
-        source = folder.name("config.json")
-        name = read_json(folder.file("config.json")).get("tokenizer_class")
+        name, source = folder.config.get("tokenizer_class"), "config.json"
     if name is None:
         return BERT_CLASSES[0]
     kind = name.removesuffix("Fast") if isinstance(name, str) and name != "PreTrainedTokenizerFast" else name
     if kind not in (*BERT_CLASSES, *FILE_CLASSES):
-        remedy = (
-            "; if its tokenizer.json holds all that it does, set tokenizer_class to 'PreTrainedTokenizerFast'"
-            if folder.has("tokenizer.json")
-            else ""
-        )
+        remedy = "; if its tokenizer.json holds all that it does, set tokenizer_class to 'PreTrainedTokenizerFast'"
+        remedy = remedy if folder.has("tokenizer.json") else ""
         raise UnsupportedModelError(
-            f"{folder.path / source}: tokenizer_class {name!r:.100} is not supported, wanted one of "
+            f"{folder.place(source)}: tokenizer_class is {name!r:.100}, wanted one of "
             f"{', '.join((*BERT_CLASSES, *FILE_CLASSES))}{remedy}"
         )
     return str(kind)
@@ -142,8 +137,8 @@ def _tokenizer_class(folder: ModelFolder, settings: Mapping[str, Any]) -> str:
 
 
 def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> Added:
-    """What tokenizer_config.json says of them; if it has no added_tokens_decoder, the older files beside it too."""
-    source = str(folder.path / folder.name("tokenizer_config.json"))
+    """The tokens of tokenizer_config.json; without an added_tokens_decoder, of the older files too."""
+    source = str(folder.place("tokenizer_config.json"))
     listed: dict[int, AddedToken] = {}
     whole = "added_tokens_decoder" in settings
     values = dict(settings)
@@ -163,7 +158,7 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
         special = {named[name].content for name in _NAMED if name in named}
         special |= {*_contents(values.get("extra_special_tokens") or settings.get("additional_special_tokens"))}
         file = folder.file("added_tokens.json")
-        for content, place in read_json(file).items():
+        for content, place in folder.read(folder.name("added_tokens.json")).items():
             if not isinstance(place, int) or isinstance(place, bool) or place < 0:
                 raise ConfigError(f"{file}: {content!r:.50} has the id {place!r:.50}, wanted a number of at least 0")
             flags = {"special": content in special, "normalized": content not in special}
@@ -213,7 +208,7 @@ def _special_tokens(
 
 
 def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: str) -> None:
-    """Where both files list additional tokens, releases of transformers differ in whose list counts."""
+    """Refuse additional tokens that both files list, and differently: which list counts depends on transformers."""
     both = [
         [token for key in _LISTS for token in _contents(each.get(key))]
         for each in (values, older)
@@ -264,7 +259,7 @@ def _add(fast: FastTokenizer, added: Added, rows: int, folder: ModelFolder) -> N
     if fast.get_vocab_size() + len(new) > rows and added.implied.issuperset(new):
         # Nor has the vocabulary: transformers could not embed a text with them, and no other text needs them.
         tokens = [(token, place) for token, place in tokens if token.content not in new]
-    where = folder.path / folder.transformer
+    where = folder.place("")
     with library_errors(lambda: f"{where}: the added tokens do not fit"):
         fast.add_tokens([token for token, _ in tokens])
     for token, place in tokens:
@@ -321,16 +316,14 @@ def _check_bert(fast: FastTokenizer, added: Added, file: Path) -> None:
 
 
 def _set_normalizer(fast: FastTokenizer, settings: Mapping[str, Any], folder: ModelFolder) -> None:
-    """As tokenizer_config.json says, and as BERT does where it does not; never as tokenizer.json says."""
+    """Set the normaliser of BERT with the flags of tokenizer_config.json; what tokenizer.json says does not count."""
     from tokenizers.normalizers import BertNormalizer
 
     flags: dict[str, Any] = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
     for key, usual in flags.items():
         flags[key] = value = settings.get(key, usual)
         if not isinstance(value, bool) and (key != "strip_accents" or value is not None):
-            raise ConfigError(
-                f"{folder.path / folder.name('tokenizer_config.json')}: {key} is {value!r:.50}, wanted true or false"
-            )
+            raise ConfigError(f"{folder.place('tokenizer_config.json')}: {key} is {value!r:.50}, wanted true or false")
     fast.normalizer = BertNormalizer(
         clean_text=True,
         handle_chinese_chars=flags["tokenize_chinese_chars"],

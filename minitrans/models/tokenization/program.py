@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-from minitrans.contents import words
+from minitrans.contents import word_set
 from minitrans.errors import TokenizerError, UnsupportedModelError
 
 MOST_ADDED_TOKENS = 100_000
@@ -25,14 +25,14 @@ MOST_PIECE_BYTES = 4_000_000  # of all pieces of Unigram together, which takes u
 MOST_CHARACTERS_PER_WORD = 1000  # of WordPiece, whose time grows with their square; BERT's is 100
 MOST_IN_PATTERN = 200  # characters
 
-_NORMALIZERS = words(
+_NORMALIZERS = word_set(
     "BertNormalizer Sequence Lowercase NFC NFD NFKC NFKD Nmt Strip StripAccents Precompiled Replace Prepend"
 )
-_PRE_TOKENIZERS = words(
+_PRE_TOKENIZERS = word_set(
     "BertPreTokenizer Sequence Whitespace WhitespaceSplit Punctuation Digits Metaspace ByteLevel Split",
     "CharDelimiterSplit UnicodeScripts",
 )
-_POST_PROCESSORS = words("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
+_POST_PROCESSORS = word_set("TemplateProcessing BertProcessing RobertaProcessing ByteLevel Sequence")
 _MODELS = ("WordPiece", "WordLevel", "Unigram", "BPE", None)  # the oldest files do not say which
 # One character or class after another; only the last may be repeated: matching takes time in proportion to the text.
 # None of them matches without taking a character, as anchors do: those could double a text in each step.
@@ -41,7 +41,7 @@ _PLAIN_REGEX = re.compile(
     r"(?:\+|\{[1-9]\d?(?:,\d{0,2})?\})?"
 )
 # One character may become many, but what it became stays: only a step between two of these can start it again.
-_FORMS = words("NFC NFD NFKC NFKD Precompiled")
+_FORMS = word_set("NFC NFD NFKC NFKD Precompiled")
 _GROWTH_OF_FORMS = 4.0  # of each after the first
 
 
@@ -65,8 +65,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         ("post_processor", "processors", _POST_PROCESSORS),
     ):
         steps = list(islice(_steps(content.get(part), inner), MOST_STEPS + 1))
-        if len(steps) > MOST_STEPS:
-            raise UnsupportedModelError(f"{file}: {part} has more than {MOST_STEPS} steps, wanted fewer")
+        _at_most(MOST_STEPS, len(steps), f"{file}: the number of steps of {part}")
         for step in steps:
             kind = step.get("type") if isinstance(step, dict) else step
             if not isinstance(kind, str) or kind not in known:
@@ -76,11 +75,7 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
             growth *= _growth(step, kind, f"{file}: {kind} of {part}")
             forms += kind in _FORMS
     growth *= _GROWTH_OF_FORMS ** max(0, forms - 1)
-    if growth > MOST_GROWTH:
-        raise UnsupportedModelError(
-            f"{file}: its normalizer and pre_tokenizer can make a text {growth:g} times as long, wanted at most "
-            f"{MOST_GROWTH}"
-        )
+    _at_most(MOST_GROWTH, growth, f"{file}: the factor by which normalizer and pre_tokenizer can lengthen a text")
     model = content["model"]
     kind = model.get("type")
     if kind not in _MODELS:
@@ -90,22 +85,24 @@ def check_program(content: Mapping[str, Any], file: str, remedy: str) -> None:
         )
     pieces = vocabulary if isinstance(vocabulary := model.get("vocab"), list) else []
     named = [str(piece[0]) for piece in pieces if isinstance(piece, list) and piece]
-    size = len("".join(named).encode(errors="replace"))
-    if size > MOST_PIECE_BYTES:
-        raise UnsupportedModelError(f"{file}: its pieces have {size} bytes, wanted at most {MOST_PIECE_BYTES}")
+    _at_most(MOST_PIECE_BYTES, len("".join(named).encode(errors="replace")), f"{file}: the size of its pieces in bytes")
     letters = model.get("max_input_chars_per_word", 0)
     if not isinstance(letters, int) or letters > MOST_CHARACTERS_PER_WORD:
         raise UnsupportedModelError(
             f"{file}: max_input_chars_per_word is {letters!r:.50}, wanted at most {MOST_CHARACTERS_PER_WORD}"
         )
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):  # tried with each piece of each word
-        if len(str(model.get(key))) > MOST_AROUND:
-            raise UnsupportedModelError(f"{file}: {key} has more than {MOST_AROUND} characters")
+        _at_most(MOST_AROUND, len(str(model.get(key))), f"{file}: the length of {key}")
     tokens = content.get("added_tokens") or []
     if not isinstance(tokens, list) or len(tokens) > MOST_ADDED_TOKENS:
-        raise TokenizerError(f"{file}: added_tokens is no list, or of more than {MOST_ADDED_TOKENS} tokens")
+        raise TokenizerError(f"{file}: added_tokens is {tokens!r:.50}, wanted a list of at most {MOST_ADDED_TOKENS}")
     contents = (token.get("content") for token in tokens if isinstance(token, dict))
     check_added_characters((content for content in contents if isinstance(content, str)), file)
+
+
+def _at_most(most: int, seen: float, what: str) -> None:
+    if seen > most:
+        raise UnsupportedModelError(f"{what} is {seen}, wanted at most {most}")
 
 
 def check_added_characters(contents: Iterable[str], file: str) -> None:
@@ -135,8 +132,8 @@ def _growth(step: dict[str, Any], kind: str, source: str) -> float:
         return max(1.0, len(content) / shortest) if isinstance(content, str) else 1.0
     if kind == "Split":
         _shortest_match(step.get("pattern"), source)
-    elif kind == "Prepend" and len(str(step.get("prepend"))) > MOST_AROUND:
-        raise UnsupportedModelError(f"{source} puts more than {MOST_AROUND} characters before a text")
+    elif kind == "Prepend":
+        _at_most(MOST_AROUND, len(str(step.get("prepend"))), f"{source}: the length of what it prepends")
     elif kind == "Precompiled":
         _check_charsmap(step.get("precompiled_charsmap"), source)
     elif kind == "TemplateProcessing":
@@ -169,8 +166,7 @@ def _check_charsmap(charsmap: object, source: str) -> None:
     except binascii.Error as error:
         raise TokenizerError(f"{source} is not base64 ({error}); fetch the model again") from error
     pieces = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
-    if (longest := max(map(len, pieces))) > MOST_AROUND:
-        raise UnsupportedModelError(f"{source} replaces a character by {longest} bytes, wanted at most {MOST_AROUND}")
+    _at_most(MOST_AROUND, max(map(len, pieces)), f"{source}: the number of bytes in place of a character")
 
 
 def _check_template(step: Mapping[str, Any], source: str) -> None:

@@ -85,7 +85,7 @@ class Tokenizer:
         self.max_seq_length = max_seq_length
 
     @classmethod
-    def from_folder(cls, folder: Path, config: EncoderConfig) -> Tokenizer:
+    def from_folder(cls, folder: Path | ModelFolder, config: EncoderConfig) -> Tokenizer:
         """Read ``tokenizer.json``, or ``vocab.txt`` of an older WordPiece model, and the settings beside it.
 
         Raises:
@@ -97,15 +97,14 @@ class Tokenizer:
         name, settings = there.sentence_settings()
         lower = settings.get("do_lower_case")
         if lower not in (None, False, True) or isinstance(lower, int) != isinstance(lower, bool):
-            raise ConfigError(f"{folder / there.name(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
+            raise ConfigError(f"{there.file(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
         if lower:
             lowercase_first(fast)
-        tokenizer_config = there.settings("tokenizer_config.json")
-        limit = _max_seq_length(there, (name, settings), tokenizer_config, config)
+        limit, side = _max_seq_length(there, config), _truncation_side(there)
         try:
-            return cls(fast, config.vocab_size, limit, _truncation_side(there, tokenizer_config))
+            return cls(fast, config.vocab_size, limit, side)
         except TokenizerError as error:
-            raise TokenizerError(f"{folder}: {error}") from None
+            raise TokenizerError(f"{there.path}: {error}") from None
 
     @property
     def max_seq_length(self) -> int:
@@ -166,7 +165,7 @@ class Tokenizer:
 
     @property
     def sha256(self) -> str:
-        """Of all that decides the ids of a text, as the library writes it down: not of the files that say so."""
+        """Digest of all that decides the ids of a text, as the library writes it down; the files do not matter."""
         return hashlib.sha256(repr((self._fast_sha256, *self._options)).encode()).hexdigest()
 
     @cached_property
@@ -192,25 +191,19 @@ def _rebuild(text: str, *options: Any) -> Tokenizer:
     return Tokenizer(FastTokenizer.from_str(text), 2**31, *options)
 
 
-def _truncation_side(folder: ModelFolder, tokenizer_config: dict[str, Any]) -> str:
-    side = tokenizer_config.get("truncation_side", "right")
+def _truncation_side(folder: ModelFolder) -> str:
+    side = folder.settings("tokenizer_config.json").get("truncation_side", "right")
     if side not in ("right", "left"):
-        raise ConfigError(
-            f"{folder.path / folder.name('tokenizer_config.json')}: truncation_side is {side!r}, wanted 'right' or "
-            "'left'"
-        )
+        place = folder.place("tokenizer_config.json")
+        raise ConfigError(f"{place}: truncation_side is {side!r}, wanted 'right' or 'left'")
     return str(side)
 
 
-def _max_seq_length(
-    folder: ModelFolder,
-    sentence_settings: tuple[str, dict[str, Any]],
-    tokenizer_config: dict[str, Any],
-    config: EncoderConfig,
-) -> int:
-    """sentence_bert_config.json decides; else tokenizer_config.json; never more than there are positions."""
+def _max_seq_length(folder: ModelFolder, config: EncoderConfig) -> int:
+    """What sentence_bert_config.json says; else tokenizer_config.json; never more than there are positions."""
     limit = config.max_position_embeddings
-    sentence_config, settings = sentence_settings
+    sentence_config, settings = folder.sentence_settings()
+    tokenizer_config = folder.settings("tokenizer_config.json")
     for file, value in (
         (sentence_config, settings.get("max_seq_length")),
         ("tokenizer_config.json", tokenizer_config.get("model_max_length", tokenizer_config.get("max_len"))),
@@ -220,8 +213,7 @@ def _max_seq_length(
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not (value >= 1 and (value == math.inf or value % 1 == 0)):
             raise ConfigError(
-                f"{folder.path / folder.name(file)}: the longest text is {value!r}, wanted a positive number of whole "
-                "tokens"
+                f"{folder.place(file)}: the longest text is {value!r}, wanted a positive number of whole tokens"
             )
         return int(min(value, limit))  # some files say 1e30 for "no limit"
     return limit
