@@ -626,10 +626,10 @@ GONE = {"content": "[GONE]", "lstrip": False}
     ("model", "change", "name", "message"),
     [
         ("plain", written("config.json", "{"), "configuration", "is not valid JSON"),
-        ("plain", written("config.json", ROBERTA), "configuration", "'roberta' is not supported"),
+        ("plain", written("config.json", ROBERTA), "configuration", "model_type is 'roberta', wanted 'bert'"),
         ("plain", written("modules.json", "[]"), "configuration", "no Pooling module"),
         ("plain", written("config_sentence_transformers.json", DIMENSION), "configuration", "truncate_dim is 0"),
-        ("int8", edited("config.json", quantization_config=OTHER), "configuration", "'other' is not supported"),
+        ("int8", edited("config.json", quantization_config=OTHER), "configuration", "quant_method is 'other', wanted"),
         ("int8", negative_scale, "tensors", SCALE),
         ("sharded", same_shard_twice, "tensors", "is also in"),
         ("plain", no_weights, "files", f"{WEIGHTS} is missing"),
