@@ -6,7 +6,6 @@ They are called through ctypes, which lets go of Python's lock.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 from minitrans.errors import BackendError
 from minitrans.kernels.library.processor import choose_level
 from minitrans.kernels.library.record import HERE, LIBRARY, why_not_ahead
+from minitrans.kernels.steps import EntryPoint
 from minitrans.kernels.vector.levels import ENTRY_POINTS, Level, symbol
 
 AHEAD, IN_TIME = "ahead of time", "just in time"
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
-
-Function = Callable[[int, int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,9 @@ class Kernels:
 
     level: Level
     built: str  # AHEAD or IN_TIME
-    run: Function  # these three: see kernels/run.py
-    lead: Function
-    assist: Function
+    run: EntryPoint  # these three: see kernels/run.py
+    lead: EntryPoint
+    assist: EntryPoint
     owner: Any  # what must stay alive as long as they
 
 

@@ -182,7 +182,7 @@ class Emitter:
     # Arithmetic
 
     def call(self, name: str, returns: ir.Type, kinds: Sequence[ir.Type], arguments: Sequence[Any]) -> ir.Value:
-        """Call an LLVM intrinsic."""
+        """Call an LLVM intrinsic, or another kernel, which is found by its name when the modules are linked."""
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(module, ir.FunctionType(returns, kinds), name)
         return self.builder.call(function, list(arguments))
@@ -227,10 +227,24 @@ class Emitter:
         """The sum of all lanes, as a scalar."""
         return self.fold(vector, Lanes.__add__)
 
-    # Loops
+    # Branches and loops
+
+    def switch(self, number: Lanes, cases: Sequence[Callable[[], object]]) -> None:
+        """Emit all cases, of which the one whose place is ``number`` will run; the last one for any other number."""
+        builder = self.builder
+        blocks = [builder.append_basic_block("case") for _ in cases]
+        behind = builder.append_basic_block("behind")
+        choice = builder.switch(number.value, blocks[-1])
+        for place, (block, case) in enumerate(zip(blocks, cases, strict=True)):
+            if block is not blocks[-1]:
+                choice.add_case(I64(place), block)
+            builder.position_at_end(block)
+            case()
+            builder.branch(behind)
+        builder.position_at_end(behind)
 
     def loop(self, count: Lanes, initial: Sequence[Lanes], body: Callable[..., Sequence[Lanes]]) -> list[Lanes]:
-        """values = body(turn, *values), ``count`` times, none of them if it is 0."""
+        """values = body(turn, *values), ``count`` times; not once if it is 0."""
         builder = self.builder
         before = builder.block
         head, inside, behind = (builder.append_basic_block(name) for name in ("head", "inside", "behind"))
@@ -319,8 +333,8 @@ class Part:
 Emit = Callable[..., "Lanes | None"]
 
 
-def vector_code(level: Level, returns: types.Type, *arguments: types.Type) -> Callable[[Emit], Any]:
-    """Decorator: a function (emitter, *values) that emits code becomes a function that Numba kernels can call."""
+def vector_code(level: Level, returns: types.Type = nothing) -> Callable[[Emit], Any]:
+    """Decorator: a function (emitter, *words) that emits code becomes one of words that Numba kernels can call."""
 
     def decorate(emit: Emit) -> Any:
         def typing(context: Any, *_: Any) -> Any:
@@ -329,7 +343,7 @@ def vector_code(level: Level, returns: types.Type, *arguments: types.Type) -> Ca
                 result = emit(emitter, *(Lanes(emitter, value) for value in values))
                 return context.get_dummy_value() if result is None else result.value
 
-            return signature(returns, *arguments), generate
+            return signature(returns, *[word] * (len(parameters) - 1)), generate
 
         parameters = list(inspect.signature(emit).parameters.values())
         typing.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
@@ -339,24 +353,6 @@ def vector_code(level: Level, returns: types.Type, *arguments: types.Type) -> Ca
         return intrinsic(typing)
 
     return decorate
-
-
-def kernel_call(name: str, arguments: int) -> Any:
-    """A function that Numba kernels can call: another kernel, found by its name when the modules are linked."""
-
-    def typing(context: Any, *_: Any) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-            kind = ir.FunctionType(VOID, [I64] * arguments)
-            builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), values)
-            return context.get_dummy_value()
-
-        return signature(nothing, *[word] * arguments), generate
-
-    names = ["context", *(f"argument{i}" for i in range(arguments))]
-    typing.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    )
-    return intrinsic(typing)
 
 
 @intrinsic
