@@ -1,6 +1,6 @@
 """Weights laid out for the kernels: panels of columns, as wide as a tile, filled up with zeros.
 
-What a kernel reads of a model is in these records, and it can be turned back: to be pickled, say.
+These records hold all that kernels read of a model. They can be turned back into parameters, as pickling does.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class PackedLinear:
 
     @property
     def panels(self) -> int:
-        """How many there are."""
+        """How many panels."""
         return len(self.weight)
 
     @property
@@ -116,7 +116,7 @@ def _row(parts: list[Float32], columns: int) -> Float32:
 
 
 def unpack_linears(packed: PackedLinear, sizes: Sequence[int]) -> list[AnyLinear]:
-    """The linear maps that were laid out side by side, of so many outputs each."""
+    """The linear maps that were laid out side by side, with ``sizes`` outputs."""
     if packed.is_int8:
         weight = packed.weight.transpose(0, 2, 1, 3).reshape(-1, packed.depth)  # [N rounded up, K rounded up]
     else:
@@ -159,7 +159,7 @@ class PackedModel:
 
     @property
     def weight_bytes(self) -> int:
-        """Of all matrices that a text passes through."""
+        """The size of all matrices that a text passes through."""
         return sum(
             linear.weight.nbytes
             for layer in self.layers

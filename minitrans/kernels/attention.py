@@ -6,8 +6,8 @@
     received[j] = mean over queries i of attention[i, j]        gathered where asked for
 
 Queries are taken a tile of rows at a time, so memory is linear in the length: the scratch of each thread holds the keys
-turned ([D, n], in panels) and the logits of one tile. What becomes of the logits is divided by the sum of its row only
-at the end: until then a row holds exponentials, and ``inverse`` 1 / their sum.
+turned ([D, n], in panels) and the logits of one tile. Rows of the attention stay exponentials, and ``inverse`` holds
+1 / the sum of each: results are divided, which are fewer.
 
 First the parts, in the order of their use, then the kernel.
 """
@@ -24,7 +24,7 @@ from minitrans.kernels.vector.emitter import FLOAT, Emitter, Lanes, Part, least,
 from minitrans.kernels.vector.levels import Level
 from minitrans.kernels.vector.tiles import float32_tile, tile_rows
 
-LOWEST = float("-inf")  # and where all logits are, the softmax is NaN and not a lie
+LOWEST = float("-inf")  # where all logits are this low, the softmax is NaN, as it should be
 
 
 def _turn(v: Emitter, rows: Lanes, stride: Lanes, to: Lanes) -> None:
@@ -193,12 +193,10 @@ def _times_length(v: Emitter, place: Lanes, value: Lanes, width: Lanes) -> None:
 def attention(level: Level) -> Kernel:
     """qkv [T, 3H] -> context [T, H]; batch.log_sizes and batch.received may be 0."""
     code = vector_code(level)
-    turn, spread, clear, gather, average, times_length = map(
-        code, (_turn, _spread, _clear, _gather, _average, _times_length)
-    )
+    turn, spread, place, place_narrow = code(_turn), code(_spread), code(_place), code(_place_narrow)
     exponentials, short_exponentials = code(_exponentials), code(_short_exponentials)
-    place, place_narrow = code(_place), code(_place_narrow)
-    multiply = tile_rows(level.float32_heights, partial(float32_tile, level))
+    clear, gather, average, times_length = code(_clear), code(_gather), code(_average), code(_times_length)
+    choose_height, multiply = tile_rows(level.float32_heights, partial(float32_tile, level))
     tall, lanes, panel_width, panel_row = level.float32_heights[0], level.lanes, level.panel, level.panel * 4
     sums_scratch, inverse_scratch = stack_bytes(tall * panel_row), stack_bytes(tall * 4)
     weighted = SCORE["attention_value"]
@@ -260,21 +258,21 @@ def attention(level: Level) -> Kernel:
         turn_keys(key, stride, n, size, turned, turned_bytes)
 
         sums, inverse, factor = sums_scratch(), inverse_scratch(), step + ATTENTION.factor
-        row = height = 0
+        row = 0
         while row < n:
-            left, queries = n - row, query + row * stride
+            height, queries = choose_height(n - row), query + row * stride
             for panel in range(panels):
-                height = multiply(left, queries, stride, turned + panel * turned_bytes, panel_row, size, sums)
+                multiply(height, queries, stride, turned + panel * turned_bytes, panel_row, size, sums)
                 if n > lanes:
                     spread(sums, height, logits + panel * panel_row, logits_bytes)
-            rows = least(height, left)
+            rows = least(height, n - row)
             if n > lanes:
                 for i in range(rows):
                     exponentials(logits + i * logits_bytes, n, factor, log_sizes, inverse + i * 4)
             else:
                 short_exponentials(sums, rows, n, factor, log_sizes, logits, logits_bytes, inverse)
             for column in range(0, size, panel_width):
-                multiply(left, logits, logits_bytes, value + column * 4, stride, n, sums)
+                multiply(height, logits, logits_bytes, value + column * 4, stride, n, sums)
                 place_context(sums, rows, inverse, context + row * context_bytes, context_bytes, column, size)
             if received != 0:
                 gather(logits, logits_bytes, rows, inverse, n, received)

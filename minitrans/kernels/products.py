@@ -105,7 +105,8 @@ def int8_product(level: Level) -> Kernel:
 
 def _product(level: Level, heights: tuple[int, int, int], tile: Callable[[int], Any], epilogue: Any) -> Kernel:
     """Tile by tile: the sums, then what the epilogue makes of them."""
-    multiply, panel_row = tile_rows(heights, tile), level.panel * 4
+    choose_height, multiply = tile_rows(heights, tile)
+    panel_row = level.panel * 4
     scratch = stack_bytes(heights[0] * panel_row)
 
     def product(step: int, task: int, member: int) -> None:
@@ -121,7 +122,8 @@ def _product(level: Level, heights: tuple[int, int, int], tile: Callable[[int], 
         sums = scratch()
         row = 0
         while row < rows:
-            height = multiply(rows - row, x + row * x_bytes, x_bytes, weight, panel_row, depth, sums)
+            height = choose_height(rows - row)
+            multiply(height, x + row * x_bytes, x_bytes, weight, panel_row, depth, sums)
             to, scale_at, zero_at = y + row * y_bytes, row_scale + row * 4, row_zero + row * 4
             epilogue(activation, sums, height, bias, to, y_bytes, scale, total, scale_at, zero_at)
             row += height

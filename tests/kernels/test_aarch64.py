@@ -27,7 +27,7 @@ from minitrans.backends.panels import pack_linears, round_up
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder.selection import score_rows
 from minitrans.kernels.library.loading import Kernels
-from minitrans.kernels.steps import BATCH, KERNEL, PRODUCT, STEP_WORDS
+from minitrans.kernels.steps import BATCH, STEP_WORDS, new_step, write_fields
 from minitrans.kernels.vector.levels import FAMILIES, find_level
 from minitrans.models.parameters import Int8Linear
 
@@ -260,27 +260,25 @@ def test_int8_sums_are_exact(machine, memory, rows, depth):
     scales, zeros = memory.aligned((room,), np.float32), memory.aligned((room,), np.int32)
     scales[:] = 1
     zeros[:rows] = zero
-    batch = memory.aligned((len(BATCH),), np.int64)
-    batch[BATCH.tokens // 8] = rows
-    step = memory.aligned((STEP_WORDS,), np.int64)
-    for field, value in {
-        PRODUCT.kernel: KERNEL["int8_product"],
-        PRODUCT.tasks: packed.panels,
-        PRODUCT.batch: memory.address(batch),
-        PRODUCT.x: memory.address(left),
-        PRODUCT.x_bytes: left.strides[0],
-        PRODUCT.weight: memory.address(packed.weight),
-        PRODUCT.panel_bytes: packed.weight.strides[0],
-        PRODUCT.bias: memory.address(packed.bias),
-        PRODUCT.depth: packed.depth,
-        PRODUCT.y: memory.address(y),
-        PRODUCT.y_bytes: y.strides[0],
-        PRODUCT.column_scale: memory.address(packed.scale),
-        PRODUCT.column_sum: memory.address(packed.column_sum),
-        PRODUCT.row_scale: memory.address(scales),
-        PRODUCT.row_zero: memory.address(zeros),
-    }.items():
-        step[field // 8] = value
+    batch, step = memory.aligned((len(BATCH),), np.int64), memory.aligned((STEP_WORDS,), np.int64)
+    write_fields(batch, BATCH, tokens=rows)
+    step[:] = new_step(
+        "int8_product",
+        tasks=packed.panels,
+        batch=memory.address(batch),
+        x=memory.address(left),
+        x_bytes=left.strides[0],
+        weight=memory.address(packed.weight),
+        panel_bytes=packed.weight.strides[0],
+        bias=memory.address(packed.bias),
+        depth=packed.depth,
+        y=memory.address(y),
+        y_bytes=y.strides[0],
+        column_scale=memory.address(packed.scale),
+        column_sum=memory.address(packed.column_sum),
+        row_scale=memory.address(scales),
+        row_zero=memory.address(zeros),
+    )
     machine.kernels.run(memory.address(step), 1, 0, 0)
     wanted = (x.astype(np.int64) - zero[:, None]) @ weight.T.astype(np.int64)
     assert np.array_equal(y[:rows, :outputs], wanted)

@@ -35,16 +35,27 @@ from kernel_tools import (
     why_not,
 )
 
-from minitrans.backends import compiled, team
+from minitrans.backends import compiled, reference, team
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.backends.compiled import CompiledBlocks
 from minitrans.backends.panels import address, aligned
-from minitrans.backends.reference import ReferenceBlocks
+from minitrans.backends.reference import ReferenceBlocks, linear
 from minitrans.encoder.forward import forward
 from minitrans.encoder.packing import PackedBatch, pack
 from minitrans.errors import InputError, NumericalError
 from minitrans.kernels.library.loading import AHEAD, IN_TIME, load_kernels
-from minitrans.kernels.steps import BOARD, BOARD_JOBS, EMBED, JOB, JOB_BYTES, PROGRESS, PROGRESS_BYTES, ROWS_PER_TASK
+from minitrans.kernels.steps import (
+    BOARD,
+    BOARD_JOBS,
+    JOB,
+    JOB_BYTES,
+    PER_ROWS,
+    PROGRESS,
+    PROGRESS_BYTES,
+    ROWS_PER_TASK,
+    STEP,
+    write_fields,
+)
 from minitrans.models.parameters import INT8_INPUTS, Int8Linear, LayerNorm, Linear
 from minitrans.models.quantization import quantize_activations, with_precision
 from minitrans.models.weights import load_parameters
@@ -351,13 +362,18 @@ def test_attention_keeps_damage_to_its_text(kernels, damage, column):
 
 
 class Recorded:
-    """A product of the reference that remembers what went in and what came out."""
+    """While entered: what went into the linear maps of the reference, and what came out; the last of a block counts."""
 
-    def __init__(self, product):
-        self.product = product
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(reference, "linear", self.linear)
+        return self
 
-    def __call__(self, x, offsets):
-        self.x, self.y = x, self.product(x, offsets)
+    def __exit__(self, *_):
+        self.patch.undo()
+
+    def linear(self, x, weights, offsets):
+        self.x, self.y = x, linear(x, weights, offsets)
         return self.y
 
 
@@ -445,20 +461,18 @@ class Model:
         return Wanted(self.reference.embed(rows.ids, rows.offsets), None)
 
     def _attended(self, lengths, sized, want):
-        rows, layer, products = self.rows(lengths), self.layer, self.reference._attention_output
-        recorded = products[layer] = Recorded(products[layer])
+        rows, layer = self.rows(lengths), self.layer
         sizes = rows.sizes if sized else None
-        hidden, scores = self.reference.attention_block(rows.hidden, rows.offsets, sizes, layer, want)
-        products[layer] = recorded.product
+        with Recorded() as recorded:
+            hidden, scores = self.reference.attention_block(rows.hidden, rows.offsets, sizes, layer, want)
         weights = self.parameters.layers[layer]
         wanted = Wanted.of(hidden, recorded, weights.attention_output, rows.hidden, weights.attention_norm)
         return wanted, scores
 
     def _fed(self, lengths):
-        rows, layer, products = self.rows(lengths), self.layer, self.reference._output
-        recorded = products[layer] = Recorded(products[layer])
-        hidden = self.reference.feed_forward_block(rows.hidden, rows.offsets, layer)
-        products[layer] = recorded.product
+        rows, layer = self.rows(lengths), self.layer
+        with Recorded() as recorded:
+            hidden = self.reference.feed_forward_block(rows.hidden, rows.offsets, layer)
         weights = self.parameters.layers[layer]
         return Wanted.of(hidden, recorded, weights.output, rows.hidden, weights.output_norm)
 
@@ -698,10 +712,13 @@ def test_an_assistant_alone_does_a_whole_job(plain_models, level):
         workspace.describe(len(rows.ids), 0, address(rows.hidden), address(out), 0, 0)
         program = workspace.attention[0]
         board, job = aligned((len(BOARD),), np.int64), aligned((2, JOB_BYTES // 8), np.int64)
-        board[[BOARD.jobs // 8, BOARD.number // 8]] = address(job), 1
-        job[0, [JOB.steps // 8, JOB.count // 8]] = program.address, program.count
-        for place, tasks in enumerate(program.records[:, EMBED.tasks // 8].tolist()):
-            known = {-1: -(-len(rows.ids) // ROWS_PER_TASK), -1 - model.parameters.config.num_attention_heads: 4 * 4}
+        write_fields(board, BOARD, jobs=address(job), number=1)
+        write_fields(job[0], JOB, steps=program.address, count=program.count)
+        for place, tasks in enumerate(program.records[:, STEP.tasks // 8].tolist()):
+            known = {
+                PER_ROWS: -(-len(rows.ids) // ROWS_PER_TASK),
+                -1 - model.parameters.config.num_attention_heads: 4 * 4,
+            }
             job[0, (JOB.progress + place * PROGRESS_BYTES + PROGRESS.tasks) // 8] = known.get(tasks, tasks)
         kernels.assist(address(board), 3, 1, 0)
         assert np.array_equal(out, wanted)
@@ -714,7 +731,7 @@ def test_an_assistant_alone_does_a_whole_job(plain_models, level):
 @pytest.mark.parametrize(("number", "patience"), [(-1, 1), (1, 0)], ids=["closed", "impatient"])
 def test_an_assistant_leaves(level, number, patience):
     board = aligned((len(BOARD),), np.int64)
-    board[BOARD.number // 8] = number
+    write_fields(board, BOARD, number=number)
     any_kernels(level).assist(address(board), 1, patience, 0)
 
 
@@ -938,7 +955,7 @@ def test_arrays_that_the_kernels_cannot_read_are_refused(blocks_and_rows, field,
     call_blocks(blocks, rows)
 
 
-def test_rows_that_do_not_fit_the_offsets_of_the_last_block_are_refused(blocks_and_rows):
+def test_rows_that_do_not_fit_the_last_offsets_are_refused(blocks_and_rows):
     blocks, rows = blocks_and_rows
     call_blocks(blocks, rows)
     with pytest.raises(InputError, match="wanted to rise from 0 to 13, the number of rows"):

@@ -34,10 +34,12 @@ class Kernels:
 
 @cache
 def load_kernels(level_name: str | None = None, built: str | None = None) -> Kernels:
-    """The kernels of the best level or the one named, however they can be had, or in the way asked for.
+    """The kernels of the best level or the one named: AHEAD if the library can be used, else IN_TIME.
+
+    ``built`` asks for one of the two, and nothing else will do.
 
     Raises:
-        BackendError: they cannot be had; the message says why and what to do.
+        BackendError: there are none; the message says why and what to do.
     """
     level = choose_level(level_name)
     problem = why_not_ahead()

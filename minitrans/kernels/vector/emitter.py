@@ -65,7 +65,7 @@ class Lanes:
         return self._apply(other, "shl", "shl")
 
     def __rshift__(self, other: int) -> Lanes:
-        """The sign is kept."""
+        """Shift right; the sign is kept."""
         return self._apply(other, "ashr", "ashr")
 
 
@@ -211,7 +211,7 @@ class Emitter:
         return ints
 
     def square_root(self, vector: Lanes) -> Lanes:
-        """Correctly rounded."""
+        """The square root of each lane, correctly rounded."""
         return Lanes(self, self.call(f"llvm.sqrt.v{self.lanes}f32", self.floats, [self.floats], [vector.value]))
 
     def fold(self, vector: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:

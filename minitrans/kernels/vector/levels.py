@@ -11,9 +11,7 @@ class Level:
     """One instruction set, and the shapes of the kernels' tiles that suit its registers."""
 
     name: str
-    needs: frozenset[
-        str
-    ]  # what the processor and the system must offer, as `processor_features` names it
+    needs: frozenset[str]  # what the processor and the system must offer, as `processor_features` names it
     cpu: str  # LLVM's name of the base
     features: str  # LLVM's names of what is added to it
     lanes: int  # float32 or int32 numbers in a vector

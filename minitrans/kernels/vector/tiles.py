@@ -230,10 +230,8 @@ def tile_registers(level: Level) -> tuple[Any, Any]:
     return configure, release
 
 
-def tile_rows(heights: tuple[int, ...], tile: Callable[[int], Any]) -> Any:
-    """A function that Numba kernels can call: the tile of a product that suits the rows that are left.
-
-    It takes how many rows are left and what a tile takes, and returns how many rows the tile has.
+def tile_rows(heights: tuple[int, int, int], tile: Callable[[int], Any]) -> tuple[Any, Any]:
+    """Two functions that Numba kernels can call: which height of tile suits the rows that are left, and that tile.
 
     Args:
         heights: of the tiles, greatest first.
@@ -243,14 +241,20 @@ def tile_rows(heights: tuple[int, ...], tile: Callable[[int], Any]) -> Any:
     tall_tile, middle_tile, low_tile = map(tile, heights)
 
     @njit(inline="always", error_model="numpy")
-    def multiply(left: int, a: int, a_bytes: int, b: int, b_bytes: int, depth: int, out: int) -> int:
-        if left > middle:
-            tall_tile(a, a_bytes, b, b_bytes, depth, out)
-            return tall
-        if left > low:
-            middle_tile(a, a_bytes, b, b_bytes, depth, out)
+    def choose(left: int) -> int:
+        if left <= low:
+            return low
+        if left <= middle:
             return middle
-        low_tile(a, a_bytes, b, b_bytes, depth, out)
-        return low
+        return tall
 
-    return multiply
+    @njit(inline="always", error_model="numpy")
+    def multiply(height: int, a: int, a_bytes: int, b: int, b_bytes: int, depth: int, out: int) -> None:
+        if height == tall:
+            tall_tile(a, a_bytes, b, b_bytes, depth, out)
+        elif height == middle:
+            middle_tile(a, a_bytes, b, b_bytes, depth, out)
+        else:
+            low_tile(a, a_bytes, b, b_bytes, depth, out)
+
+    return choose, multiply

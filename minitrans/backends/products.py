@@ -1,0 +1,101 @@
+"""The weights of linear maps laid out for BLAS, and products with them; what a map computes is `reference.linear`.
+
+Bits. A BLAS product may round a row differently when the matrix has more rows, or when the row stands elsewhere in it
+(OpenBLAS's AVX2 kernels do both). So a float32 product takes the rows of one text at a time: its result depends on
+that text alone. Few rows at a time cost BLAS half of its speed and more; panels of columns that stay in the cache give
+most of it back. int8 products are exact in any order, so they take all rows at once: float32 holds every partial sum of
+up to 512 products of a uint8 and an int8 exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minitrans.encoder.packing import segments
+from minitrans.models.parameters import AnyLinear, Float32, Int8Linear, LayerNorm, LayerParameters
+
+EXACT = 512  # 512 * 255 * 127 < 2**24
+PANEL = 128  # columns
+
+
+@dataclass(frozen=True)
+class FloatProduct:
+    """A float32 linear map, or several of the same input side by side."""
+
+    weight: Float32  # [panels, K, PANEL]
+    bias: Float32  # [N]
+
+    def multiply(self, x: Float32, offsets: NDArray[np.int64]) -> Float32:
+        """sum_k x[t, k] * w[k, n], one text at a time: [T, K] -> [T, N]"""
+        total = np.empty((len(x), len(self.bias)), np.float32)  # [T, N]
+        for text in segments(offsets):
+            total[text] = times(x[text], self.weight)[:, : len(self.bias)]  # [n, N]
+        return total
+
+
+@dataclass(frozen=True)
+class Int8Product:
+    """The same for int8 weights."""
+
+    weight: Float32  # [panels, K, PANEL] holds integers
+    column_sum: NDArray[np.int32]  # [N] sum of the weights of each column, for the zero points
+    scale: Float32  # [N]
+    bias: Float32  # [N]
+
+    def accumulate(self, q: NDArray[np.uint8], zero: NDArray[np.int32]) -> NDArray[np.int32]:
+        """sum_k (q[t, k] - zero[t]) * w[k, n], exact: [T, K], [T] -> [T, N]"""
+        values = q.astype(np.float32)  # [T, K]
+        total = -zero[:, None] * self.column_sum  # [T, N]
+        for k in range(0, values.shape[1], EXACT):
+            part = times(values[:, k : k + EXACT], self.weight[:, k : k + EXACT])  # [T, N rounded up]
+            total += part[:, : len(self.bias)].astype(np.int32)  # [T, N]
+        return total
+
+
+Product: TypeAlias = FloatProduct | Int8Product
+
+
+def prepare(*linears: AnyLinear) -> Product:
+    """Lay out one linear map, or several of the same input and precision side by side."""
+    weight = np.concatenate([linear.weight for linear in linears]).T  # [K, N]
+    bias = np.concatenate([linear.bias for linear in linears])  # [N]
+    filled = np.pad(weight, ((0, 0), (0, -weight.shape[1] % PANEL)))  # [K, N rounded up]
+    panels = filled.reshape(len(weight), -1, PANEL).transpose(1, 0, 2)  # [panels, K, PANEL]
+    panels = np.ascontiguousarray(panels, np.float32)
+    scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
+    if not scales:
+        return FloatProduct(panels, bias)
+    return Int8Product(panels, weight.sum(axis=0, dtype=np.int32), np.concatenate(scales), bias)
+
+
+@dataclass(frozen=True)
+class LayerProducts:
+    """The weights of one layer, its linear maps laid out."""
+
+    qkv: Product  # H -> 3H, query, key and value side by side
+    attention_output: Product  # H -> H
+    attention_norm: LayerNorm  # [H]
+    intermediate: Product  # H -> I
+    output: Product  # I -> H
+    output_norm: LayerNorm  # [H]
+
+
+def prepare_layer(layer: LayerParameters) -> LayerProducts:
+    """Lay out the linear maps of a layer."""
+    return LayerProducts(
+        qkv=prepare(layer.query, layer.key, layer.value),
+        attention_output=prepare(layer.attention_output),
+        attention_norm=layer.attention_norm,
+        intermediate=prepare(layer.intermediate),
+        output=prepare(layer.output),
+        output_norm=layer.output_norm,
+    )
+
+
+def times(x: Float32, panels: Float32) -> Float32:
+    """[T, K] @ [panels, K, PANEL] -> [T, N rounded up to whole panels]"""
+    return np.matmul(x, panels).transpose(1, 0, 2).reshape(len(x), len(panels) * PANEL)
