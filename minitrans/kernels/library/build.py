@@ -182,7 +182,3 @@ def main() -> None:
         build(arguments.output, arguments.machine, arguments.platform, link)
     except BuildError as error:
         raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -372,7 +372,7 @@ SYMBOL_TABLE, NO_BYTES, LOADED, UNDEFINED, LOCAL, AARCH64 = 2, 8, 2, 0, 0, 183
 
 
 def read_elf(data):
-    """Machine, the symbols that are undefined and those that can be seen from outside, and how many bytes are loaded."""
+    """Machine, the symbols that are undefined and those seen from outside, and how many bytes are loaded."""
     assert data[:6] == b"\x7fELF\x02\x01"  # 64 bits, little-endian
     kind, machine = struct.unpack_from("<HH", data, 16)
     assert kind == 1  # an object
