@@ -9,8 +9,9 @@ up to 512 products of a uint8 and an int8 exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from minitrans.models.parameters import AnyLinear, Float32, Int8Linear, LayerNor
 
 EXACT = 512  # 512 * 255 * 127 < 2**24
 PANEL = 128  # columns
+
+M = TypeVar("M")  # a linear map, laid out
 
 
 @dataclass(frozen=True)
@@ -73,27 +76,32 @@ def prepare(*linears: AnyLinear) -> Product:
 
 
 @dataclass(frozen=True)
-class LayerProducts:
-    """The weights of one layer, its linear maps laid out."""
+class PreparedLayer(Generic[M]):
+    """The weights of one layer, its linear maps laid out for some backend."""
 
-    qkv: Product  # H -> 3H, query, key and value side by side
-    attention_output: Product  # H -> H
+    qkv: M  # H -> 3H, query, key and value side by side
+    attention_output: M  # H -> H
     attention_norm: LayerNorm  # [H]
-    intermediate: Product  # H -> I
-    output: Product  # I -> H
+    intermediate: M  # H -> I
+    output: M  # I -> H
     output_norm: LayerNorm  # [H]
 
 
-def prepare_layer(layer: LayerParameters) -> LayerProducts:
-    """Lay out the linear maps of a layer."""
-    return LayerProducts(
-        qkv=prepare(layer.query, layer.key, layer.value),
-        attention_output=prepare(layer.attention_output),
-        attention_norm=layer.attention_norm,
-        intermediate=prepare(layer.intermediate),
-        output=prepare(layer.output),
-        output_norm=layer.output_norm,
+def prepare_layer(layer: LayerParameters, lay_out: Callable[..., M]) -> PreparedLayer[M]:
+    """Lay out the linear maps of a layer; the norms become contiguous."""
+    return PreparedLayer(
+        lay_out(layer.query, layer.key, layer.value),
+        lay_out(layer.attention_output),
+        contiguous(layer.attention_norm),
+        lay_out(layer.intermediate),
+        lay_out(layer.output),
+        contiguous(layer.output_norm),
     )
+
+
+def contiguous(norm: LayerNorm) -> LayerNorm:
+    """The same numbers, one behind the other in memory."""
+    return LayerNorm(np.ascontiguousarray(norm.weight), np.ascontiguousarray(norm.bias))
 
 
 def times(x: Float32, panels: Float32) -> Float32:

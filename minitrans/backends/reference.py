@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.backends.blas import single_threaded_blas
-from minitrans.backends.products import FloatProduct, LayerProducts, Product, prepare_layer
+from minitrans.backends.products import FloatProduct, PreparedLayer, Product, prepare, prepare_layer
 from minitrans.encoder.activations import ACTIVATIONS, softmax_in_place
 from minitrans.encoder.packing import segments
 from minitrans.encoder.selection import Ranking, Selection, positions, select
@@ -84,7 +84,7 @@ def importance(weights: Float32, value: Float32 | None) -> Float32:
 
 
 def feed_forward(
-    x: Float32, layer: LayerProducts, activation: Callable[[Float32], Float32], offsets: NDArray[np.int64]
+    x: Float32, layer: PreparedLayer[Product], activation: Callable[[Float32], Float32], offsets: NDArray[np.int64]
 ) -> Float32:
     """Two linear maps with the activation between them: [T, H], [B + 1] -> [T, H]"""
     inner = activation(linear(x, layer.intermediate, offsets))  # [T, I]
@@ -101,7 +101,7 @@ class ReferenceBlocks:
         self.config = parameters.config
         self.num_layers = len(parameters.layers)
         self._parameters = parameters
-        self._layers = [prepare_layer(layer) for layer in parameters.layers]
+        self._layers = [prepare_layer(layer, prepare) for layer in parameters.layers]
 
     def info(self) -> dict[str, str | None]:
         """No kernels, and why if they were wanted."""

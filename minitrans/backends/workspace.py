@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import PackedLayer, PackedLinear, PackedModel, address, aligned, round_up
+from minitrans.backends.panels import PackedLinear, PackedModel, address, aligned, round_up
+from minitrans.backends.products import PreparedLayer
 from minitrans.encoder.selection import Ranking, positions
 from minitrans.kernels.steps import (
     ACTIVATION,
@@ -132,7 +133,7 @@ class Workspace:
             epsilon=float_bits(model.config.layer_norm_eps),
         )
 
-    def _attention_block(self, layer: PackedLayer) -> list[Step]:
+    def _attention_block(self, layer: PreparedLayer[PackedLinear]) -> list[Step]:
         heads, head_size = self._model.config.num_attention_heads, self._model.config.head_size
         attention = new_step(
             "attention",
@@ -154,7 +155,7 @@ class Workspace:
             self._layer_norm(layer.attention_norm),
         ]
 
-    def _feed_forward_block(self, layer: PackedLayer) -> list[Step]:
+    def _feed_forward_block(self, layer: PreparedLayer[PackedLinear]) -> list[Step]:
         return [
             *self._product(None, layer.intermediate, self._inner, self._model.config.hidden_act),
             *self._product(self._inner, layer.output, self._y),

@@ -14,6 +14,7 @@ First the parts, in the order of their use, then the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from numba import njit
@@ -115,34 +116,28 @@ def _short_exponentials(
     v.loop(height, [sums, to, inverse], row)
 
 
-def _place(v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes) -> None:
-    """A panel of the context, divided by the sum of its row."""
+def _place(v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes, width: Lanes) -> None:
+    """A panel of the context, or its first columns if ``width`` is less, divided by the sums of the rows."""
 
-    def row(_: Lanes, sums: Lanes, inverse: Lanes, to: Lanes) -> list[Lanes]:
-        factor = v.splat(v.load(inverse, FLOAT))
-        for c in range(2):
-            v.store(to + c * v.lanes * 4, v.load(sums + c * v.lanes * 4) * factor)
-        return [sums + v.level.panel * 4, inverse + 4, to + to_bytes]
-
-    v.loop(height, [sums, inverse, to], row)
-
-
-def _place_narrow(
-    v: Emitter, sums: Lanes, height: Lanes, inverse: Lanes, to: Lanes, to_bytes: Lanes, width: Lanes
-) -> None:
-    """The same for fewer columns than a panel has."""
-
-    def row(_: Lanes, sums: Lanes, inverse: Lanes, to: Lanes) -> list[Lanes]:
-        factor = v.splat(v.load(inverse, FLOAT))
-
+    def narrow(sums: Lanes, factor: Lanes, to: Lanes) -> None:
         def move(part: Part) -> list[Lanes]:
             part.store(to, part.load(sums) * factor)
             return []
 
         v.each_vector(width, [], move)
-        return [sums + v.level.panel * 4, inverse + 4, to + to_bytes]
 
-    v.loop(height, [sums, inverse, to], row)
+    def whole(sums: Lanes, factor: Lanes, to: Lanes) -> None:
+        for c in range(2):
+            v.store(to + c * v.lanes * 4, v.load(sums + c * v.lanes * 4) * factor)
+
+    def rows(move: Callable[[Lanes, Lanes, Lanes], None]) -> None:
+        def row(_: Lanes, sums: Lanes, inverse: Lanes, to: Lanes) -> list[Lanes]:
+            move(sums, v.splat(v.load(inverse, FLOAT)), to)
+            return [sums + v.level.panel * 4, inverse + 4, to + to_bytes]
+
+        v.loop(height, [sums, inverse, to], row)
+
+    v.switch(width >> (v.level.panel.bit_length() - 1), [partial(rows, narrow), partial(rows, whole)])
 
 
 def _clear(v: Emitter, row: Lanes, n: Lanes) -> None:
@@ -193,7 +188,7 @@ def _times_length(v: Emitter, place: Lanes, value: Lanes, width: Lanes) -> None:
 def attention(level: Level) -> Kernel:
     """qkv [T, 3H] -> context [T, H]; batch.log_sizes and batch.received may be 0."""
     code = vector_code(level)
-    turn, spread, place, place_narrow = code(_turn), code(_spread), code(_place), code(_place_narrow)
+    turn, spread, place = code(_turn), code(_spread), code(_place)
     exponentials, short_exponentials = code(_exponentials), code(_short_exponentials)
     clear, gather, average, times_length = code(_clear), code(_gather), code(_average), code(_times_length)
     choose_height, multiply = tile_rows(level.float32_heights, partial(float32_tile, level))
@@ -208,16 +203,6 @@ def attention(level: Level) -> Kernel:
             to = turned + row // panel_width * turned_bytes + row % panel_width * 4
             for column in range(0, size, lanes):
                 turn(key + row * stride + column * 4, stride, to + column * panel_row)
-
-    @njit(inline="always", error_model="numpy")
-    def place_context(
-        sums: int, rows: int, inverse: int, context: int, context_bytes: int, column: int, size: int
-    ) -> None:
-        """The columns of one panel, from a tile's sums to the rows of the context."""
-        if size - column >= panel_width:
-            place(sums, rows, inverse, context + column * 4, context_bytes)
-        else:
-            place_narrow(sums, rows, inverse, context + column * 4, context_bytes, size - column)
 
     @njit(inline="always", error_model="numpy")
     def finish_received(received: int, score: int, value: int, stride: int, n: int, size: int) -> None:
@@ -273,7 +258,8 @@ def attention(level: Level) -> Kernel:
                 short_exponentials(sums, rows, n, factor, log_sizes, logits, logits_bytes, inverse)
             for column in range(0, size, panel_width):
                 multiply(height, logits, logits_bytes, value + column * 4, stride, n, sums)
-                place_context(sums, rows, inverse, context + row * context_bytes, context_bytes, column, size)
+                to = context + row * context_bytes + column * 4
+                place(sums, rows, inverse, to, context_bytes, size - column)
             if received != 0:
                 gather(logits, logits_bytes, rows, inverse, n, received)
             row += height

@@ -10,7 +10,7 @@ sums run through the same steps in whatever tile it falls, so its result does no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -33,40 +33,39 @@ ACTIVATIONS = [_CODE[name] for name in ACTIVATION]  # each at its number
 def float32_product(level: Level) -> Kernel:
     """x and y float32."""
 
-    @vector_code(level)
-    def epilogue(
-        v: Emitter,
-        activation: Lanes,
-        sums: Lanes,
-        height: Lanes,
-        bias: Lanes,
-        y: Lanes,
-        y_bytes: Lanes,
-        column_scale: Lanes,
-        column_sum: Lanes,
-        row_scale: Lanes,
-        row_zero: Lanes,
-    ) -> None:
-        """y = activation(sums + bias) for the rows of a tile."""
-        columns = [c * level.lanes * 4 for c in range(2)]
+    def values(v: Emitter, columns: Sequence[int], bias: Lanes, *_: Lanes) -> Any:
         biases = [v.load(bias + at) for at in columns]
+        return lambda sums, *_: lambda c: v.load(sums + columns[c]) + biases[c]
 
-        def rows(function: Activation) -> None:
-            def row(_: Lanes, sums: Lanes, y: Lanes) -> list[Lanes]:
-                for c, at in enumerate(columns):
-                    v.store(y + at, function(v, v.load(sums + at) + biases[c]))
-                return [sums + level.panel * 4, y + y_bytes]
-
-            v.loop(height, [sums, y], row)
-
-        v.switch(activation, [partial(rows, function) for function in ACTIVATIONS])
-
-    return _product(level, level.float32_heights, partial(float32_tile, level), epilogue)
+    return _product(level, level.float32_heights, partial(float32_tile, level), values)
 
 
 def int8_product(level: Level) -> Kernel:
     """x: uint8 rows with ``row_scale`` and ``row_zero``; y float32."""
 
+    def values(v: Emitter, columns: Sequence[int], bias: Lanes, column_scale: Lanes, column_sum: Lanes) -> Any:
+        biases = [v.load(bias + at) for at in columns]
+        scales = [v.load(column_scale + at) for at in columns]
+        totals = [v.load(column_sum + at, v.ints) for at in columns]
+
+        def of_row(sums: Lanes, scale_at: Lanes, zero_at: Lanes) -> Callable[[int], Lanes]:
+            scale = v.splat(v.load(scale_at, FLOAT))
+            zero = v.splat(v.load(zero_at, I32) - level.zero_shift)
+
+            def of_column(c: int) -> Lanes:
+                exact = v.load(sums + columns[c], v.ints) - zero * totals[c]
+                return v.fma(v.to_floats(exact), scale * scales[c], biases[c])
+
+            return of_column
+
+        return of_row
+
+    return _product(level, level.int8_heights, partial(int8_tile, level), values)
+
+
+def _product(level: Level, heights: tuple[int, int, int], tile: Callable[[int], Any], values: Any) -> Kernel:
+    """Tile by tile: the sums, what ``values`` makes of them row by row and vector by vector, and the activation."""
+
     @vector_code(level)
     def epilogue(
         v: Emitter,
@@ -81,30 +80,20 @@ def int8_product(level: Level) -> Kernel:
         row_scale: Lanes,
         row_zero: Lanes,
     ) -> None:
-        """y = activation((sums - zero * column_sum) * scale + bias) for the rows of a tile."""
         columns = [c * level.lanes * 4 for c in range(2)]
-        biases = [v.load(bias + at) for at in columns]
-        scales = [v.load(column_scale + at) for at in columns]
-        totals = [v.load(column_sum + at, v.ints) for at in columns]
+        of_row = values(v, columns, bias, column_scale, column_sum)
 
         def rows(function: Activation) -> None:
             def row(_: Lanes, sums: Lanes, y: Lanes, scale_at: Lanes, zero_at: Lanes) -> list[Lanes]:
-                scale = v.splat(v.load(scale_at, FLOAT))
-                zero = v.splat(v.load(zero_at, I32) - level.zero_shift)
+                of_column = of_row(sums, scale_at, zero_at)
                 for c, at in enumerate(columns):
-                    exact = v.load(sums + at, v.ints) - zero * totals[c]
-                    v.store(y + at, function(v, v.fma(v.to_floats(exact), scale * scales[c], biases[c])))
+                    v.store(y + at, function(v, of_column(c)))
                 return [sums + level.panel * 4, y + y_bytes, scale_at + 4, zero_at + 4]
 
             v.loop(height, [sums, y, row_scale, row_zero], row)
 
         v.switch(activation, [partial(rows, function) for function in ACTIVATIONS])
 
-    return _product(level, level.int8_heights, partial(int8_tile, level), epilogue)
-
-
-def _product(level: Level, heights: tuple[int, int, int], tile: Callable[[int], Any], epilogue: Any) -> Kernel:
-    """Tile by tile: the sums, then what the epilogue makes of them."""
     choose_height, multiply = tile_rows(heights, tile)
     panel_row = level.panel * 4
     scratch = stack_bytes(heights[0] * panel_row)
