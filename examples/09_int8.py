@@ -18,7 +18,7 @@ from importlib import import_module
 import numpy as np
 
 from minitrans import SentenceEncoder
-from minitrans.backends.reference import prepare
+from minitrans.backends.products import prepare
 from minitrans.models.quantization import quantize_linear
 
 step1, step2, step3 = (import_module(name) for name in ("01_attention", "02_layer", "03_encoder"))

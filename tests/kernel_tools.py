@@ -13,22 +13,18 @@ from minitrans.kernels.library.processor import usable_levels
 from minitrans.kernels.library.record import why_not_ahead
 from minitrans.kernels.steps import (
     ACTIVATION,
-    ATTENTION,
     BATCH,
-    EMBED,
-    KERNEL,
-    LAYER_NORM,
-    PRODUCT,
-    PRUNE,
-    QUANTIZE,
+    PER_ROWS,
     SCORE,
     STEP_WORDS,
+    float_bits,
+    new_step,
+    write_fields,
 )
 from minitrans.models.parameters import Int8Linear, LayerNorm, Linear
 
 LEVELS = [level.name for level in usable_levels()]
 BUILDS = (AHEAD, IN_TIME)
-PER_ROWS = -1  # tasks: see kernels/steps.py
 
 # Around the heights of tiles (2 to 32 rows) and the widths of vectors (4 to 16 numbers).
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64)
@@ -100,34 +96,23 @@ class Guarded:
         return self.array[:rows].copy()
 
 
-def _word(value: object) -> int:
-    if isinstance(value, np.ndarray):
-        return address(value)
-    if isinstance(value, float | np.float32):
-        return int(np.float32(value).view(np.int32))
-    return int(value)
-
-
-def step_record(step: dict[int, object], batch: np.ndarray) -> np.ndarray:
-    """[STEP_WORDS] of a step: the byte offsets of its fields -> numbers, or arrays for their addresses."""
-    record = aligned((STEP_WORDS,), np.int64)
-    for offset, value in step.items():
-        record[offset // 8] = _word(value)
-    record[EMBED.batch // 8] = address(batch)
-    return record
-
-
-def batch_record(**fields: object) -> np.ndarray:
-    """A batch record: the names of its fields -> numbers or arrays."""
-    record = aligned((len(BATCH),), np.int64)
+def _words(fields: dict[str, object]) -> dict[str, int]:
+    """Fields of a record: numbers as they are, floats as their bits, arrays as their addresses."""
+    made = {}
     for name, value in fields.items():
-        record[getattr(BATCH, name) // 8] = _word(value)
-    return record
+        if isinstance(value, np.ndarray):
+            made[name] = address(value)
+        else:
+            made[name] = float_bits(value) if isinstance(value, float | np.float32) else int(value)
+    return made
 
 
-def run_step(kernels: Kernels, step: dict[int, object], **batch: object) -> None:
-    described = batch_record(**batch)
-    kernels.run(address(step_record(step, described)), 1, 0, 0)
+def run_step(kernels: Kernels, kernel: str, fields: dict[str, object], **batch: object) -> None:
+    """Run one kernel; fields of its record and of the batch are numbers, or arrays for their addresses."""
+    described, step = aligned((len(BATCH),), np.int64), aligned((STEP_WORDS,), np.int64)
+    write_fields(described, BATCH, **_words(batch))
+    step[:] = new_step(kernel, batch=address(described), **_words(fields))
+    kernels.run(address(step), 1, 0, 0)
 
 
 def float32_product(kernels: Kernels, x: np.ndarray, linear: Linear, activation: str | None = None) -> np.ndarray:
@@ -141,8 +126,8 @@ def int8_product(
     """The same for bytes [T, K] with scales [T] and zero points [T]."""
     width = round_up(q.shape[1], 64)
     rows = {
-        PRODUCT.row_scale: in_scratch(scale[:, None], 1, np.nan),
-        PRODUCT.row_zero: in_scratch(zero[:, None].astype(np.int32), 1, 77),
+        "row_scale": in_scratch(scale[:, None], 1, np.nan),
+        "row_zero": in_scratch(zero[:, None].astype(np.int32), 1, 77),
     }
     return _product(kernels, "int8_product", in_scratch(q, width, 255), q, linear, activation, rows)
 
@@ -151,21 +136,20 @@ def _product(kernels, kernel, scratch, x, linear, activation, row_fields=None):
     packed = pack_linears(kernels.level, linear)
     y = Guarded((len(scratch), packed.panels * kernels.level.panel), np.float32)
     step = {
-        PRODUCT.kernel: KERNEL[kernel],
-        PRODUCT.tasks: packed.panels,
-        PRODUCT.x: scratch,
-        PRODUCT.x_bytes: scratch.strides[0],
-        PRODUCT.weight: packed.weight,
-        PRODUCT.panel_bytes: packed.weight.strides[0],
-        PRODUCT.bias: packed.bias,
-        PRODUCT.depth: packed.depth,
-        PRODUCT.y: y.array,
-        PRODUCT.y_bytes: y.array.strides[0],
-        PRODUCT.activation: ACTIVATION[activation],
+        "tasks": packed.panels,
+        "x": scratch,
+        "x_bytes": scratch.strides[0],
+        "weight": packed.weight,
+        "panel_bytes": packed.weight.strides[0],
+        "bias": packed.bias,
+        "depth": packed.depth,
+        "y": y.array,
+        "y_bytes": y.array.strides[0],
+        "activation": ACTIVATION[activation],
     }
     if row_fields is not None:
-        step |= {PRODUCT.column_scale: packed.scale, PRODUCT.column_sum: packed.column_sum, **row_fields}
-    run_step(kernels, step, tokens=len(x))
+        step |= {"column_scale": packed.scale, "column_sum": packed.column_sum, **row_fields}
+    run_step(kernels, kernel, step, tokens=len(x))
     return y.written(len(x))[:, : packed.outputs]
 
 
@@ -176,17 +160,16 @@ def quantized(kernels: Kernels, x: np.ndarray, from_scratch: bool) -> tuple[np.n
     to = Guarded((rows, round_up(width, 64)), np.uint8)
     scale, zero = Guarded((rows,), np.float32), Guarded((rows,), np.int32)
     step = {
-        QUANTIZE.kernel: KERNEL["quantize_rows"],
-        QUANTIZE.tasks: PER_ROWS,
-        QUANTIZE.x: scratch if from_scratch else 0,
-        QUANTIZE.x_bytes: scratch.strides[0],
-        QUANTIZE.width: width,
-        QUANTIZE.to: to.array,
-        QUANTIZE.to_bytes: to.array.strides[0],
-        QUANTIZE.scale: scale.array,
-        QUANTIZE.zero: zero.array,
+        "tasks": PER_ROWS,
+        "x": scratch if from_scratch else 0,
+        "x_bytes": scratch.strides[0],
+        "width": width,
+        "to": to.array,
+        "to_bytes": to.array.strides[0],
+        "scale": scale.array,
+        "zero": zero.array,
     }
-    run_step(kernels, step, tokens=rows, hidden=0 if from_scratch else scratch)
+    run_step(kernels, "quantize_activations", step, tokens=rows, hidden=0 if from_scratch else scratch)
     return to.written(rows)[:, :width], scale.written(rows), zero.written(rows)
 
 
@@ -196,16 +179,15 @@ def normalized(kernels: Kernels, x: np.ndarray, hidden: np.ndarray, norm: LayerN
     scratch = in_scratch(x, round_up(width, 16), np.nan)
     out = Guarded((rows, width), np.float32)
     step = {
-        LAYER_NORM.kernel: KERNEL["layer_norm"],
-        LAYER_NORM.tasks: PER_ROWS,
-        LAYER_NORM.x: scratch,
-        LAYER_NORM.x_bytes: scratch.strides[0],
-        LAYER_NORM.weight: norm.weight,
-        LAYER_NORM.bias: norm.bias,
-        LAYER_NORM.width: width,
-        LAYER_NORM.epsilon: float(eps),
+        "tasks": PER_ROWS,
+        "x": scratch,
+        "x_bytes": scratch.strides[0],
+        "weight": norm.weight,
+        "bias": norm.bias,
+        "width": width,
+        "epsilon": float(eps),
     }
-    run_step(kernels, step, tokens=rows, hidden=np.ascontiguousarray(hidden), out=out.array)
+    run_step(kernels, "layer_norm", step, tokens=rows, hidden=np.ascontiguousarray(hidden), out=out.array)
     return out.written(rows)
 
 
@@ -219,20 +201,20 @@ def attended(kernels: Kernels, qkv: np.ndarray, lengths, heads: int, factor: flo
     received = Guarded((heads, round_up(rows, 16)), np.float32)
     own = round_up(longest, panel) * 4 * (kernels.level.float32_heights[0] + round_up(head_size, kernels.level.lanes))
     step = {
-        ATTENTION.kernel: KERNEL["attention"],
-        ATTENTION.tasks: -1 - heads,
-        ATTENTION.qkv: scratch,
-        ATTENTION.qkv_bytes: scratch.strides[0],
-        ATTENTION.heads: heads,
-        ATTENTION.head_size: head_size,
-        ATTENTION.factor: float(factor),
-        ATTENTION.context: context.array,
-        ATTENTION.context_bytes: context.array.strides[0],
-        ATTENTION.scratch: aligned((own,), np.uint8),
-        ATTENTION.scratch_bytes: own,
+        "tasks": -1 - heads,
+        "qkv": scratch,
+        "qkv_bytes": scratch.strides[0],
+        "heads": heads,
+        "head_size": head_size,
+        "factor": float(factor),
+        "context": context.array,
+        "context_bytes": context.array.strides[0],
+        "scratch": aligned((own,), np.uint8),
+        "scratch_bytes": own,
     }
     run_step(
         kernels,
+        "attention",
         step,
         tokens=rows,
         texts=len(lengths),
@@ -245,7 +227,7 @@ def attended(kernels: Kernels, qkv: np.ndarray, lengths, heads: int, factor: flo
 
 
 def pruned(kernels: Kernels, hidden: np.ndarray, offsets: np.ndarray, ranking: Ranking) -> list[np.ndarray | None]:
-    """Hidden [T', H], scores [T], kept [T'], offsets [B + 1] and sums [B, H] or None: what pruning.select defines."""
+    """Hidden [T', H], scores [T], kept [T'], offsets [B + 1] and sums [B, H] or None: what selection.select defines."""
     rows, width = hidden.shape
     texts, linear = len(offsets) - 1, ranking.scorer if ranking.scores is None else None
     out, ranks = Guarded((rows, width), np.float32), Guarded((rows,), np.float32)
@@ -257,22 +239,21 @@ def pruned(kernels: Kernels, hidden: np.ndarray, offsets: np.ndarray, ranking: R
         sums = sums_here
         sums.array[:texts] = 0
     step = {
-        PRUNE.kernel: KERNEL["prune"],
-        PRUNE.tasks: 1,
-        PRUNE.width: width,
-        PRUNE.ranking: ranks.array,
-        PRUNE.scores: scores.array,
-        PRUNE.weight: 0 if linear is None else linear.weight,
-        PRUNE.bias: 0 if linear is None else linear.bias[0],
-        PRUNE.least: ranking.least,
-        PRUNE.threshold: float(ranking.threshold),
-        PRUNE.prefix: ranking.prefix,
-        PRUNE.suffix: ranking.suffix,
-        PRUNE.kept: kept.array,
-        PRUNE.offsets: new_offsets.array,
-        PRUNE.sums: 0 if sums is None else sums.array,
+        "tasks": 1,
+        "width": width,
+        "ranking": ranks.array,
+        "scores": scores.array,
+        "weight": 0 if linear is None else linear.weight,
+        "bias": 0 if linear is None else linear.bias[0],
+        "least": ranking.least,
+        "threshold": float(ranking.threshold),
+        "prefix": ranking.prefix,
+        "suffix": ranking.suffix,
+        "kept": kept.array,
+        "offsets": new_offsets.array,
+        "sums": 0 if sums is None else sums.array,
     }
-    run_step(kernels, step, tokens=rows, texts=texts, offsets=offsets, hidden=hidden, out=out.array)
+    run_step(kernels, "prune", step, tokens=rows, texts=texts, offsets=offsets, hidden=hidden, out=out.array)
     ranks.written(rows)
     sums_here.written(texts)
     stayed = int(new_offsets.written(texts + 1)[-1])

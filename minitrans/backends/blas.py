@@ -1,4 +1,4 @@
-"""BLAS on one thread: while the reference backend runs, whose chunks are what runs in parallel, and in every fit.
+"""BLAS held at one thread: while the reference backend runs, which runs chunks in parallel, and in every fit.
 
 BLAS threads of its own would fight with the chunks, would ignore ``threads=`` and the cgroup quota, and split products
 differently on different machines. They also make `fork` unsafe: OpenBLAS stops its threads before a fork, and a product

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans.backends.panels import PackedLinear, address, pack_linears, pack_model, unpack_model
-from minitrans.backends.team import MOST_MEMBERS, Team, alone
+from minitrans.backends.team import MOST_MEMBERS, Team, register_chunk
 from minitrans.backends.workspace import PROJECTIONS, Program, Workspace
 from minitrans.encoder.selection import Ranking, Selection
 from minitrans.errors import InputError
@@ -94,9 +94,9 @@ class CompiledBlocks:
         inside.__dict__.update(self.__dict__)
         chunk = inside._chunk = _Chunk()
         pays = self._weight_bytes >= MANY_BYTES or rows * self._weight_bytes >= MUCH_WORK
-        with alone() as idle:
+        with register_chunk() as is_only:
             try:
-                if idle and pays and helpers > 0:
+                if is_only and pays and helpers > 0:
                     chunk.team = self._open_team(min(helpers, MOST_MEMBERS - 1))
                 yield inside
             finally:
@@ -158,7 +158,7 @@ class CompiledBlocks:
     def select(
         self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
     ) -> tuple[Float32, Selection, Float32 | None]:
-        """All in one kernel."""
+        """Scores, ranking, copies and sums in one kernel."""
         rows, texts, width = len(hidden), len(offsets) - 1, self.config.hidden_size
         _check("hidden", hidden, _FLOAT32, (rows, width))
         _check("least", ranking.least, _INT64, (texts,))
@@ -240,7 +240,7 @@ class CompiledBlocks:
             raise InputError(f"layer is {layer}, wanted 0 to {self.num_layers - 1}")
 
     def _open_team(self, assistants: int) -> Team | None:
-        """One whose former assistants have all left, or a new one; None where nobody comes."""
+        """A team whose former assistants have all left, or a new one; None where no assistant comes."""
         team = None
         with suppress(IndexError):
             team = self._teams.pop()

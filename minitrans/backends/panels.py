@@ -1,17 +1,19 @@
 """Weights laid out for the kernels: panels of columns, as wide as a tile, filled up with zeros.
 
-What a kernel reads of a model is in these records, and it can be turned back: to be pickled, say.
+These records hold all that kernels read of a model. They can be turned back into parameters, as pickling does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from minitrans.backends.products import PreparedLayer, contiguous, prepare_layer
 from minitrans.kernels.vector.levels import Level
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import (
@@ -65,7 +67,7 @@ class PackedLinear:
 
     @property
     def panels(self) -> int:
-        """How many there are."""
+        """How many panels."""
         return len(self.weight)
 
     @property
@@ -116,7 +118,7 @@ def _row(parts: list[Float32], columns: int) -> Float32:
 
 
 def unpack_linears(packed: PackedLinear, sizes: Sequence[int]) -> list[AnyLinear]:
-    """The linear maps that were laid out side by side, of so many outputs each."""
+    """The linear maps that were laid out side by side, with ``sizes`` outputs."""
     if packed.is_int8:
         weight = packed.weight.transpose(0, 2, 1, 3).reshape(-1, packed.depth)  # [N rounded up, K rounded up]
     else:
@@ -134,18 +136,6 @@ def unpack_linears(packed: PackedLinear, sizes: Sequence[int]) -> list[AnyLinear
 
 
 @dataclass(frozen=True)
-class PackedLayer:
-    """The weights of one layer."""
-
-    qkv: PackedLinear  # H -> 3H
-    attention_output: PackedLinear  # H -> H
-    attention_norm: LayerNorm  # [H]
-    intermediate: PackedLinear  # H -> I
-    output: PackedLinear  # I -> H
-    output_norm: LayerNorm  # [H]
-
-
-@dataclass(frozen=True)
 class PackedModel:
     """All weights, for one instruction-set level."""
 
@@ -155,11 +145,11 @@ class PackedModel:
     table_scale: Float32 | None  # [V], int8 only
     positions: Float32  # [P, H], the token type's embedding added
     embeddings_norm: LayerNorm  # [H]
-    layers: tuple[PackedLayer, ...]
+    layers: tuple[PreparedLayer[PackedLinear], ...]
 
     @property
     def weight_bytes(self) -> int:
-        """Of all matrices that a text passes through."""
+        """The size of all matrices that a text passes through."""
         return sum(
             linear.weight.nbytes
             for layer in self.layers
@@ -169,17 +159,7 @@ class PackedModel:
 
 def pack_model(parameters: Parameters, level: Level) -> PackedModel:
     """Lay all weights out."""
-    layers = tuple(
-        PackedLayer(
-            pack_linears(level, layer.query, layer.key, layer.value),
-            pack_linears(level, layer.attention_output),
-            _norm(layer.attention_norm),
-            pack_linears(level, layer.intermediate),
-            pack_linears(level, layer.output),
-            _norm(layer.output_norm),
-        )
-        for layer in parameters.layers
-    )
+    layers = tuple(prepare_layer(layer, partial(pack_linears, level)) for layer in parameters.layers)
     words = parameters.word_embeddings
     positions = dequantize_embedding(parameters.position_embeddings).weight  # [P, H]
     token_type = dequantize_embedding(parameters.token_type_embeddings).weight[0]  # [H]
@@ -189,7 +169,7 @@ def pack_model(parameters: Parameters, level: Level) -> PackedModel:
         _table(words),
         np.ascontiguousarray(words.scale) if isinstance(words, Int8Embedding) else None,
         np.ascontiguousarray(positions + token_type),
-        _norm(parameters.embeddings_norm),
+        contiguous(parameters.embeddings_norm),
         layers,
     )
 
@@ -219,10 +199,6 @@ def unpack_model(model: PackedModel) -> Parameters:
         model.embeddings_norm,
         tuple(layers),
     )
-
-
-def _norm(norm: LayerNorm) -> LayerNorm:
-    return LayerNorm(np.ascontiguousarray(norm.weight), np.ascontiguousarray(norm.bias))
 
 
 def _table(words: AnyEmbedding) -> NDArray[Any]:

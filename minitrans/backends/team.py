@@ -21,7 +21,7 @@ import numpy as np
 from minitrans.backends.panels import address, aligned
 from minitrans.backends.workspace import Program
 from minitrans.kernels.library.loading import Kernels
-from minitrans.kernels.steps import BOARD, BOARD_JOBS, JOB_BYTES
+from minitrans.kernels.steps import BOARD, BOARD_JOBS, JOB_BYTES, write_fields
 
 MOST_MEMBERS = 4  # that work on one chunk
 MOST_ASSISTANTS = 6  # threads: some may still be leaving when others are called
@@ -35,7 +35,7 @@ class Team:
         self._kernels = kernels
         self._board = aligned((len(BOARD),), np.int64)
         self._jobs = aligned((BOARD_JOBS, JOB_BYTES // 8), np.int64)
-        self._board[BOARD.jobs // 8] = address(self._jobs)
+        write_fields(self._board, BOARD, jobs=address(self._jobs))
         self._address = address(self._board)
         self._number = 0
         self._members: list[_Assistant] = []
@@ -47,10 +47,11 @@ class Team:
         return not any(assistant.busy for assistant in self._members)
 
     def open(self, assistants: int) -> bool:
-        """Begin, and call as many assistants, or as many as there are. Whether any was called."""
+        """Begin, and call up to so many assistants. Returns whether any could be called."""
         self._jobs[: self._number] = 0
         self._programs.clear()
-        self._board[BOARD.number // 8] = self._number = 0
+        self._number = 0
+        write_fields(self._board, BOARD, number=0)
         self._members = _idle_assistants(assistants)
         processors = _other_processors()
         for member, assistant in enumerate(self._members, start=1):
@@ -58,8 +59,8 @@ class Team:
         return bool(self._members)
 
     def close(self) -> None:
-        """Send them away."""
-        self._board[BOARD.number // 8] = -1
+        """Send the assistants away."""
+        write_fields(self._board, BOARD, number=-1)
 
     def run(self, program: Program) -> None:
         """Run the steps of a block together."""
@@ -121,9 +122,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def _idle_assistants(count: int) -> list[_Assistant]:
-    """So many that nobody has called, new ones among them; fewer where all are at work or the system refuses more.
+    """As many assistants that nobody has called, started if need be; fewer where all are at work or none can start.
 
-    For one thread at a time.
+    Called by one thread at a time: that of the only chunk.
     """
     idle = [assistant for assistant in _process.assistants if not assistant.busy][:count]
     with suppress(RuntimeError):
@@ -134,7 +135,7 @@ def _idle_assistants(count: int) -> list[_Assistant]:
 
 
 def _other_processors() -> set[int]:
-    """Those that the calling thread may use and does not run on; none where that cannot be told.
+    """The processors that the calling thread may use and does not run on; none where that cannot be told.
 
     Left to itself, the system may wake an assistant on the processor of the thread that calls it, and leave it there.
     """
@@ -156,8 +157,8 @@ def _current_processor() -> int:
 
 
 @contextmanager
-def alone() -> Iterator[bool]:
-    """Whether no other chunk of this process is being worked on, so that processors would be idle.
+def register_chunk() -> Iterator[bool]:
+    """Count a chunk in while it is worked on. Gives whether it is the only one, so that processors would be idle.
 
     Without a lock, which a signal handler that encodes too would wait for in vain: changes of a list are atomic.
     """

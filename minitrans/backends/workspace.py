@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import PackedLayer, PackedLinear, PackedModel, address, aligned, round_up
+from minitrans.backends.panels import PackedLinear, PackedModel, address, aligned, round_up
+from minitrans.backends.products import PreparedLayer
 from minitrans.encoder.selection import Ranking, positions
 from minitrans.kernels.steps import (
     ACTIVATION,
-    ATTENTION,
     BATCH,
-    EMBED,
-    KERNEL,
-    LAYER_NORM,
-    LOAD_ROWS,
-    PRODUCT,
+    PER_ROWS,
     PRUNE,
-    QUANTIZE,
+    STEP,
     STEP_WORDS,
+    float_bits,
+    new_step,
+    write_fields,
 )
 from minitrans.models.parameters import Float32, LayerNorm
 
-PER_ROWS = -1  # tasks: see kernels/steps.py
 _BATCH = struct.Struct(f"{len(BATCH)}q")
 PROJECTIONS = 16  # of policies, whose programs are kept
 SLACK_ROWS = 32  # a tile may read and write this many rows behind the last one
+
+Step: TypeAlias = NDArray[np.int64]  # [STEP_WORDS]
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,6 @@ class Program:
     records: NDArray[np.int64]  # [steps, STEP_WORDS]
     address: int
     count: int
-
-
-def _float_bits(number: float) -> int:
-    return int(np.float32(number).view(np.int32))
 
 
 class Workspace:
@@ -80,9 +76,10 @@ class Workspace:
         turned = round_up(rows, level.panel) * 4 * round_up(head_size, level.lanes)
         self._attention = aligned((members, logits + turned), np.uint8)
         self._projections: dict[int, tuple[PackedLinear, Program]] = {}
-        self.embed = self._program(self._embed())
+        self.embed = self._program([self._embed()])
         self._ranking = aligned((rows,), np.float32)
-        self.prune = self._program([self._prune()])
+        ranking = address(self._ranking)
+        self.prune = self._program([new_step("prune", tasks=1, width=hidden, ranking=ranking)])
         self.attention = [self._program(self._attention_block(layer)) for layer in model.layers]
         self.feed_forward = [self._program(self._feed_forward_block(layer)) for layer in model.layers]
 
@@ -115,45 +112,42 @@ class Workspace:
             )
         return self._context[:, : linear.inputs], known[1], self._y[:, : linear.outputs]
 
-    def _program(self, steps: list[Mapping[int, int]]) -> Program:
+    def _program(self, steps: list[Step]) -> Program:
         records = aligned((len(steps), STEP_WORDS), np.int64)
         for record, step in zip(records, steps, strict=True):
-            for offset, value in step.items():
-                record[offset // 8] = value
-            record[EMBED.batch // 8] = address(self._batch)
+            record[:] = step
+            write_fields(record, STEP, batch=address(self._batch))
         return Program(records, address(records), len(steps))
 
-    def _embed(self) -> list[Mapping[int, int]]:
+    def _embed(self) -> Step:
         model = self._model
-        step = {
-            EMBED.kernel: KERNEL["embed"],
-            EMBED.tasks: PER_ROWS,
-            EMBED.table: address(model.table),
-            EMBED.scales: address(model.table_scale),
-            EMBED.positions: address(model.positions),
-            EMBED.weight: address(model.embeddings_norm.weight),
-            EMBED.bias: address(model.embeddings_norm.bias),
-            EMBED.width: model.config.hidden_size,
-            EMBED.epsilon: _float_bits(model.config.layer_norm_eps),
-        }
-        return [step]
+        return new_step(
+            "embed",
+            tasks=PER_ROWS,
+            table=address(model.table),
+            scales=address(model.table_scale),
+            positions=address(model.positions),
+            weight=address(model.embeddings_norm.weight),
+            bias=address(model.embeddings_norm.bias),
+            width=model.config.hidden_size,
+            epsilon=float_bits(model.config.layer_norm_eps),
+        )
 
-    def _attention_block(self, layer: PackedLayer) -> list[Mapping[int, int]]:
-        config = self._model.config
-        head_size = config.head_size
-        attention = {
-            ATTENTION.kernel: KERNEL["attention"],
-            ATTENTION.tasks: -1 - config.num_attention_heads,
-            ATTENTION.qkv: address(self._qkv),
-            ATTENTION.qkv_bytes: self._qkv.strides[0],
-            ATTENTION.heads: config.num_attention_heads,
-            ATTENTION.head_size: head_size,
-            ATTENTION.factor: _float_bits(1 / np.sqrt(head_size)),
-            ATTENTION.context: address(self._context),
-            ATTENTION.context_bytes: self._context.strides[0],
-            ATTENTION.scratch: address(self._attention),
-            ATTENTION.scratch_bytes: self._attention.strides[0],
-        }
+    def _attention_block(self, layer: PreparedLayer[PackedLinear]) -> list[Step]:
+        heads, head_size = self._model.config.num_attention_heads, self._model.config.head_size
+        attention = new_step(
+            "attention",
+            tasks=-1 - heads,
+            qkv=address(self._qkv),
+            qkv_bytes=self._qkv.strides[0],
+            heads=heads,
+            head_size=head_size,
+            factor=float_bits(1 / np.sqrt(head_size)),
+            context=address(self._context),
+            context_bytes=self._context.strides[0],
+            scratch=address(self._attention),
+            scratch_bytes=self._attention.strides[0],
+        )
         return [
             *self._product(None, layer.qkv, self._qkv),
             attention,
@@ -161,7 +155,7 @@ class Workspace:
             self._layer_norm(layer.attention_norm),
         ]
 
-    def _feed_forward_block(self, layer: PackedLayer) -> list[Mapping[int, int]]:
+    def _feed_forward_block(self, layer: PreparedLayer[PackedLinear]) -> list[Step]:
         return [
             *self._product(None, layer.intermediate, self._inner, self._model.config.hidden_act),
             *self._product(self._inner, layer.output, self._y),
@@ -170,62 +164,64 @@ class Workspace:
 
     def _product(
         self, x: Float32 | None, linear: PackedLinear, y: Float32, activation: str | None = None
-    ) -> list[Mapping[int, int]]:
-        """y = activation(linear(x)), x None for the batch's hidden states; float32 scratch is multiplied in place."""
-        width = linear.inputs
-        step = {
-            PRODUCT.tasks: linear.panels,
-            PRODUCT.weight: address(linear.weight),
-            PRODUCT.panel_bytes: linear.weight.strides[0],
-            PRODUCT.bias: address(linear.bias),
-            PRODUCT.depth: linear.depth,
-            PRODUCT.y: address(y),
-            PRODUCT.y_bytes: y.strides[0],
-            PRODUCT.activation: ACTIVATION[activation],
+    ) -> list[Step]:
+        """y = activation(linear(x)), x None for the batch's hidden states: two steps, the first of which fills scratch.
+
+        float32 rows that lie in scratch already are multiplied there, in one step.
+        """
+        product = {
+            "tasks": linear.panels,
+            "weight": address(linear.weight),
+            "panel_bytes": linear.weight.strides[0],
+            "bias": address(linear.bias),
+            "depth": linear.depth,
+            "y": address(y),
+            "y_bytes": y.strides[0],
+            "activation": ACTIVATION[activation],
         }
         if linear.is_int8:
-            quantize = {
-                QUANTIZE.kernel: KERNEL["quantize_rows"],
-                QUANTIZE.tasks: PER_ROWS,
-                QUANTIZE.x: address(x),
-                QUANTIZE.x_bytes: width * 4 if x is None else x.strides[0],
-                QUANTIZE.width: width,
-                QUANTIZE.to: address(self._x),
-                QUANTIZE.to_bytes: round_up(linear.depth, 64),
-                QUANTIZE.scale: address(self._scale),
-                QUANTIZE.zero: address(self._zero),
-            }
-            step |= {
-                PRODUCT.kernel: KERNEL["int8_product"],
-                PRODUCT.x: address(self._x),
-                PRODUCT.x_bytes: round_up(linear.depth, 64),
-                PRODUCT.column_scale: address(linear.scale),
-                PRODUCT.column_sum: address(linear.column_sum),
-                PRODUCT.row_scale: address(self._scale),
-                PRODUCT.row_zero: address(self._zero),
-            }
-            return [quantize, step]
-        step[PRODUCT.kernel] = KERNEL["float32_product"]
+            row_bytes = round_up(linear.depth, 64)
+            quantize = new_step(
+                "quantize_activations",
+                tasks=PER_ROWS,
+                x=address(x),
+                x_bytes=linear.inputs * 4 if x is None else x.strides[0],
+                width=linear.inputs,
+                to=address(self._x),
+                to_bytes=row_bytes,
+                scale=address(self._scale),
+                zero=address(self._zero),
+            )
+            multiply = new_step(
+                "int8_product",
+                **product,
+                x=address(self._x),
+                x_bytes=row_bytes,
+                column_scale=address(linear.scale),
+                column_sum=address(linear.column_sum),
+                row_scale=address(self._scale),
+                row_zero=address(self._zero),
+            )
+            return [quantize, multiply]
         source = self._x if x is None else x
-        step |= {PRODUCT.x: address(source), PRODUCT.x_bytes: source.strides[0]}
+        multiply = new_step("float32_product", **product, x=address(source), x_bytes=source.strides[0])
         if x is not None:
-            return [step]
-        load = {
-            LOAD_ROWS.kernel: KERNEL["load_rows"],
-            LOAD_ROWS.tasks: PER_ROWS,
-            LOAD_ROWS.to: address(self._x),
-            LOAD_ROWS.to_bytes: self._x.strides[0],
-            LOAD_ROWS.width: width,
-        }
-        return [load, step]
+            return [multiply]
+        to, to_bytes = address(self._x), self._x.strides[0]
+        return [new_step("load_rows", tasks=PER_ROWS, to=to, to_bytes=to_bytes, width=linear.inputs), multiply]
 
-    def _prune(self) -> Mapping[int, int]:
-        return {
-            PRUNE.kernel: KERNEL["prune"],
-            PRUNE.tasks: 1,
-            PRUNE.width: self._model.config.hidden_size,
-            PRUNE.ranking: address(self._ranking),
-        }
+    def _layer_norm(self, norm: LayerNorm) -> Step:
+        """hidden + y, normalised."""
+        return new_step(
+            "layer_norm",
+            tasks=PER_ROWS,
+            x=address(self._y),
+            x_bytes=self._y.strides[0],
+            weight=address(norm.weight),
+            bias=address(norm.bias),
+            width=self._model.config.hidden_size,
+            epsilon=float_bits(self._model.config.layer_norm_eps),
+        )
 
     def describe_pruning(
         self,
@@ -237,30 +233,17 @@ class Workspace:
     ) -> None:
         """Tell the pruning step what to rank and where its results go: arrays that were checked."""
         scorer = ranking.scorer if ranking.scores is None else None
-        record = self.prune.records[0]
-        for field, value in (
-            (PRUNE.scores, address(scores)),
-            (PRUNE.weight, 0 if scorer is None else address(scorer.weight)),
-            (PRUNE.bias, 0 if scorer is None else _float_bits(scorer.bias[0])),
-            (PRUNE.least, address(ranking.least)),
-            (PRUNE.threshold, _float_bits(ranking.threshold)),
-            (PRUNE.prefix, ranking.prefix),
-            (PRUNE.suffix, ranking.suffix),
-            (PRUNE.kept, address(kept)),
-            (PRUNE.offsets, address(offsets)),
-            (PRUNE.sums, address(sums)),
-        ):
-            record[field // 8] = value
-
-    def _layer_norm(self, norm: LayerNorm) -> Mapping[int, int]:
-        """hidden + y, normalised."""
-        return {
-            LAYER_NORM.kernel: KERNEL["layer_norm"],
-            LAYER_NORM.tasks: PER_ROWS,
-            LAYER_NORM.x: address(self._y),
-            LAYER_NORM.x_bytes: self._y.strides[0],
-            LAYER_NORM.weight: address(norm.weight),
-            LAYER_NORM.bias: address(norm.bias),
-            LAYER_NORM.width: self._model.config.hidden_size,
-            LAYER_NORM.epsilon: _float_bits(self._model.config.layer_norm_eps),
-        }
+        write_fields(
+            self.prune.records[0],
+            PRUNE,
+            scores=address(scores),
+            weight=0 if scorer is None else address(scorer.weight),
+            bias=0 if scorer is None else float_bits(scorer.bias[0]),
+            least=address(ranking.least),
+            threshold=float_bits(ranking.threshold),
+            prefix=ranking.prefix,
+            suffix=ranking.suffix,
+            kept=address(kept),
+            offsets=address(offsets),
+            sums=address(sums),
+        )

@@ -33,7 +33,7 @@ def gelu(x: Float32) -> Float32:
 
 
 def gelu_new(x: Float32) -> Float32:
-    """Its tanh approximation."""
+    """The approximation of gelu by tanh."""
     inner = np.float32(0.7978845608028654) * (x + np.float32(0.044715) * x * x * x)
     return np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
 
@@ -43,8 +43,8 @@ def relu(x: Float32) -> Float32:
     return np.maximum(x, np.float32(0))
 
 
-def softmax(logits: Float32) -> Float32:
-    """exp(x) / sum(exp(x)) over the last axis, in place: [.., n] -> [.., n]"""
+def softmax_in_place(logits: Float32) -> Float32:
+    """exp(x) / sum(exp(x)) over the last axis, which overwrites x: [.., n] -> [.., n]"""
     logits -= logits.max(axis=-1, keepdims=True)
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
 """The compiled kernels: Numba source, and the library that a build makes of it.
 
-Only `build` and what it compiles import Numba; `levels`, `steps` and `library` are all that a run needs.
+Only `library.build` and what it compiles import Numba. A run needs `steps`, `vector.levels` and the rest of `library`.
 """

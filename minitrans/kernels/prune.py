@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from minitrans.kernels.rows import Kernel, copying
-from minitrans.kernels.steps import BATCH, PRUNE
-from minitrans.kernels.vector.emitter import (
-    FLOAT,
-    I64,
-    Emitter,
-    Lanes,
-    Part,
-    load_word,
-    nothing,
-    store_word,
-    vector_code,
-    word,
-)
+from minitrans.kernels.rows import copying
+from minitrans.kernels.steps import BATCH, PRUNE, Kernel
+from minitrans.kernels.vector.emitter import FLOAT, I64, Emitter, Lanes, Part, load_word, store_word, vector_code, word
 from minitrans.kernels.vector.levels import Level
 
 
@@ -27,7 +16,7 @@ def prune(level: Level) -> Kernel:
 
     copy = copying(level)
 
-    @vector_code(level, nothing, word, word, word, word, word)
+    @vector_code(level)
     def score(v: Emitter, row: Lanes, weight: Lanes, bias: Lanes, to: Lanes, width: Lanes) -> None:
         def add(part: Part, total: Lanes) -> list[Lanes]:
             return [v.fma(part.load(row), part.load(weight), total)]
@@ -35,7 +24,7 @@ def prune(level: Level) -> Kernel:
         product = v.each_vector(width, [v.constant(0.0)], add, [Lanes.__add__])[0]
         v.store(to, v.total(product) + v.load(bias, FLOAT))
 
-    @vector_code(level, nothing, word, word, word)
+    @vector_code(level)
     def add_row(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:
         def add(part: Part) -> list[Lanes]:
             part.store(to, part.load(to) + part.load(row))
@@ -43,13 +32,13 @@ def prune(level: Level) -> Kernel:
 
         v.each_vector(width, [], add)
 
-    @vector_code(level, nothing, word, word, word)
+    @vector_code(level)
     def rank(v: Emitter, score: Lanes, to: Lanes, is_protected: Lanes) -> None:
         safe = v.builder.icmp_signed("!=", is_protected.value, I64(0))
         best = v.constant(float("inf"), FLOAT).value
         v.store(to, Lanes(v, v.builder.select(safe, best, v.load(score, FLOAT).value)))
 
-    @vector_code(level, word, word, word, word)
+    @vector_code(level, word)
     def better(v: Emitter, ranking: Lanes, count: Lanes, place: Lanes) -> Lanes:
         """How many rows of a text rank before the one at a place: greater ones, and equal ones before it."""
         own = v.splat(v.load(ranking + place * 4, FLOAT))
@@ -65,19 +54,19 @@ def prune(level: Level) -> Kernel:
         total = counted(">=", ranking, place) + counted(">", ranking + place * 4, count - place)
         return Lanes(v, v.builder.fptosi(total.value, I64))
 
-    @vector_code(level, word, word, word)
+    @vector_code(level, word)
     def reaches(v: Emitter, at: Lanes, threshold: Lanes) -> Lanes:
         one, other = v.load(at, FLOAT), v.load(threshold, FLOAT)
         return Lanes(v, v.builder.zext(v.builder.fcmp_ordered(">=", one.value, other.value), I64))
 
     def prune(step: int, task: int, member: int) -> None:
         batch = load_word(step, PRUNE.batch)
-        width, ranking, scores = (
-            load_word(step, PRUNE.width),
+        width, weight = load_word(step, PRUNE.width), load_word(step, PRUNE.weight)
+        ranking, scores, least = (
             load_word(step, PRUNE.ranking),
             load_word(step, PRUNE.scores),
+            load_word(step, PRUNE.least),
         )
-        weight, least = load_word(step, PRUNE.weight), load_word(step, PRUNE.least)
         prefix, suffix = load_word(step, PRUNE.prefix), load_word(step, PRUNE.suffix)
         kept, offsets, sums = load_word(step, PRUNE.kept), load_word(step, PRUNE.offsets), load_word(step, PRUNE.sums)
         hidden, out = load_word(batch, BATCH.hidden), load_word(batch, BATCH.out)

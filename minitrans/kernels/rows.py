@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minitrans.kernels.steps import BATCH, EMBED, LAYER_NORM, LOAD_ROWS, QUANTIZE, ROWS_PER_TASK
+from numba import njit
+
+from minitrans.kernels.steps import BATCH, EMBED, LAYER_NORM, LOAD_ROWS, QUANTIZE, ROWS_PER_TASK, Kernel
 from minitrans.kernels.vector.elementary import ROUNDER, ROUNDER_BITS, rint
-from minitrans.kernels.vector.emitter import FLOAT, Emitter, Lanes, Part, least, load_word, nothing, vector_code, word
+from minitrans.kernels.vector.emitter import FLOAT, Emitter, Lanes, Part, least, load_word, vector_code
 from minitrans.kernels.vector.levels import Level
 
-Kernel = Callable[[int, int, int], None]  # step address, task, which of the threads that share the step
+
+@njit(inline="always", error_model="numpy")
+def end_of(task: int, batch: int) -> int:
+    """The row behind the last one of a task, whose first is task * ROWS_PER_TASK."""
+    return least(task * ROWS_PER_TASK + ROWS_PER_TASK, load_word(batch, BATCH.tokens))
 
 
 def _normalized(
@@ -43,7 +49,7 @@ def _normalized(
 def layer_norm(level: Level) -> Kernel:
     """batch.out[t] = layer_norm(x[t] + batch.hidden[t])"""
 
-    @vector_code(level, nothing, word, word, word, word, word, word, word)
+    @vector_code(level)
     def normalize(
         v: Emitter, x: Lanes, hidden: Lanes, out: Lanes, weight: Lanes, bias: Lanes, width: Lanes, epsilon: Lanes
     ) -> None:
@@ -55,8 +61,7 @@ def layer_norm(level: Level) -> Kernel:
         weight, bias = load_word(step, LAYER_NORM.weight), load_word(step, LAYER_NORM.bias)
         width = load_word(step, LAYER_NORM.width)
         hidden, out = load_word(batch, BATCH.hidden), load_word(batch, BATCH.out)
-        begin = task * ROWS_PER_TASK
-        for row in range(begin, least(begin + ROWS_PER_TASK, load_word(batch, BATCH.tokens))):
+        for row in range(task * ROWS_PER_TASK, end_of(task, batch)):
             at = row * width * 4
             normalize(x + row * x_bytes, hidden + at, out + at, weight, bias, width, step + LAYER_NORM.epsilon)
 
@@ -69,13 +74,13 @@ def embed(level: Level) -> Kernel:
     ``positions`` [P, H] are the position embeddings with the token type's already added.
     """
 
-    @vector_code(level, nothing, word, word, word, word, word, word, word)
+    @vector_code(level)
     def from_floats(
         v: Emitter, entry: Lanes, position: Lanes, out: Lanes, weight: Lanes, bias: Lanes, width: Lanes, epsilon: Lanes
     ) -> None:
         _normalized(v, lambda part: part.load(entry) + part.load(position), out, weight, bias, width, epsilon)
 
-    @vector_code(level, nothing, word, word, word, word, word, word, word, word)
+    @vector_code(level)
     def from_bytes(
         v: Emitter,
         entry: Lanes,
@@ -99,8 +104,7 @@ def embed(level: Level) -> Kernel:
         table, scales = load_word(step, EMBED.table), load_word(step, EMBED.scales)
         positions, width = load_word(step, EMBED.positions), load_word(step, EMBED.width)
         weight, bias, epsilon = load_word(step, EMBED.weight), load_word(step, EMBED.bias), step + EMBED.epsilon
-        begin = task * ROWS_PER_TASK
-        for row in range(begin, least(begin + ROWS_PER_TASK, load_word(batch, BATCH.tokens))):
+        for row in range(task * ROWS_PER_TASK, end_of(task, batch)):
             index = load_word(load_word(batch, BATCH.ids), row * 8)
             position = positions + load_word(load_word(batch, BATCH.positions), row * 8) * width * 4
             out = load_word(batch, BATCH.out) + row * width * 4
@@ -115,7 +119,7 @@ def embed(level: Level) -> Kernel:
 def copying(level: Level) -> Kernel:
     """copy(row, to, width), for kernels to call."""
 
-    @vector_code(level, nothing, word, word, word)
+    @vector_code(level)
     def copy(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:
         def move(part: Part) -> list[Lanes]:
             part.store(to, part.load(row))
@@ -127,27 +131,28 @@ def copying(level: Level) -> Kernel:
 
 
 def load_rows(level: Level) -> Kernel:
-    """to[t] = batch.hidden[t]: into rows that a product may read beyond the last one of."""
+    """to[t] = batch.hidden[t]: into scratch, where a product may read rows behind the last one."""
     copy = copying(level)
 
     def load_rows(step: int, task: int, member: int) -> None:
         batch = load_word(step, LOAD_ROWS.batch)
         hidden, width = load_word(batch, BATCH.hidden), load_word(step, LOAD_ROWS.width)
         to, to_bytes = load_word(step, LOAD_ROWS.to), load_word(step, LOAD_ROWS.to_bytes)
-        begin = task * ROWS_PER_TASK
-        for row in range(begin, least(begin + ROWS_PER_TASK, load_word(batch, BATCH.tokens))):
+        for row in range(task * ROWS_PER_TASK, end_of(task, batch)):
             copy(hidden + row * width * 4, to + row * to_bytes, width)
 
     return load_rows
 
 
-def quantize_rows(level: Level) -> Kernel:
-    """Unsigned bytes with a scale and a zero point for each row, as quantization.py defines; x is 0 for batch.hidden.
+def quantize_activations(level: Level) -> Kernel:
+    """Unsigned bytes with a scale and a zero point for each row, as models/quantization.py defines them.
+
+    x is 0 for batch.hidden.
 
     NaN and infinity end up in the scale, and so in every result of the row.
     """
 
-    @vector_code(level, nothing, word, word, word, word, word)
+    @vector_code(level)
     def quantize(v: Emitter, x: Lanes, width: Lanes, to: Lanes, scale_at: Lanes, zero_at: Lanes) -> None:
         nil = v.constant(0.0)
 
@@ -178,19 +183,15 @@ def quantize_rows(level: Level) -> Kernel:
         integer = v.as_ints(zero + ROUNDER) & 0xFF
         v.store(zero_at, v.first(integer))
 
-    def quantize_rows(step: int, task: int, member: int) -> None:
+    def quantize_activations(step: int, task: int, member: int) -> None:
         batch = load_word(step, QUANTIZE.batch)
-        x, x_bytes, width = (
-            load_word(step, QUANTIZE.x),
-            load_word(step, QUANTIZE.x_bytes),
-            load_word(step, QUANTIZE.width),
-        )
+        x, x_bytes = load_word(step, QUANTIZE.x), load_word(step, QUANTIZE.x_bytes)
+        width = load_word(step, QUANTIZE.width)
         to, to_bytes = load_word(step, QUANTIZE.to), load_word(step, QUANTIZE.to_bytes)
         scale, zero = load_word(step, QUANTIZE.scale), load_word(step, QUANTIZE.zero)
         if x == 0:
             x = load_word(batch, BATCH.hidden)
-        begin = task * ROWS_PER_TASK
-        for row in range(begin, least(begin + ROWS_PER_TASK, load_word(batch, BATCH.tokens))):
+        for row in range(task * ROWS_PER_TASK, end_of(task, batch)):
             quantize(x + row * x_bytes, width, to + row * to_bytes, scale + row * 4, zero + row * 4)
 
-    return quantize_rows
+    return quantize_activations

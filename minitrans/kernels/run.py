@@ -9,39 +9,40 @@ tasks are, so an assistant that the system puts to sleep delays the one task it 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from numba import njit
 
 from minitrans.kernels.steps import (
     BATCH,
     BOARD,
-    EMBED,
     JOB,
     JOB_BYTES,
     KERNELS,
+    PER_ROWS,
     PROGRESS,
     PROGRESS_BYTES,
     ROWS_PER_TASK,
+    STEP,
     STEP_BYTES,
+    EntryPoint,
 )
 from minitrans.kernels.vector.emitter import (
+    I64,
     VOID,
     Emitter,
+    Lanes,
     atomic_add,
     atomic_load,
     atomic_store,
-    kernel_call,
     least,
     load_word,
-    nothing,
     stack_bytes,
     vector_code,
 )
 from minitrans.kernels.vector.levels import Level
 from minitrans.kernels.vector.tiles import tile_registers
-
-Function = Callable[[int, int, int, int], None]
-
 
 CLAIMS = 16  # a thread claims a share of a step's tasks at a time, so that the counters are not what it waits for
 
@@ -49,16 +50,29 @@ CLAIMS = 16  # a thread claims a share of a step's tasks at a time, so that the 
 @njit(inline="always", error_model="numpy")
 def count_tasks(step: int) -> int:
     """How many tasks a step has for the batch at hand."""
-    tasks, batch = load_word(step, EMBED.tasks), load_word(step, EMBED.batch)
-    if tasks == -1:
+    tasks, batch = load_word(step, STEP.tasks), load_word(step, STEP.batch)
+    if tasks == PER_ROWS:
         return (load_word(batch, BATCH.tokens) + ROWS_PER_TASK - 1) // ROWS_PER_TASK
     if tasks < 0:
         return load_word(batch, BATCH.texts) * (-1 - tasks)
     return tasks
 
 
+def _call(v: Emitter, name: str, *words: Lanes) -> None:
+    """Call another kernel of the level."""
+    v.call(name, VOID, [I64] * len(words), [word.value for word in words])
+
+
+def _run_steps(level: Level) -> Any:
+    @vector_code(level)
+    def run_steps(v: Emitter, steps: Lanes, count: Lanes, job: Lanes, member: Lanes) -> None:
+        _call(v, "run", steps, count, job, member)
+
+    return run_steps
+
+
 def _pause(level: Level) -> Callable[[], None]:
-    @vector_code(level, nothing)
+    @vector_code(level)
     def pause(v: Emitter) -> None:
         """Tell the processor that this is a waiting loop."""
         if level.is_x86:
@@ -67,15 +81,18 @@ def _pause(level: Level) -> Callable[[], None]:
     return pause
 
 
-def run(level: Level) -> Function:
+def run(level: Level) -> EntryPoint:
     """run(steps, count, job, member): do the tasks of the steps, one step after the other.
 
     job: 0 for a thread alone, which does them all; else the record of the job, whose tasks are shared.
     member: which of the threads this is: 0 leads.
     """
-    embed, load_rows, quantize_rows, float32_product, int8_product, attention, layer_norm, prune = (
-        kernel_call(name, 3) for name in KERNELS
-    )
+
+    @vector_code(level)
+    def do_task(v: Emitter, kernel: Lanes, step: Lanes, task: Lanes, member: Lanes) -> None:
+        """Call the kernel at that place of the table."""
+        v.switch(kernel, [partial(_call, v, name, step, task, member) for name in KERNELS])
+
     configure, release = tile_registers(level)
     configuration, pause = stack_bytes(64), _pause(level)
     step_bytes, progress_bytes, claims = STEP_BYTES, PROGRESS_BYTES, CLAIMS
@@ -84,7 +101,7 @@ def run(level: Level) -> Function:
         configure(configuration())
         for number in range(count):
             step = steps + number * step_bytes
-            kernel, share = load_word(step, EMBED.kernel), 1
+            kernel, share = load_word(step, STEP.kernel), 1
             progress = job + JOB.progress + number * progress_bytes
             if job == 0:
                 tasks = count_tasks(step)
@@ -97,22 +114,7 @@ def run(level: Level) -> Function:
             while task < end:
                 first = task
                 while task < end:
-                    if kernel == 0:
-                        embed(step, task, member)
-                    elif kernel == 1:
-                        load_rows(step, task, member)
-                    elif kernel == 2:
-                        quantize_rows(step, task, member)
-                    elif kernel == 3:
-                        float32_product(step, task, member)
-                    elif kernel == 4:
-                        int8_product(step, task, member)
-                    elif kernel == 5:
-                        attention(step, task, member)
-                    elif kernel == 6:
-                        layer_norm(step, task, member)
-                    else:
-                        prune(step, task, member)
+                    do_task(kernel, step, task, member)
                     task += 1
                 if job != 0:
                     atomic_add(progress + PROGRESS.done, end - first)
@@ -126,10 +128,9 @@ def run(level: Level) -> Function:
     return run
 
 
-def lead(level: Level) -> Function:
+def lead(level: Level) -> EntryPoint:
     """lead(steps, count, board, number): publish the steps as the board's job of that number (from 1), and run them."""
-    run_steps = kernel_call("run", 4)
-    step_bytes, progress_bytes, job_bytes = STEP_BYTES, PROGRESS_BYTES, JOB_BYTES
+    run_steps, step_bytes, progress_bytes, job_bytes = _run_steps(level), STEP_BYTES, PROGRESS_BYTES, JOB_BYTES
 
     def lead(steps: int, count: int, board: int, number: int) -> None:
         job = load_word(board, BOARD.jobs) + (number - 1) * job_bytes
@@ -144,12 +145,12 @@ def lead(level: Level) -> Function:
     return lead
 
 
-def assist(level: Level) -> Function:
+def assist(level: Level) -> EntryPoint:
     """assist(board, member, patience, _): take part in the board's jobs until it is closed.
 
     patience: after so many turns of waiting for the next job, leave.
     """
-    run_steps, pause, job_bytes = kernel_call("run", 4), _pause(level), JOB_BYTES
+    run_steps, pause, job_bytes = _run_steps(level), _pause(level), JOB_BYTES
 
     def assist(board: int, member: int, patience: int, unused: int) -> None:
         seen, waited = 0, 0

@@ -8,15 +8,19 @@ tasks; tasks of one step touch different memory, so that two threads may share t
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
-STEP_WORDS = 24
-STEP_BYTES = 8 * STEP_WORDS
+import numpy as np
+from numpy.typing import NDArray
+
+Kernel: TypeAlias = Callable[[int, int, int], None]  # address of a step, task, which of the threads that share the step
+EntryPoint: TypeAlias = Callable[[int, int, int, int], None]  # what is called from outside: see kernels/run.py
+
 ROWS_PER_TASK = 8
+PER_ROWS = -1  # the number of tasks of a step that has one for every ROWS_PER_TASK rows
 JOB_STEPS, BOARD_JOBS = 8, 64  # the most steps of a job that threads share, and jobs of a board
 
-KERNELS = ("embed", "load_rows", "quantize_rows", "float32_product", "int8_product", "attention", "layer_norm", "prune")
-KERNEL = {name: number for number, name in enumerate(KERNELS)}
 ACTIVATION = {None: 0, "gelu": 1, "gelu_new": 2, "relu": 3}
 SCORE = {None: 0, "attention": 1, "attention_value": 2}
 
@@ -36,8 +40,9 @@ BATCH = _record(
     "received received_bytes score ",  # float32 [A, T], or 0; bytes of its rows; SCORE
 )
 
-# tasks: their number; -1: one for every ROWS_PER_TASK rows; -n - 1: n for every text.
+# Every step begins with these. tasks: their number; PER_ROWS; -n - 1: n for every text.
 _STEP = "kernel tasks batch "
+STEP = _record(_STEP)
 EMBED = _record(_STEP + "table scales positions weight bias width epsilon")
 LOAD_ROWS = _record(_STEP + "to to_bytes width")
 QUANTIZE = _record(_STEP + "x x_bytes width to to_bytes scale zero")
@@ -54,9 +59,42 @@ PRUNE = _record(
     "kept offsets sums",  # int64 [T]; int64 [texts + 1]; float32 [texts, H], or 0
 )
 
+# Every kernel and the record of its steps. The first word of a step is the kernel's place in this table.
+STEPS = {
+    "embed": EMBED,
+    "load_rows": LOAD_ROWS,
+    "quantize_activations": QUANTIZE,
+    "float32_product": PRODUCT,
+    "int8_product": PRODUCT,
+    "attention": ATTENTION,
+    "layer_norm": LAYER_NORM,
+    "prune": PRUNE,
+}
+KERNELS = tuple(STEPS)
+STEP_WORDS = max(map(len, STEPS.values()))
+STEP_BYTES = 8 * STEP_WORDS
+
 # Threads that share blocks (kernels/run.py). Counters that different threads write stand 128 bytes apart.
 BOARD = _record("number jobs")  # number of the latest job, -1: closed; address of the jobs
 PROGRESS = _record("tasks claimed done", spacing=128)  # of one step
+PROGRESS_BYTES = len(PROGRESS) * 128
 JOB = _record("steps count progress", spacing=64)  # the progress of each step, one behind the other
-PROGRESS_BYTES = 3 * 128
 JOB_BYTES = JOB.progress + JOB_STEPS * PROGRESS_BYTES
+
+
+def write_fields(words: NDArray[np.int64], record: Any, **fields: int) -> None:
+    """Write fields of a record by their names: numbers, addresses, or the bits of floats."""
+    for name, value in fields.items():
+        words[getattr(record, name) // 8] = value
+
+
+def new_step(kernel: str, **fields: int) -> NDArray[np.int64]:
+    """A step [STEP_WORDS] of a kernel; fields that are not named are 0."""
+    step = np.zeros(STEP_WORDS, np.int64)
+    write_fields(step, STEPS[kernel], kernel=KERNELS.index(kernel), **fields)
+    return step
+
+
+def float_bits(number: float) -> int:
+    """The bits of a number in float32, as a field holds them."""
+    return int(np.float32(number).view(np.int32))

@@ -19,15 +19,15 @@ from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 
 import guarded
+import kernel_tools
 import numpy as np
 import pytest
 
 from minitrans.backends.compiled import CompiledBlocks
-from minitrans.backends.panels import pack_linears, round_up
+from minitrans.backends.panels import round_up
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder.selection import score_rows
 from minitrans.kernels.library.loading import Kernels
-from minitrans.kernels.steps import BATCH, KERNEL, PRODUCT, STEP_WORDS
 from minitrans.kernels.vector.levels import FAMILIES, find_level
 from minitrans.models.parameters import Int8Linear
 
@@ -242,9 +242,8 @@ def test_bits_do_not_depend_on_other_texts_or_on_helpers(machine, memory, precis
 @pytest.mark.parametrize("depth", [1, 37, 130, 512])  # 512 * 255 * 127 < 2**24: float32 holds every sum
 @pytest.mark.parametrize("rows", [1, 5, 12, 27])
 def test_int8_sums_are_exact(machine, memory, rows, depth):
-    level = machine.kernels.level
     random = np.random.default_rng(rows * depth)
-    outputs = 3 * level.panel - 1
+    outputs = 3 * machine.kernels.level.panel - 1
     weight = random.integers(-127, 127, (outputs, depth), endpoint=True).astype(np.int8)
     weight[0], weight[1] = 127, -127
     x = random.integers(0, 255, (rows, depth), endpoint=True).astype(np.uint8)
@@ -252,35 +251,6 @@ def test_int8_sums_are_exact(machine, memory, rows, depth):
     zero = random.integers(0, 255, rows, endpoint=True).astype(np.int32)
     zero[0] = 0
     linear = Int8Linear(weight, np.ones(outputs, np.float32), np.zeros(outputs, np.float32))
-    packed = pack_linears(level, linear)
-    room = round_up(rows, 32)
-    columns = packed.panels * level.panel
-    left, y = memory.aligned((room, round_up(packed.depth, 64)), np.uint8), memory.aligned((room, columns), np.float32)
-    left[:rows, :depth] = x
-    scales, zeros = memory.aligned((room,), np.float32), memory.aligned((room,), np.int32)
-    scales[:] = 1
-    zeros[:rows] = zero
-    batch = memory.aligned((len(BATCH),), np.int64)
-    batch[BATCH.tokens // 8] = rows
-    step = memory.aligned((STEP_WORDS,), np.int64)
-    for field, value in {
-        PRODUCT.kernel: KERNEL["int8_product"],
-        PRODUCT.tasks: packed.panels,
-        PRODUCT.batch: memory.address(batch),
-        PRODUCT.x: memory.address(left),
-        PRODUCT.x_bytes: left.strides[0],
-        PRODUCT.weight: memory.address(packed.weight),
-        PRODUCT.panel_bytes: packed.weight.strides[0],
-        PRODUCT.bias: memory.address(packed.bias),
-        PRODUCT.depth: packed.depth,
-        PRODUCT.y: memory.address(y),
-        PRODUCT.y_bytes: y.strides[0],
-        PRODUCT.column_scale: memory.address(packed.scale),
-        PRODUCT.column_sum: memory.address(packed.column_sum),
-        PRODUCT.row_scale: memory.address(scales),
-        PRODUCT.row_zero: memory.address(zeros),
-    }.items():
-        step[field // 8] = value
-    machine.kernels.run(memory.address(step), 1, 0, 0)
-    wanted = (x.astype(np.int64) - zero[:, None]) @ weight.T.astype(np.int64)
-    assert np.array_equal(y[:rows, :outputs], wanted)
+    with guarded.replaced(kernel_tools, aligned=memory.aligned, address=memory.address):
+        seen = kernel_tools.int8_product(machine.kernels, x, np.ones(rows, np.float32), zero, linear)
+    assert np.array_equal(seen, (x.astype(np.int64) - zero[:, None]) @ weight.T.astype(np.int64))

@@ -24,7 +24,9 @@ from minitrans.kernels.library.record import why_not_ahead
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="guard pages and forks as Linux has them")
 
 LEVELS = [level.name for level in usable_levels()]
-CASES = list(range(2 * len(guarded.SPECS)))  # each model in float32 and int8
+# Case 2 i is model i in float32, 2 i + 1 in int8. Most is found behind the end: there each model runs in both.
+HALF = [2 * model + model % 2 for model in range(len(guarded.SPECS))]
+CASES = {"end": list(range(2 * len(guarded.SPECS))), "begin": HALF, "between": HALF}
 CRASH = -signal.SIGSEGV
 
 MISTAKES = [
@@ -49,9 +51,9 @@ def outcomes(run_python):
         load_kernels()
     except BackendError as error:
         pytest.skip(f"no compiled kernels: {error}")
-    jobs = [["cases", place, level, CASES, 3] for level in LEVELS for place in ("end", "begin", "between")]
+    jobs = [["cases", place, level, CASES[place], 3] for level in LEVELS for place in CASES]
     jobs += [["mistake", place, LEVELS[0], "float32", what] for place, what, _ in MISTAKES]
-    jobs += [["mistake", place, LEVELS[0], "int8", "nothing"] for place in ("end", "begin", "between")]
+    jobs += [["mistake", place, LEVELS[0], "int8", "nothing"] for place in CASES]
     jobs.append(["late_assistants", LEVELS[0]])
     source = "import json, sys, guarded; guarded.in_children(json.loads(sys.argv[1]))"
     done = json.loads(run_python(source, json.dumps(jobs), PYTHONWARNINGS="ignore").stdout)
@@ -59,12 +61,12 @@ def outcomes(run_python):
     return lambda *job: by_job[json.dumps(job)]
 
 
-@pytest.mark.parametrize("place", ["end", "begin", "between"])
+@pytest.mark.parametrize("place", CASES)
 @pytest.mark.parametrize("level", LEVELS)
 def test_nothing_beside_a_buffer_is_touched(outcomes, level, place):
-    status, words = outcomes("cases", place, level, CASES, 3)
+    status, words = outcomes("cases", place, level, CASES[place], 3)
     assert status == 0, words
-    assert words.count(" rows\n") == len(CASES)
+    assert words.count(" rows\n") == len(CASES[place])
 
 
 @pytest.mark.parametrize(("place", "what", "wanted"), MISTAKES)
@@ -74,7 +76,7 @@ def test_mistakes_are_noticed(outcomes, place, what, wanted):
     assert ("Overrun: " in words) == (wanted == 1)
 
 
-@pytest.mark.parametrize("place", ["end", "begin", "between"])
+@pytest.mark.parametrize("place", CASES)
 def test_the_same_steps_without_a_mistake_run(outcomes, place):
     assert outcomes("mistake", place, LEVELS[0], "int8", "nothing")[0] == 0
 

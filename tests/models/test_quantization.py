@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from random_models import find_spec, texts, write_model, write_tensors
 
 from minitrans import SentenceEncoder, quantize_folder
-from minitrans.backends.reference import EXACT, Int8Product, prepare
+from minitrans.backends.products import EXACT, Int8Product, prepare
+from minitrans.backends.reference import linear
 from minitrans.errors import InputError, ModelNotFoundError, WeightsError
 from minitrans.files import sha256_of
 from minitrans.models.parameters import Int8Linear, Linear, layer_prefix
@@ -133,7 +134,7 @@ def test_rows_worked_out_by_hand(row, q, scale, zero):
 def test_what_is_not_finite_is_not_lost(value):
     product = prepare(Int8Linear(np.ones((3, 2), np.int8), np.ones(3, np.float32), np.zeros(3, np.float32)))
     x = np.array([[1, 2], [value, 1], [0, 0]], np.float32)
-    y = product(x, np.array([0, 3]))
+    y = linear(x, product, np.array([0, 3]))
     assert not np.isfinite(y[1]).any()
     np.testing.assert_allclose(y[[0, 2]], [[3] * 3, [0] * 3], rtol=1e-2)
 
@@ -199,10 +200,10 @@ def test_a_product_follows_the_definition(K):
     ]
     q, scale, zero = quantize_activations(x)
     wanted = []
-    for linear in linears:
-        sums = (q.astype(np.int64) - zero[:, None]) @ linear.weight.T.astype(np.int64)
-        wanted.append(sums * scale[:, None].astype(np.float64) * linear.scale + linear.bias)
-    seen = prepare(*linears)(x, np.array([0, 2, 5]))
+    for layer in linears:
+        sums = (q.astype(np.int64) - zero[:, None]) @ layer.weight.T.astype(np.int64)
+        wanted.append(sums * scale[:, None].astype(np.float64) * layer.scale + layer.bias)
+    seen = linear(x, prepare(*linears), np.array([0, 2, 5]))
     assert seen.dtype == np.float32
     np.testing.assert_allclose(seen, np.hstack(wanted), rtol=1e-5, atol=1e-5)
 

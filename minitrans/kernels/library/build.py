@@ -33,7 +33,7 @@ from minitrans.kernels.attention import attention
 from minitrans.kernels.library.record import HERE, LIBRARY, RECORD, source_digest
 from minitrans.kernels.products import float32_product, int8_product
 from minitrans.kernels.prune import prune
-from minitrans.kernels.rows import embed, layer_norm, load_rows, quantize_rows
+from minitrans.kernels.rows import embed, layer_norm, load_rows, quantize_activations
 from minitrans.kernels.run import assist, lead, run
 from minitrans.kernels.vector.emitter import nothing, word
 from minitrans.kernels.vector.levels import ENTRY_POINTS, FAMILIES, Level, symbol, this_machine
@@ -43,22 +43,20 @@ class BuildError(Exception):
     """The kernels could not be built."""
 
 
-MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {
-    maker.__name__: maker
-    for maker in (
-        embed,
-        load_rows,
-        quantize_rows,
-        float32_product,
-        int8_product,
-        attention,
-        prune,
-        layer_norm,
-        run,
-        lead,
-        assist,
-    )
-}
+_MAKERS = (
+    embed,
+    load_rows,
+    quantize_activations,
+    float32_product,
+    int8_product,
+    attention,
+    prune,
+    layer_norm,
+    run,
+    lead,
+    assist,
+)
+MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {maker.__name__: maker for maker in _MAKERS}
 
 
 def kernel_ir(function: Callable[..., None], symbol: str) -> str:
@@ -184,7 +182,3 @@ def main() -> None:
         build(arguments.output, arguments.machine, arguments.platform, link)
     except BuildError as error:
         raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,6 @@ They are called through ctypes, which lets go of Python's lock.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 from minitrans.errors import BackendError
 from minitrans.kernels.library.processor import choose_level
 from minitrans.kernels.library.record import HERE, LIBRARY, why_not_ahead
+from minitrans.kernels.steps import EntryPoint
 from minitrans.kernels.vector.levels import ENTRY_POINTS, Level, symbol
 
 AHEAD, IN_TIME = "ahead of time", "just in time"
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
-
-Function = Callable[[int, int, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,20 @@ class Kernels:
 
     level: Level
     built: str  # AHEAD or IN_TIME
-    run: Function  # these three: see kernels/run.py
-    lead: Function
-    assist: Function
+    run: EntryPoint  # these three: see kernels/run.py
+    lead: EntryPoint
+    assist: EntryPoint
     owner: Any  # what must stay alive as long as they
 
 
 @cache
 def load_kernels(level_name: str | None = None, built: str | None = None) -> Kernels:
-    """The kernels of the best level or the one named, however they can be had, or in the way asked for.
+    """The kernels of the best level or the one named: AHEAD if the library can be used, else IN_TIME.
+
+    ``built`` asks for one of the two, and nothing else will do.
 
     Raises:
-        BackendError: they cannot be had; the message says why and what to do.
+        BackendError: there are none; the message says why and what to do.
     """
     level = choose_level(level_name)
     problem = why_not_ahead()

@@ -19,7 +19,7 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-6
 
 
 def family() -> tuple[Level, ...]:
-    """The levels of this machine's architecture, best first; none where the kernels know nothing of it."""
+    """The levels of this machine's architecture, best first; none for other architectures."""
     return FAMILIES.get(this_machine(), ())
 
 

@@ -58,7 +58,7 @@ def gelu(v: Emitter, x: Lanes) -> Lanes:
 
 
 def gelu_new(v: Emitter, x: Lanes) -> Lanes:
-    """Its tanh approximation; x * tanh-half as a logistic: x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """The approximation of gelu by tanh: x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     u = (x + x * x * x * 0.044715) * 0.7978845608028654
     sign = v.as_ints(u) & -0x80000000
     e = exp(v, v.as_floats(Lanes(v, v.builder.or_(v.as_ints(u * 2.0).value, v.constant(-0x80000000, v.ints).value))))

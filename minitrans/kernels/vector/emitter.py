@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import struct
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 from llvmlite import ir
@@ -65,7 +66,7 @@ class Lanes:
         return self._apply(other, "shl", "shl")
 
     def __rshift__(self, other: int) -> Lanes:
-        """The sign is kept."""
+        """Shift right; the sign is kept."""
         return self._apply(other, "ashr", "ashr")
 
 
@@ -182,7 +183,7 @@ class Emitter:
     # Arithmetic
 
     def call(self, name: str, returns: ir.Type, kinds: Sequence[ir.Type], arguments: Sequence[Any]) -> ir.Value:
-        """Call an LLVM intrinsic."""
+        """Call an LLVM intrinsic, or another kernel, which is found by its name when the modules are linked."""
         module = self.builder.module
         function = module.globals.get(name) or ir.Function(module, ir.FunctionType(returns, kinds), name)
         return self.builder.call(function, list(arguments))
@@ -211,7 +212,7 @@ class Emitter:
         return ints
 
     def square_root(self, vector: Lanes) -> Lanes:
-        """Correctly rounded."""
+        """The square root of each lane, correctly rounded."""
         return Lanes(self, self.call(f"llvm.sqrt.v{self.lanes}f32", self.floats, [self.floats], [vector.value]))
 
     def fold(self, vector: Lanes, combine: Callable[[Lanes, Lanes], Lanes]) -> Lanes:
@@ -227,10 +228,24 @@ class Emitter:
         """The sum of all lanes, as a scalar."""
         return self.fold(vector, Lanes.__add__)
 
-    # Loops
+    # Branches and loops
+
+    def switch(self, number: Lanes, cases: Sequence[Callable[[], object]]) -> None:
+        """Emit all cases, of which the one whose place is ``number`` will run; the last one for any other number."""
+        builder = self.builder
+        blocks = [builder.append_basic_block("case") for _ in cases]
+        behind = builder.append_basic_block("behind")
+        choice = builder.switch(number.value, blocks[-1])
+        for place, (block, case) in enumerate(zip(blocks, cases, strict=True)):
+            if block is not blocks[-1]:
+                choice.add_case(I64(place), block)
+            builder.position_at_end(block)
+            case()
+            builder.branch(behind)
+        builder.position_at_end(behind)
 
     def loop(self, count: Lanes, initial: Sequence[Lanes], body: Callable[..., Sequence[Lanes]]) -> list[Lanes]:
-        """values = body(turn, *values), ``count`` times, none of them if it is 0."""
+        """values = body(turn, *values), ``count`` times; not once if it is 0."""
         builder = self.builder
         before = builder.block
         head, inside, behind = (builder.append_basic_block(name) for name in ("head", "inside", "behind"))
@@ -316,122 +331,92 @@ class Part:
         return value if self.rest is None else self.emitter.keep_first(value, self.rest, otherwise)
 
 
-Emit = Callable[..., "Lanes | None"]
+def _intrinsic(emit: Callable[..., Any], returns: types.Type, names: Sequence[str]) -> Any:
+    """A function of words, named so, that Numba kernels can call; ``emit`` gets the builder and their values."""
+
+    def typing(context: Any, *_: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
+            result = emit(builder, *values)
+            return context.get_dummy_value() if returns is nothing else result
+
+        return signature(returns, *[word] * len(names)), generate
+
+    typing.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("context", *names)]
+    )
+    typing.__name__ = emit.__name__
+    return intrinsic(typing)
 
 
-def vector_code(level: Level, returns: types.Type, *arguments: types.Type) -> Callable[[Emit], Any]:
-    """Decorator: a function (emitter, *values) that emits code becomes a function that Numba kernels can call."""
+def _names(function: Callable[..., Any]) -> list[str]:
+    """The parameters of a function, but for the first."""
+    return list(inspect.signature(function).parameters)[1:]
 
-    def decorate(emit: Emit) -> Any:
-        def typing(context: Any, *_: Any) -> Any:
-            def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-                emitter = Emitter(builder, level)
-                result = emit(emitter, *(Lanes(emitter, value) for value in values))
-                return context.get_dummy_value() if result is None else result.value
 
-            return signature(returns, *arguments), generate
+def vector_code(level: Level, returns: types.Type = nothing) -> Callable[[Callable[..., Lanes | None]], Any]:
+    """Decorator: a function (emitter, *words) that emits code becomes one of words that Numba kernels can call."""
 
-        parameters = list(inspect.signature(emit).parameters.values())
-        typing.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(p.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for p in parameters]
-        )
-        typing.__name__ = emit.__name__
-        return intrinsic(typing)
+    def decorate(function: Callable[..., Lanes | None]) -> Any:
+        @wraps(function)
+        def emit(builder: ir.IRBuilder, *values: ir.Value) -> Any:
+            emitter = Emitter(builder, level)
+            result = function(emitter, *(Lanes(emitter, value) for value in values))
+            return None if result is None else result.value
+
+        return _intrinsic(emit, returns, _names(function))
 
     return decorate
 
 
-def kernel_call(name: str, arguments: int) -> Any:
-    """A function that Numba kernels can call: another kernel, found by its name when the modules are linked."""
-
-    def typing(context: Any, *_: Any) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-            kind = ir.FunctionType(VOID, [I64] * arguments)
-            builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), values)
-            return context.get_dummy_value()
-
-        return signature(nothing, *[word] * arguments), generate
-
-    names = ["context", *(f"argument{i}" for i in range(arguments))]
-    typing.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    )
-    return intrinsic(typing)
+def _word_code(returns: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: the same for a function (builder, *words) of no level."""
+    return lambda emit: _intrinsic(emit, returns, _names(emit))
 
 
-@intrinsic
-def load_word(context: Any, record: Any, offset: Any) -> Any:
+@_word_code(word)
+def load_word(builder: ir.IRBuilder, record: ir.Value, offset: ir.Value) -> ir.Value:
     """The 64-bit word of a record at a byte offset."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        return builder.load(builder.inttoptr(builder.add(*values), POINTER), typ=I64)
-
-    return signature(word, word, word), generate
+    return builder.load(builder.inttoptr(builder.add(record, offset), POINTER), typ=I64)
 
 
-@intrinsic
-def store_word(context: Any, address: Any, number: Any) -> Any:
+@_word_code(nothing)
+def store_word(builder: ir.IRBuilder, address: ir.Value, number: ir.Value) -> ir.Value:
     """Write a 64-bit word."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        builder.store(values[1], builder.inttoptr(values[0], POINTER), align=8)
-        return context.get_dummy_value()
-
-    return signature(nothing, word, word), generate
+    return builder.store(number, builder.inttoptr(address, POINTER), align=8)
 
 
-@intrinsic
-def least(context: Any, a: Any, b: Any) -> Any:
+@_word_code(word)
+def least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The lesser of two integers (Python's `min` would be a call of a function outside)."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        return builder.select(builder.icmp_signed("<", *values), *values)
-
-    return signature(word, word, word), generate
+    return builder.select(builder.icmp_signed("<", a, b), a, b)
 
 
-@intrinsic
-def atomic_add(context: Any, address: Any, number: Any) -> Any:
+@_word_code(word)
+def atomic_add(builder: ir.IRBuilder, address: ir.Value, number: ir.Value) -> ir.Value:
     """Add to the word at an address and return what it was; orders memory for all threads."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(values[0], POINTER), values[1], "seq_cst")
-
-    return signature(word, word, word), generate
+    return builder.atomic_rmw("add", builder.inttoptr(address, POINTER), number, "seq_cst")
 
 
-@intrinsic
-def atomic_load(context: Any, address: Any) -> Any:
+@_word_code(word)
+def atomic_load(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
     """The word at an address, with all that was written before it by the thread that wrote it."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        return builder.load_atomic(builder.inttoptr(values[0], POINTER), "acquire", 8, typ=I64)
-
-    return signature(word, word), generate
+    return builder.load_atomic(builder.inttoptr(address, POINTER), "acquire", 8, typ=I64)
 
 
-@intrinsic
-def atomic_store(context: Any, address: Any, number: Any) -> Any:
+@_word_code(nothing)
+def atomic_store(builder: ir.IRBuilder, address: ir.Value, number: ir.Value) -> ir.Value:
     """Write a word, after all that this thread wrote before."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-        builder.store_atomic(values[1], builder.inttoptr(values[0], I64.as_pointer()), "release", 8)
-        return context.get_dummy_value()
-
-    return signature(nothing, word, word), generate
+    return builder.store_atomic(number, builder.inttoptr(address, I64.as_pointer()), "release", 8)
 
 
 def stack_bytes(count: int) -> Any:
     """A function that Numba kernels can call: the address of as many bytes on the stack, aligned to 64."""
 
-    @intrinsic
-    def allocate(context: Any) -> Any:
-        def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
-            with builder.goto_entry_block():
-                place = builder.alloca(I8, count)
-            place.align = 64
-            return builder.ptrtoint(place, I64)
-
-        return signature(word), generate
+    @_word_code(word)
+    def allocate(builder: ir.IRBuilder) -> ir.Value:
+        with builder.goto_entry_block():
+            place = builder.alloca(I8, count)
+        place.align = 64
+        return builder.ptrtoint(place, I64)
 
     return allocate

@@ -11,13 +11,13 @@ class Level:
     """One instruction set, and the shapes of the kernels' tiles that suit its registers."""
 
     name: str
-    needs: frozenset[str]  # what the processor and the system must offer, as `library.processor_features` names it
+    needs: frozenset[str]  # what the processor and the system must offer, as `processor_features` names it
     cpu: str  # LLVM's name of the base
     features: str  # LLVM's names of what is added to it
     lanes: int  # float32 or int32 numbers in a vector
-    float32_heights: tuple[int, ...]  # rows of a tile of 2 vectors, greatest first: what the registers hold
-    int8_heights: tuple[int, ...]
-    int8_dot: str  # how 4 products of bytes are added to an int32: see kernels/int8_product.py
+    float32_heights: tuple[int, int, int]  # rows of a tile of 2 vectors, greatest first: what the registers hold
+    int8_heights: tuple[int, int, int]
+    int8_dot: str  # how 4 products of bytes are added to an int32: see `vector.tiles.int8_tile`
     fma: bool = True
 
     @property
@@ -43,7 +43,7 @@ class Level:
 
 def _level(name: str, needs: str, cpu: str, features: str, lanes: int, dot: str, **options: object) -> Level:
     floats = (12, 8, 4) if lanes == 16 or cpu == "generic" else (6, 4, 2)
-    ints = {"amx": (32, 16), "madd": (8, 4) if lanes == 16 else (4, 2)}.get(dot, floats)
+    ints = {"amx": (32, 16, 16), "madd": (8, 4, 4) if lanes == 16 else (4, 2, 2)}.get(dot, floats)
     return Level(name, frozenset(needs.split()), cpu, features, lanes, floats, ints, dot, **options)  # type: ignore[arg-type]
 
 

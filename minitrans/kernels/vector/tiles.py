@@ -6,9 +6,11 @@ bytes for int8) that is copied to all lanes. The sums are left in `out` [height,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 
 from minitrans.kernels.vector.emitter import (
     FLOAT,
@@ -20,14 +22,12 @@ from minitrans.kernels.vector.emitter import (
     VOID,
     Emitter,
     Lanes,
-    nothing,
     vector_code,
-    word,
 )
 from minitrans.kernels.vector.levels import Level
 
 ROWS_PER_POINTER = 3  # addresses p, p + stride, p + 2 * stride cost nothing more on x86
-AHEAD = 6144  # bytes: how far before its use a panel's memory is asked for (measured: 4096 to 16384 are alike)
+PREFETCH_BYTES = 6144  # how far before its use a panel's memory is asked for (measured: 4096 to 16384 are alike)
 UNROLL = 2
 SIGN_BITS = -0x7F7F7F80  # 0x80808080: flipping them takes 128 from each of 4 unsigned bytes
 
@@ -35,7 +35,7 @@ SIGN_BITS = -0x7F7F7F80  # 0x80808080: flipping them takes 128 from each of 4 un
 def float32_tile(level: Level, height: int) -> Any:
     """out[r, c] = sum over k of a[r, k] * b[k, c], k ascending, one rounding per step with fma."""
 
-    @vector_code(level, nothing, word, word, word, word, word, word)
+    @vector_code(level)
     def tile(v: Emitter, a: Lanes, a_bytes: Lanes, b: Lanes, b_bytes: Lanes, depth: Lanes, out: Lanes) -> None:
         def step(k: int, rows: list[Lanes], b: Lanes, sums: list[Lanes]) -> list[Lanes]:
             right = [v.load(b), v.load(b + v.level.lanes * 4)]
@@ -74,7 +74,7 @@ def _over_depth(
     def steps(count: int) -> Any:
         def body(_: Lanes, *values: Lanes) -> list[Lanes]:
             rows, b, sums = list(values[:many]), values[many], list(values[many + 1 :])
-            v.prefetch(b + AHEAD, count * 2 * v.lanes * 4)
+            v.prefetch(b + PREFETCH_BYTES, count * 2 * v.lanes * 4)
             for k in range(count):
                 sums = step(k, rows, b + b_bytes * k if k else b, sums)
             return [*(v.opaque(row + 4 * count) for row in rows), b + b_bytes * count, *sums]
@@ -107,7 +107,7 @@ def int8_tile(level: Level, height: int) -> Any:
         return _amx_tile(level, height)
     dot = {"vnni": _vnni, "sdot": _sdot, "madd": _madd, "widen": _widen}[level.int8_dot]
 
-    @vector_code(level, nothing, word, word, word, word, word, word)
+    @vector_code(level)
     def tile(v: Emitter, a: Lanes, a_bytes: Lanes, b: Lanes, b_bytes: Lanes, depth: Lanes, out: Lanes) -> None:
         def step(k: int, rows: list[Lanes], b: Lanes, sums: list[Lanes]) -> list[Lanes]:
             right = [v.load(b, v.ints), v.load(b + v.level.lanes * 4, v.ints)]
@@ -171,7 +171,7 @@ def _amx_tile(level: Level, height: int) -> Any:
     """Tile registers 0 to 3 hold the sums (16 rows x 16 columns each), 4 and 5 rows of a, 6 and 7 columns of b."""
     row_blocks = range(height // 16)
 
-    @vector_code(level, nothing, word, word, word, word, word, word)
+    @vector_code(level)
     def tile(v: Emitter, a: Lanes, a_bytes: Lanes, b: Lanes, b_bytes: Lanes, depth: Lanes, out: Lanes) -> None:
         def register(number: int) -> ir.Value:
             return I8(number)
@@ -185,7 +185,7 @@ def _amx_tile(level: Level, height: int) -> Any:
                 v.call("llvm.x86.tilezero", VOID, [I8], [register(2 * r + c)])
 
         def body(_: Lanes, a: Lanes, b: Lanes) -> list[Lanes]:
-            v.prefetch(b + AHEAD, 2048)
+            v.prefetch(b + PREFETCH_BYTES, 2048)
             for c in range(2):
                 load(6 + c, b + 64 * c, b_bytes)
             for r in row_blocks:
@@ -212,7 +212,7 @@ def tile_registers(level: Level) -> tuple[Any, Any]:
     """
     uses_tiles = level.int8_dot == "amx"
 
-    @vector_code(level, nothing, word)
+    @vector_code(level)
     def configure(v: Emitter, memory: Lanes) -> None:
         """``memory``: 64 bytes to write the configuration to: palette 1, all 8 registers 16 rows x 64 bytes."""
         if uses_tiles:
@@ -222,9 +222,39 @@ def tile_registers(level: Level) -> tuple[Any, Any]:
                 v.store(memory + 8 * i, v.word(number))
             v.call("llvm.x86.ldtilecfg", VOID, [POINTER], [v.builder.inttoptr(memory.value, POINTER)])
 
-    @vector_code(level, nothing)
+    @vector_code(level)
     def release(v: Emitter) -> None:
         if uses_tiles:
             v.call("llvm.x86.tilerelease", VOID, [], [])
 
     return configure, release
+
+
+def tile_rows(heights: tuple[int, int, int], tile: Callable[[int], Any]) -> tuple[Any, Any]:
+    """Two functions that Numba kernels can call: which height of tile suits the rows that are left, and that tile.
+
+    Args:
+        heights: of the tiles, greatest first.
+        tile: makes the tile of a height.
+    """
+    tall, middle, low = heights
+    tall_tile, middle_tile, low_tile = map(tile, heights)
+
+    @njit(inline="always", error_model="numpy")
+    def choose(left: int) -> int:
+        if left <= low:
+            return low
+        if left <= middle:
+            return middle
+        return tall
+
+    @njit(inline="always", error_model="numpy")
+    def multiply(height: int, a: int, a_bytes: int, b: int, b_bytes: int, depth: int, out: int) -> None:
+        if height == tall:
+            tall_tile(a, a_bytes, b, b_bytes, depth, out)
+        elif height == middle:
+            middle_tile(a, a_bytes, b, b_bytes, depth, out)
+        else:
+            low_tile(a, a_bytes, b, b_bytes, depth, out)
+
+    return choose, multiply
