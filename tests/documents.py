@@ -3,8 +3,8 @@
     python tests/documents.py FOLDER
 
 makes in FOLDER a copy of the repository, with the files that the documents speak of as the reader's own, and a new
-virtual environment; and runs there, in a shell, every command that is not in NOT_RUN. tests/test_docs.py runs the quick
-ones.
+virtual environment; and runs there, in a shell, every command that is not in NOT_RUN. tests/test_docs.py checks the
+names of commands and options.
 """
 
 import csv

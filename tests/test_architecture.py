@@ -98,7 +98,7 @@ def called(tree: ast.AST) -> Iterator[str]:
             yield node.func.id
 
 
-def test_the_walk_finds_imports_in_functions_but_not_those_for_types():
+def test_imports_in_functions_count_and_those_for_types_not():
     source = """
 import a
 from minitrans import b, __version__
@@ -142,7 +142,7 @@ def test_a_folder_has_at_most_nine_modules():
     assert max(held.values()) <= 9, held.most_common(1)
 
 
-def test_the_package_itself_imports_nothing_but_the_standard_library():
+def test_the_package_itself_needs_the_standard_library_alone():
     assert set(imports(TREES[""])) <= {"__future__", "importlib", "typing"}
 
 

@@ -134,7 +134,14 @@ def readers_names():
     }
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
+SLOW = ("auditing.md", "evaluation.md", "few-shot.md")  # whole audits and evaluations
+
+
+def marked(page):
+    return pytest.param(page, marks=[pytest.mark.slow] * (page.name in SLOW), id=page.name)
+
+
+@pytest.mark.parametrize("page", [marked(page) for page in PAGES if python_of(page)])
 def test_python_runs(page, readers_folder):
     names = readers_names()
     for block in python_of(page):
@@ -217,22 +224,6 @@ cat x | minitrans embed; echo "minitrans no"
     for arguments, whole in ((["feet"], False), (["fit", "--rejekt"], False), (["fit", "a.csv"], True)):
         with pytest.raises(click.UsageError):
             check(arguments, whole)
-
-
-SLOW = ("adapt", "audit", "demo", "evaluate", "pull", "quantize")  # .ci/run runs these, with all else: documents.py
-
-
-@every_page
-def test_commands_run(page, tmp_path, monkeypatch, no_network, run_cli):
-    """In the order of the page, in a folder of what it speaks of as the reader's own."""
-    documents.reader_files(tmp_path, bundled("weights/all-MiniLM-L6-v2-int8"), bundled("examples/data"))
-    monkeypatch.chdir(tmp_path)
-    if page.name == "explaining.md":
-        assert run_cli("fit", "train.csv", "intents/")[0] == 0  # of the guide before
-    for arguments, whole in commands_of(page.read_text(encoding="utf-8")):
-        if whole and arguments[0] not in SLOW:
-            code, _, err = run_cli(*arguments)
-            assert code == 0, f"minitrans {' '.join(arguments)}: {err}"
 
 
 def test_every_command_is_run_or_has_its_reason():

@@ -138,12 +138,12 @@ def test_ties_go_to_the_earlier_position():
     assert chosen(policy, np.float32([1, 2, 1, 1, 2, 1]), pack([[0] * 6])).kept.tolist() == [0, 1, 4]
 
 
-def test_protected_tokens_stay_even_where_min_tokens_has_no_room_for_them():
+def test_protected_tokens_stay_beyond_min_tokens():
     policy = PruningPolicy(min_tokens=1, quantile=0.99, protect_special=True)
     assert chosen(policy, np.float32([0, 3, 2, 1, 0]), pack([[0] * 5])).kept.tolist() == [0, 4]
 
 
-def test_a_threshold_keeps_what_reaches_it_and_gives_up_no_more_than_the_quantile():
+def test_a_threshold_keeps_what_reaches_it_and_no_less():
     scores = np.float32([5, 0, 3, 1, 2, 3, 0, 4])
     for threshold, kept in ((3, [0, 2, 5, 7]), (3.5, [0, 7]), (99, [0, 7]), (0, [*range(8)]), (-7, [*range(8)])):
         policy = PruningPolicy(min_tokens=1, quantile=0.75, threshold=threshold)

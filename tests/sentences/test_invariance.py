@@ -253,7 +253,7 @@ def watched(plain, blas_threads):
     return SimpleNamespace(encoder=encoder, seen=seen, embed=embed)
 
 
-def test_blas_is_at_one_thread_while_it_encodes_and_as_before_after(blas_threads, three_blas_threads, watched):
+def test_blas_is_at_one_thread_during_a_call_alone(blas_threads, three_blas_threads, watched):
     watched.encoder.encode(random_models.texts(), batch_size=3)
     assert len(watched.seen) == 4
     assert set(map(tuple, watched.seen)) == {(1,) * len(three_blas_threads)}
