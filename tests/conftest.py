@@ -66,7 +66,7 @@ def pytest_make_collect_report(collector):
 
 # The same examples in every run, so that a failure means a change; no deadline, because machines are busy. More of them
 # in .ci/run: pytest -m "slow or hypothesis" --hypothesis-profile=thorough
-for name, count in (("quick", 30), ("thorough", 200)):
+for name, count in (("quick", 30), ("thorough", 300)):
     settings.register_profile(name, max_examples=count, deadline=None, derandomize=True, database=None)
 settings.load_profile("quick")
 

@@ -404,6 +404,7 @@ def test_a_whole_process_reports_its_time_and_memory(tmp_path):
         processes.run(processes.Program("minitrans", tmp_path, folder), 1, many)
 
 
+@pytest.mark.slow
 def test_a_run_without_any_peer(no_peers, tmp_path, monkeypatch, capsys):
     spec = random_models.ModelSpec("long", hidden_size=48, max_position_embeddings=512, seed=31)
     monkeypatch.setenv("MINITRANS_FLOAT32", str(random_models.write_model(tmp_path / "long", spec)))

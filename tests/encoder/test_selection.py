@@ -6,7 +6,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans import PruningPolicy, SentenceEncoder
@@ -90,7 +90,6 @@ def scored_batches(draw):
     return pack([[0] * length for length in lengths], prefix, suffix), np.array(scores, np.float32)
 
 
-@settings(max_examples=500)
 @given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans(), st.none() | st.integers(-1, 5))
 def test_select(batch_and_scores, q, s, protect, threshold):
     batch, scores = batch_and_scores
