@@ -42,7 +42,6 @@ NOT_RUN = {
     "python -m benchmarks.accuracy": DATA,
     "python -m benchmarks.classifier": DATA,
     "python -m benchmarks.observer": "200 rounds, minutes of an idle machine; tests/test_benchmarks.py runs a few",
-    "python -m study": "is shown as run and report too",
     "python -m study run": "takes hours",
 }
 
