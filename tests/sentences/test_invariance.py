@@ -81,7 +81,7 @@ SETTINGS = [*product(["plain"], [*POLICIES, *FITTED_POLICIES]), *product(OTHER_M
 def test_a_text_depends_on_nothing_but_itself(random_folder, name, policy, precision, backend):
     encoders = Encoders(random_folder(name), precision, backend, (POLICIES | FITTED_POLICIES)[policy])
 
-    @settings(max_examples=settings.default.max_examples // 5)  # of each of very many
+    @settings(max_examples=settings.default.max_examples // 10)  # of each of very many
     @given(
         texts=st.lists(TEXTS, min_size=1, max_size=9),
         order=st.randoms(use_true_random=False),
@@ -204,8 +204,10 @@ assert np.array_equal(np.load(path), mine)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("before", ["encoded", "loaded"])
-@pytest.mark.parametrize(("name", "precision"), [("", "int8"), ("", "float32"), ("plain", "float32")])
+@pytest.mark.parametrize(
+    ("name", "precision", "before"),
+    [("", "int8", "loaded"), ("", "float32", "encoded"), ("plain", "float32", "loaded"), ("plain", "int8", "encoded")],
+)
 def test_a_forked_child_gives_the_same_bits(run_python, random_folder, tmp_path, name, precision, before):
     done = run_python(FORK, random_folder(name) if name else "", precision, before, tmp_path / "child.npy")
     assert (done.stdout, done.stderr) == ("", "")
