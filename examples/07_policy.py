@@ -6,8 +6,8 @@ the train split alone, learning from 5 examples and testing on the others; the t
 
 Look at: what is lost on the task that suffers most. With so few texts a point or two is chance: hence several tasks.
 Work is counted (step 5), which is exact, and the winner is timed. Try: another LIMIT; layer 0; one task alone.
-`minitrans adapt` is the real search, docs/adaptation.md. It also tries what "balanced" does: scores that are learned
-(step 4), and restoring: a second linear map guesses what a dropped token would have become, for the mean at the end.
+`minitrans adapt` is the real search, docs/adaptation.md. It also tries what "balanced" does: scores that are learned,
+and a linear map that guesses what a dropped token would have become, for the mean at the end.
 """
 
 import time
@@ -31,8 +31,8 @@ TASKS = {
 
 def only(examples, intents):
     """The examples of some intents."""
-    pairs = [pair for pair in zip(examples.texts, examples.labels, strict=True) if pair[1] in intents.split()]
-    return Examples(*map(list, zip(*pairs, strict=True)))
+    pairs = zip(examples.texts, examples.labels, strict=True)
+    return Examples(*map(list, zip(*(pair for pair in pairs if pair[1] in intents.split()), strict=True)))
 
 
 def evaluate(encoder, tasks, policy, shots=5, draws=DRAWS):
@@ -56,8 +56,7 @@ if __name__ == "__main__":
     allowed = [(1.0, 0, 0.0)]  # work, layer, quantile: if all lose too much, prune nothing
     for layer, quantile in product(LAYERS, QUANTILES):
         found, _ = evaluate(encoder, search, PruningPolicy(layer=layer, quantile=quantile))  # [tasks]
-        lost = max(unpruned - found)
-        work = sum(step5.multiply_adds(T, layer, quantile) for T in lengths) / most
+        lost, work = max(unpruned - found), sum(step5.multiply_adds(T, layer, quantile) for T in lengths) / most
         print(f"layer {layer}, q = {quantile:<4} {work:7.1%} of the work, {lost:5.1%} of the answers lost at worst")
         if lost <= LIMIT:
             allowed.append((work, layer, quantile))

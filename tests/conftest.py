@@ -5,7 +5,6 @@ Options of the tests, as variables of the environment:
     MINITRANS_FLOAT32   the folder of the float32 all-MiniLM-L6-v2: `minitrans pull all-MiniLM-L6-v2` prints it
     MINITRANS_DATA      the folder of the intent data sets
     MINITRANS_CHROMIUM  the browser, where it is not found by itself
-    MINITRANS_SLOW      1: the soak test takes its full length
     MINITRANS_REQUIRE   markers, separated by commas: a test that has no others of these markers may not skip
 """
 
@@ -28,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # Tests see neither the settings nor the files of whoever runs them. This stands above every import of NumPy and of the
 # package, which read the environment as they are imported.
-OPTIONS = {f"MINITRANS_{name}" for name in ("FLOAT32", "DATA", "CHROMIUM", "SLOW", "REQUIRE")}
+OPTIONS = {f"MINITRANS_{name}" for name in ("FLOAT32", "DATA", "CHROMIUM", "REQUIRE")}
 MACHINE = {"PATH", "CC", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR", "TEMP", "TMP"}
 MACHINE |= {"SYSTEMROOT", "WINDIR", "COMSPEC", "PATHEXT"}  # Windows
 for name in set(os.environ) - OPTIONS - MACHINE:
@@ -36,7 +35,7 @@ for name in set(os.environ) - OPTIONS - MACHINE:
         del os.environ[name]
 HOME = Path(tempfile.mkdtemp(prefix="minitrans-tests-"))
 os.environ |= {"HOME": str(HOME), "USERPROFILE": str(HOME)}
-MARKERS = {"transformers", "tables", "float32", "browser", "data"}
+MARKERS = {"transformers", "tables", "float32", "browser", "data", "slow"}
 REQUIRED = set(filter(None, os.environ.get("MINITRANS_REQUIRE", "").split(",")))
 if not REQUIRED <= MARKERS:
     raise pytest.UsageError(f"MINITRANS_REQUIRE: {sorted(REQUIRED - MARKERS)}, wanted some of {sorted(MARKERS)}")
@@ -65,9 +64,11 @@ def pytest_make_collect_report(collector):
     return report
 
 
-# The same examples in every run, so that a failure means a change; no deadline, because machines are busy.
-settings.register_profile("minitrans", deadline=None, derandomize=True, database=None)
-settings.load_profile("minitrans")
+# The same examples in every run, so that a failure means a change; no deadline, because machines are busy. More of them
+# in .ci/run: pytest -m "slow or hypothesis" --hypothesis-profile=thorough
+for name, count in (("quick", 30), ("thorough", 300)):
+    settings.register_profile(name, max_examples=count, deadline=None, derandomize=True, database=None)
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")

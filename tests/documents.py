@@ -3,8 +3,8 @@
     python tests/documents.py FOLDER
 
 makes in FOLDER a copy of the repository, with the files that the documents speak of as the reader's own, and a new
-virtual environment; and runs there, in a shell, every command that is not in NOT_RUN. tests/test_docs.py runs the quick
-ones.
+virtual environment; and runs there, in a shell, every command that is not in NOT_RUN. tests/test_docs.py checks the
+names of commands and options.
 """
 
 import csv
@@ -30,6 +30,7 @@ NOT_RUN = {
     'pip install -e ".[test]" && pytest': CI,
     'pip install -e ".[docs]" && mkdocs build --strict': CI,
     'pip install -e ".[browser,docs]" && pytest -m browser': CI,
+    'pytest -m "slow or hypothesis" --hypothesis-profile=thorough': CI,
     "pytest": "the README's test command once more",
     "pytest -m transformers": "comes with its installation too",
     "bash .ci/run": "is what runs this",
@@ -41,7 +42,6 @@ NOT_RUN = {
     "python -m benchmarks.accuracy": DATA,
     "python -m benchmarks.classifier": DATA,
     "python -m benchmarks.observer": "200 rounds, minutes of an idle machine; tests/test_benchmarks.py runs a few",
-    "python -m study": "is shown as run and report too",
     "python -m study run": "takes hours",
 }
 

@@ -41,7 +41,7 @@ def test_int8_embeddings_stay_close_to_float32(float32_encoder, data_folder):
 
 
 @pytest.mark.float32
-def test_the_bundled_model_is_what_quantize_makes_of_the_original(float32_folder, tmp_path):
+def test_the_bundled_model_is_the_original_quantised(float32_folder, tmp_path):
     folder = quantize_folder(float32_folder, tmp_path / "int8")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = file.relative_to(folder).as_posix()

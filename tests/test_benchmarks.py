@@ -393,7 +393,7 @@ def test_the_picture_shows_what_was_measured(tmp_path):
 # --- whole runs ---
 
 
-def test_a_whole_process_reports_its_first_vector_and_its_memory(tmp_path):
+def test_a_whole_process_reports_its_time_and_memory(tmp_path):
     many = tmp_path / "texts.json"
     many.write_text(json.dumps(["play music", "help"]))
     folder = bundled(INT8)
@@ -404,6 +404,7 @@ def test_a_whole_process_reports_its_first_vector_and_its_memory(tmp_path):
         processes.run(processes.Program("minitrans", tmp_path, folder), 1, many)
 
 
+@pytest.mark.slow
 def test_a_run_without_any_peer(no_peers, tmp_path, monkeypatch, capsys):
     spec = random_models.ModelSpec("long", hidden_size=48, max_position_embeddings=512, seed=31)
     monkeypatch.setenv("MINITRANS_FLOAT32", str(random_models.write_model(tmp_path / "long", spec)))
@@ -446,7 +447,7 @@ def test_the_command_says_what_is_missing(monkeypatch, tmp_path):
 # The observer
 
 
-def test_the_ways_to_run_the_loop_are_compared_before_they_are_timed(plain, monkeypatch):
+def test_loops_are_compared_before_they_are_timed(plain, monkeypatch):
     encoder = SentenceEncoder(plain)
     found = observer.measure(encoder, encoder.tokenize(["one text", "another"]), 3)
     assert [len(rounds) for rounds in found.values()] == [3] * 4

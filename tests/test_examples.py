@@ -25,6 +25,7 @@ STORED = Path("stored") / "encoder.safetensors"
 STEPS = 9
 MOST_LINES = 79
 MARK = "# Prints:"
+SLOW = ("04", "05", "06", "07", "08")  # steps
 
 # What no two machines have in common: a number before one of these units, and a rounding difference, which is written
 # as 1e-07. All else that a script prints has to be the same everywhere.
@@ -36,8 +37,10 @@ NUMBA_LINE = "Numba, "  # how its lines begin that need Numba
 NO_NUMBA = "Numba is not installed: pip install 'minitrans[jit]' for the rest"
 
 STOPPED = 70  # exit code
-SITE = f"""
-import os, sys
+# One process for several scripts, each run as __main__ with its own folder in front; what they import is shared, except
+# other steps of a ladder. Prints what each printed, as JSON.
+RUN = f"""
+import contextlib, io, json, os, runpy, sys, traceback
 
 def stop(event, arguments):
     if event.startswith("socket."):
@@ -47,28 +50,41 @@ def stop(event, arguments):
 sys.addaudithook(stop)
 if os.environ.get("WITHOUT_NUMBA"):
     sys.modules["numba"] = sys.modules["llvmlite"] = None
+done = []
+for script in sys.argv[1:]:
+    for name in [name for name in sys.modules if name[:2].isdigit()]:
+        del sys.modules[name]
+    sys.path[0] = os.path.dirname(script)
+    out, failed = io.StringIO(), ""
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as end:
+            failed = "" if end.code is None else f"exit {{end.code}}"
+        except BaseException:
+            failed = traceback.format_exc()
+    done.append((out.getvalue(), failed))
+print(json.dumps(done))
 """
 
 every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A function: script, variables -> the finished process of a fresh interpreter that may not open a socket."""
-    site, elsewhere = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("elsewhere")
-    (site / "sitecustomize.py").write_text(SITE, encoding="utf-8")
-    paths = [str(site), str(ROOT), os.environ.get("PYTHONPATH", "")]
+def start(tmp_path_factory):
+    """A function: scripts, variables -> the finished process of a fresh interpreter that may not open a socket."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
     fixed = {
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONPATH": os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH", "")) if path),
         "PYTHONWARNINGS": "error",
         "PYTHONDONTWRITEBYTECODE": "1",
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(elsewhere / "hub"),
     }
 
-    def run(script: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    def start(*scripts: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, str(script)],
+            [sys.executable, "-c", RUN, *map(str, scripts)],
             cwd=elsewhere,
             env=os.environ | fixed | variables,
             capture_output=True,
@@ -76,13 +92,26 @@ def run(tmp_path_factory):
             timeout=300,
         )
 
+    return start
+
+
+@pytest.fixture(scope="module")
+def run(start):
+    """A function: scripts, variables -> what each of them printed, and how it failed if it did."""
+
+    def run(*scripts: Path, **variables: str) -> list[list[str]]:
+        done = start(*scripts, **variables)
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
     return run
 
 
 @pytest.fixture
-def ladder(tmp_path) -> Path:
-    """A copy of examples/ to be changed."""
-    return Path(shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("__pycache__")))
+def ladder(tmp_path):
+    """A function: name -> a copy of examples/ to be changed."""
+    left_out = shutil.ignore_patterns("__pycache__")
+    return lambda name: Path(shutil.copytree(EXAMPLES, tmp_path / name, ignore=left_out))
 
 
 def shown(script: Path) -> str:
@@ -134,24 +163,32 @@ def test_a_script_needs_nothing_but_the_package(script):
     assert {module.partition(".")[0] for module in modules} <= known
 
 
-@every_script
-def test_a_script_prints_what_it_shows(script, run):
+def check_output(script, run, **variables):
     wanted = comparable(shown(script))
-    if script.name == NEEDS_NUMBA and not NUMBA_IS_HERE:
+    if script.name == NEEDS_NUMBA and (variables or not NUMBA_IS_HERE):
+        assert any(line.startswith(NUMBA_LINE) for line in wanted)
         wanted = without_numba(wanted)
-    done = run(script)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    assert done.stderr == ""
-    assert comparable(done.stdout) == wanted
+    ((printed, failed),) = run(script, **variables)
+    assert failed == ""
+    assert comparable(printed) == wanted
+
+
+def test_quick_scripts_print_what_they_show(run):
+    quick = [script for script in SCRIPTS if script.name[:2] not in SLOW]
+    for script, done in zip(quick, run(*quick), strict=True):
+        check_output(script, lambda _, done=done: [done])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", SLOW)
+def test_slow_scripts_print_what_they_show(step, run):
+    (script,) = (script for script in SCRIPTS if script.name.startswith(step))
+    check_output(script, run)
 
 
 @pytest.mark.skipif(not NUMBA_IS_HERE, reason="Numba is not installed: the script has run without it")
 def test_the_microkernel_without_numba(run):
-    wanted = comparable(shown(EXAMPLES / NEEDS_NUMBA))
-    assert any(line.startswith(NUMBA_LINE) for line in wanted)
-    done = run(EXAMPLES / NEEDS_NUMBA, WITHOUT_NUMBA="1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert comparable(done.stdout) == without_numba(wanted)
+    check_output(EXAMPLES / NEEDS_NUMBA, run, WITHOUT_NUMBA="1")
 
 
 def test_the_stored_numbers_belong_to_the_bundled_weights():
@@ -169,27 +206,27 @@ def test_one_sentence_runs_through_the_first_steps():
         assert f'minitrans explain "{sentence}"' in (ROOT / guide).read_text(encoding="utf-8"), guide
 
 
-@pytest.mark.parametrize("name", ["vector.1", "hidden.2"])
-def test_other_stored_numbers_are_noticed(name, ladder, run):
-    with safe_open(ladder / STORED, "np") as stored:
-        metadata = stored.metadata()
-    tensors = load_file(ladder / STORED)
-    tensors[name] = tensors[name] + np.float32(1e-4) * (np.arange(tensors[name].size) == 5).reshape(tensors[name].shape)
-    save_file(tensors, ladder / STORED, metadata)
-    done = run(ladder / "03_encoder.py")
-    assert done.returncode == 1
-    assert "AssertionError" in done.stderr
-
-
-def test_another_output_is_noticed(ladder, run):
-    script = ladder / "01_attention.py"
+@pytest.mark.slow
+def test_changes_are_noticed(ladder, run):
+    """Of either of two stored numbers, and of a formula: hardly another softmax."""
+    scripts = []
+    for name in ("vector.1", "hidden.2"):
+        copy = ladder(name)
+        with safe_open(copy / STORED, "np") as stored:
+            metadata = stored.metadata()
+        tensors = load_file(copy / STORED)
+        tensors[name].flat[5] += np.float32(1e-4)
+        save_file(tensors, copy / STORED, metadata)
+        scripts.append(copy / "03_encoder.py")
+    script = ladder("formula") / "01_attention.py"
     source = script.read_text(encoding="utf-8")
-    changed = source.replace("** 0.5)", "** 0.51)")  # hardly another softmax
+    changed = source.replace("** 0.5)", "** 0.51)")
     assert changed != source
     script.write_text(changed, encoding="utf-8")
-    done = run(script)
-    assert done.returncode == 0, done.stderr
-    assert comparable(done.stdout) != comparable(shown(script))
+    *stored, (printed, failed) = run(*scripts, script)
+    assert all("AssertionError" in failed for _, failed in stored)
+    assert failed == ""
+    assert comparable(printed) != comparable(shown(script))
 
 
 @pytest.mark.parametrize(
@@ -218,9 +255,9 @@ def test_the_comparison_of_rounding_differences():
 
 
 @pytest.mark.parametrize("source", ["socket.socket()", "socket.getaddrinfo('localhost', 80)"])
-def test_a_socket_is_noticed(source, run, tmp_path):
+def test_a_socket_is_noticed(source, start, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"import socket\ntry:\n    {source}\nexcept BaseException:\n    pass\n", encoding="utf-8")
-    done = run(script)
+    done = start(script)
     assert done.returncode == STOPPED
     assert done.stderr.startswith("socket.")

@@ -18,7 +18,7 @@ def test_the_first_code_prints_what_is_shown(run_python):
         assert run_python(source, HF_HUB_OFFLINE="1").stdout == output
 
 
-def test_the_first_screen_names_the_file_to_read_and_shows_the_picture():
+def test_the_first_screen_shows_what_to_read_and_the_picture():
     first = README.split("\n## ", 1)[0]
     assert "read [`minitrans/encoder/forward.py`](minitrans/encoder/forward.py) first" in first
     assert "](docs/overview.svg)" in first

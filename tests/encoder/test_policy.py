@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import random_models
 from fitted_policies import fitted_to, random_fitted
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from random_models import write_safetensors
 
@@ -61,7 +61,6 @@ fitted_arrays = st.builds(
 )
 
 
-@settings(max_examples=20)
 @given(
     fitted_arrays,
     st.sampled_from(["learned", "attention", "first"]),
@@ -136,7 +135,6 @@ def test_arrays_of_another_policy(saved):
 
 
 @given(st.data())
-@settings(max_examples=30)
 def test_any_damaged_byte_is_noticed(data):
     content = FITTED._bytes
     place, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
@@ -153,7 +151,6 @@ def load_bytes(path, content):
     return Fitted.load(path, MODEL, hashlib.sha256(content).hexdigest())
 
 
-@settings(max_examples=30)
 @given(st.integers(0, 2000) | st.none(), st.binary(max_size=200))
 def test_arrays_that_were_never_whole(cut, content):
     """Their digest is right, for whoever writes a file can write its digest."""

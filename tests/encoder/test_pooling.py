@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from random_models import edit_json, find_spec, write_model
@@ -139,7 +139,6 @@ def test_normalisation():
     np.testing.assert_allclose(np.linalg.norm(normalized(batch()[0]), axis=1), 1, rtol=1e-6)
 
 
-@settings(max_examples=100)
 @given(st.data())
 def test_a_text_depends_on_itself_alone(data):
     lengths = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=6))

@@ -9,7 +9,7 @@ from itertools import pairwise, product
 import guarded
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kernel_tools import BUILDS, LEVELS, any_kernels, kernels_of, normal, offsets_of, pruned, why_not
 
@@ -102,7 +102,6 @@ def check_against_numpy(seen, hidden, offsets, ranking):
     check_same(seen, flat(select(hidden, offsets, dataclasses.replace(ranking, scores=scores))))
 
 
-@settings(max_examples=60)
 @given(case=cases())
 def test_the_kernel_alone(kernels, case):
     hidden, offsets, ranking = case
@@ -112,7 +111,6 @@ def test_the_kernel_alone(kernels, case):
 
 
 @by_level
-@settings(max_examples=60)
 @given(case=cases(), precision=st.sampled_from(["float32", "int8"]))
 def test_select_of_the_backend(level, case, precision):
     hidden, offsets, ranking = case
@@ -132,7 +130,6 @@ def test_both_builds_give_the_same_bits(level):
         check_same(pruned(ahead, hidden, offsets, ranking), pruned(in_time, hidden, offsets, ranking))
 
 
-@settings(max_examples=40)
 @given(case=cases())
 def test_a_text_is_ranked_by_itself(any_blocks, case):
     """Scores and all that follows, whatever the other texts are."""
@@ -191,7 +188,6 @@ def test_select_with_helpers(level):
 # Linear maps
 
 
-@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=st.integers(0, 70),

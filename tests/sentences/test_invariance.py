@@ -45,7 +45,8 @@ FITTED_POLICIES = {  # fields; the arrays come with the model
         "threshold": 0,
     },
 }
-MODELS = ["plain", "head_dim_64", "head_dim_16"]  # gelu, wide products, gelu_new
+OTHER_MODELS = ["head_dim_64", "head_dim_16"]  # wide products, gelu_new; with those policies between which most differs
+DIFFERENT = ["unpruned", "merge", "threshold", "all of it"]
 PRECISIONS = ["float32", "int8"]
 THREADS = (1, 2, 4)
 
@@ -71,18 +72,16 @@ class Encoders:
         return self._alone[text]
 
 
-@pytest.fixture(scope="module", params=product(MODELS, PRECISIONS, ("reference", "auto")), ids="-".join)
-def setting(request, random_folder):
-    """Folder, precision and backend; "auto" is the compiled one wherever there is one."""
-    name, precision, backend = request.param
-    return random_folder(name), precision, backend
+SETTINGS = [*product(["plain"], [*POLICIES, *FITTED_POLICIES]), *product(OTHER_MODELS, DIFFERENT)]
 
 
-@pytest.mark.parametrize("policy", [*POLICIES.values(), *FITTED_POLICIES.values()], ids=[*POLICIES, *FITTED_POLICIES])
-def test_a_text_depends_on_nothing_but_itself(setting, policy):
-    encoders = Encoders(*setting, policy)
+@pytest.mark.parametrize("backend", ["reference", "auto"])  # "auto" is the compiled one wherever there is one
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "policy"), SETTINGS)
+def test_a_text_depends_on_nothing_but_itself(random_folder, name, policy, precision, backend):
+    encoders = Encoders(random_folder(name), precision, backend, (POLICIES | FITTED_POLICIES)[policy])
 
-    @settings(max_examples=12)
+    @settings(max_examples=settings.default.max_examples // 10)  # of each of very many
     @given(
         texts=st.lists(TEXTS, min_size=1, max_size=9),
         order=st.randoms(use_true_random=False),
@@ -205,8 +204,10 @@ assert np.array_equal(np.load(path), mine)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("before", ["encoded", "loaded"])
-@pytest.mark.parametrize(("name", "precision"), [("", "int8"), ("", "float32"), ("plain", "float32")])
+@pytest.mark.parametrize(
+    ("name", "precision", "before"),
+    [("", "int8", "loaded"), ("", "float32", "encoded"), ("plain", "float32", "loaded"), ("plain", "int8", "encoded")],
+)
 def test_a_forked_child_gives_the_same_bits(run_python, random_folder, tmp_path, name, precision, before):
     done = run_python(FORK, random_folder(name) if name else "", precision, before, tmp_path / "child.npy")
     assert (done.stdout, done.stderr) == ("", "")
@@ -253,7 +254,7 @@ def watched(plain, blas_threads):
     return SimpleNamespace(encoder=encoder, seen=seen, embed=embed)
 
 
-def test_blas_is_at_one_thread_while_it_encodes_and_as_before_after(blas_threads, three_blas_threads, watched):
+def test_blas_is_at_one_thread_during_a_call_alone(blas_threads, three_blas_threads, watched):
     watched.encoder.encode(random_models.texts(), batch_size=3)
     assert len(watched.seen) == 4
     assert set(map(tuple, watched.seen)) == {(1,) * len(three_blas_threads)}

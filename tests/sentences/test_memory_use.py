@@ -1,6 +1,5 @@
 """How much memory the encoder takes and keeps, in processes of their own, as Linux counts it."""
 
-import os
 import sys
 
 import pytest
@@ -35,11 +34,11 @@ print(status("VmHWM"), status("RssAnon") - before)
 """
 
 
-def test_many_texts_into_a_memmap(run_python, tmp_path):
-    """100,000 of them with MINITRANS_SLOW=1: 147 MiB of vectors, 98 MiB of everything else."""
+@pytest.mark.parametrize("count", [600, pytest.param(30_000, marks=pytest.mark.slow)])
+def test_many_texts_into_a_memmap(run_python, tmp_path, count):
+    """Of 100,000: 147 MiB of vectors, 98 MiB of everything else."""
     if problem := why_not_ahead():
         pytest.skip(f"Numba, which then compiles the kernels, takes more than the encoder: {problem}")
-    count = 100_000 if os.environ.get("MINITRANS_SLOW") == "1" else 6_000
     most, grown = map(int, run_python(STATUS + MANY, count, tmp_path / "vectors").stdout.split())
     assert most * 1024 < 250 * 2**20
     assert most * 1024 - count * 384 * 4 < 120 * 2**20  # all but the vectors
@@ -82,6 +81,7 @@ for turn in range(20):
 """
 
 
+@pytest.mark.slow
 def test_many_calls_leave_nothing_behind(run_python):
     done = run_python(STATUS + SOAK, MALLOC_ARENA_MAX="1", OPENBLAS_NUM_THREADS="1")
     resident, threads = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)

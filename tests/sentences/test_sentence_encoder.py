@@ -206,7 +206,7 @@ def test_constructor_refuses(plain, options, error, message):
         SentenceEncoder(plain, **options)
 
 
-def test_positional_arguments_are_those_of_sentence_transformers(encoder):
+def test_positional_arguments_as_in_sentence_transformers(encoder):
     named = encoder.encode(TEXTS, prompt="set: ", batch_size=2, precision="int8")
     given = encoder.encode(TEXTS, None, "set: ", 2, False, "sentence_embedding", "int8")
     assert np.array_equal(named, given)
@@ -397,7 +397,7 @@ def test_encode_query_and_document(prompted, encoder, vectors):
         assert method(TEXTS[0], normalize_embeddings=True, truncate_dim=5).shape == (5,)
 
 
-def test_document_prompt_goes_by_the_first_name_that_the_model_has(plain):
+def test_the_first_document_prompt_that_is_there_is_used(plain):
     prompts = {"corpus": "c ", "document": "d ", "passage": "p "}
     for name in ("document", "passage", "corpus"):
         encoder = SentenceEncoder(plain, prompts=prompts)
