@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from minitrans.arguments import check_int
 
 S = TypeVar("S")
 T = TypeVar("T")
 _Outcome: TypeAlias = Callable[[], T]
-
-END = -1  # in place of an item
 
 
 def available_cpus(cgroup_root: Path = Path("/sys/fs/cgroup"), self_cgroup: Path = Path("/proc/self/cgroup")) -> int:
@@ -86,13 +85,16 @@ def in_order(work: Callable[..., T], items: Sequence[S], threads: int) -> Iterat
     if threads == 1 or len(items) < 2:
         yield from (work(item, helpers=threads - 1) for item in items)
         return
-    todo: SimpleQueue[int] = SimpleQueue()
+    todo: SimpleQueue[Any] = SimpleQueue()  # numbers of items; anything else is the end
     done: SimpleQueue[tuple[int, _Outcome[T]]] = SimpleQueue()
 
+    caller = _Caller()
+    gone = weakref.ref(caller, todo.put)  # the end, also where an interrupt kept ``finally`` from saying so
+
     def help_out() -> None:
-        while (place := todo.get()) != END:
+        while isinstance(place := todo.get(), int):
             done.put((place, _outcome(work, items[place], BaseException)))
-        todo.put(END)  # for the next
+        todo.put(gone)  # for the next
 
     helpers: list[threading.Thread] = []
     found: dict[int, _Outcome[T]] = {}
@@ -119,10 +121,14 @@ def in_order(work: Callable[..., T], items: Sequence[S], threads: int) -> Iterat
         with suppress(Empty):
             while True:
                 todo.get_nowait()
-        todo.put(END)
+        todo.put(gone)
         for helper in helpers:
             if helper is not threading.current_thread():  # which may be collecting an iterator that was left
                 helper.join()
+
+
+class _Caller:
+    """Is gone when the call is that holds it."""
 
 
 def _outcome(work: Callable[[S], T], item: S, catch: type[BaseException]) -> _Outcome[T]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from minitrans.errors import InputError
+from minitrans.sentences import threads as module
 from minitrans.sentences.threads import available_cpus, in_order, resolve_threads
 
 
@@ -218,3 +219,23 @@ def test_batches_while_the_interpreter_ends(run_python, plain):
     done = run_python(LATE, plain)
     assert sorted(done.stdout.splitlines()) == ["atexit True", "late thread True"]
     assert done.stderr == ""
+
+
+def test_helpers_end_though_an_interrupt_cuts_the_end_short(monkeypatch):
+    class Interrupted:
+        def __init__(self, *_):
+            raise KeyboardInterrupt
+
+    results = in_order(lambda item, helpers=0: item, range(100), 3)
+    next(results)
+    helpers = [thread for thread in threading.enumerate() if thread.name == "minitrans"]
+    assert helpers
+    monkeypatch.setattr(module, "suppress", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        results.close()
+    monkeypatch.undo()
+    del results
+    gc.collect()
+    for helper in helpers:
+        helper.join(60)
+        assert not helper.is_alive()
