@@ -204,12 +204,7 @@ class FewShotClassifier(StateAttributes):
         return head.predict(head.rows(embeddings))
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
-        """`predict_proba` for embeddings ``[B, H]``: probabilities ``[B, K]``.
-
-        Raises:
-            NotFittedError: before `fit`.
-            InputError: embeddings that are not finite ``[B, H]``.
-        """
+        """`predict_proba` for embeddings ``[B, H]``: ``[B, K]``. InputError where they are not that, or not finite."""
         head = self._state().head
         return head.probabilities(head.rows(embeddings))
 
@@ -338,15 +333,14 @@ class FewShotClassifier(StateAttributes):
             WriteError: it cannot be written.
         """
         state, target = self._state(), check_folder(folder)
-        encoder = None if isinstance(state.encoder, str | os.PathLike) else state.encoder
         described: dict[str, Any] = {
             "C": check_strength(self.C),
             "label_names": check_flag("label_names", self.label_names),
-            "encoder": describe_encoder(encoder, target),
+            "encoder": describe_encoder(state.made_encoder, target),
         }
         if keep_texts and state.texts is not None:
             described["texts"] = state.texts
-        write_folder(target, state.head, described, getattr(encoder, "pruning", None))
+        write_folder(target, state.head, described, getattr(state.made_encoder, "pruning", None))
 
     @classmethod
     def load(
@@ -475,9 +469,7 @@ def _encoded(state: State, texts: list[str]) -> Float32:
 
 def _made(encoder: object) -> Encoder:
     """The encoder that the argument ``encoder`` stands for. InputTypeError for what cannot be one."""
-    if encoder is None:
-        return _default_encoder()
-    if isinstance(encoder, str | os.PathLike):
+    if encoder is None or isinstance(encoder, str | os.PathLike):
         from minitrans.sentences.sentence_encoder import SentenceEncoder
 
         return SentenceEncoder(encoder)
@@ -485,9 +477,3 @@ def _made(encoder: object) -> Encoder:
         seen = f"encoder is {reprlib.repr(encoder)} of type {type(encoder).__name__}"
         raise InputTypeError(f"{seen}, wanted an object with encode(list of str), or the folder or name of a model")
     return cast(Encoder, encoder)
-
-
-def _default_encoder() -> Encoder:
-    from minitrans.sentences.sentence_encoder import SentenceEncoder
-
-    return SentenceEncoder()
