@@ -8,15 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from minitrans.errors import NotFittedError
 from minitrans.fewshot.examples import Encoder, Labels
 from minitrans.fewshot.head import Head
-from minitrans.fewshot.rejection import Rejection
+from minitrans.fewshot.rejection import Codes, Float32, Rejection
 
-Float32 = NDArray[np.float32]
 T = TypeVar("T")
 Self = TypeVar("Self", bound="StateAttributes")
 
@@ -70,7 +66,7 @@ class StateAttributes:
     converged_ = _Learned[bool](lambda state: state.head.converged)
     encoder_ = _Learned["Encoder | None"](lambda state: state.made_encoder)
     embeddings_ = _Learned[Float32](lambda state: state.head.embeddings)  # [N, H]
-    codes_ = _Learned["NDArray[np.int64]"](lambda state: state.head.codes)  # [N]
+    codes_ = _Learned[Codes](lambda state: state.head.codes)  # [N]
     labels_ = _Learned[Labels](lambda state: state.head.labels)  # [N]
     texts_ = _Learned["list[str] | None"](lambda state: state.texts)
     name_embeddings_ = _Learned["Float32 | None"](lambda state: state.head.names)  # [K, H]
