@@ -17,16 +17,11 @@ _MISSING = ("NoneType", "NAType", "NaTType", "MaskedConstant")  # of pandas and 
 def column_items(values: object, what: str) -> list[Any]:
     """The items of a list, tuple, generator, one-dimensional array, or column of pandas, polars or pyarrow.
 
-    Args:
-        values: what was passed.
-        what: its name for messages, in the plural, as "texts".
-
     Raises:
         InputTypeError: no iterable, a single str, bytes, a file, a set, a mapping, a table, or an array of other than
-            one dimension; the message says what to pass instead.
+            one dimension; the message names it by ``what``, as "texts", and says what to pass instead.
     """
-    refusal = _refusal(values)
-    if refusal is not None:
+    if (refusal := _refusal(values)) is not None:
         raise InputTypeError(f"{what} {refusal}")
     column: Any = values
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 from minitrans.data.hub import read_parquet
 from minitrans.data.rows import TABLES, Row, file_lines, raise_faults, table_rows
 from minitrans.errors import DataWarning, InputError
-from minitrans.fewshot.examples import case_warning, conflict_warning, is_blank, normalized_label
+from minitrans.fewshot.examples import case_warning, conflict_warning, grouped, is_blank, normalized_label
 from minitrans.files import target_of
 
 
@@ -107,22 +107,22 @@ def _examples(path: Path, texts: list[str], labels: list[str], unit: str, number
     places = [f"{unit} {number}" for number in numbers]
     first = dict(reversed(list(zip(labels, places, strict=True))))
     names = {label: normalized_label(label) for label in dict.fromkeys(labels)}
-    spellings: dict[str, list[str]] = {}
-    for label, name in names.items():
-        spellings.setdefault(name, []).append(f"{label!a} ({first[label]})")
+    spellings = grouped(names.values(), (f"{label!a} ({first[label]})" for label in names))
     if merged := [f"{', '.join(each[:5])} as {name!r}" for name, each in spellings.items() if len(each) > 1]:
-        _warn(f"several spellings of a label are read as one: {'; '.join(merged[:5])}", path)
+        warn(f"several spellings of a label are read as one: {'; '.join(merged[:5])}", path)
     found = [names[label] for label in labels]
-    _warn(case_warning(found), path)
-    _warn(conflict_warning(texts, found, places), path)
+    warn(case_warning(found), path)
+    warn(conflict_warning(texts, found, places), path)
     return Examples(texts, found)
 
 
-def _warn(message: str | None, place: object) -> None:
+def warn(message: str | None, place: object) -> None:
+    """DataWarning with the place before the message, on behalf of the caller's caller; nothing for None."""
     if message is not None:
         warnings.warn(f"{place}: {message}", DataWarning, stacklevel=4)
 
 
-def _read_parquet_examples(path: Path, text_column: str, label_column: str) -> Examples:
+def read_parquet_examples(path: Path, text_column: str, label_column: str) -> Examples:
+    """`read_examples` for a Parquet file of a known data set."""
     texts, labels = read_parquet(path, text_column, label_column)
     return _examples(path, texts, labels, "row", range(len(texts)))

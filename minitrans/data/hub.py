@@ -59,13 +59,10 @@ KNOWN: Mapping[str, HubDataset] = {
 def fetch(name: str, local_files_only: bool = False) -> dict[str, Path]:
     """Bring the files of a known data set to this machine: split -> path. What is cached needs no network.
 
-    Args:
-        name: one of `KNOWN`.
-        local_files_only: fail rather than open a connection.
-
     Raises:
-        InputError: no known data set has that name.
-        DownloadError: the hub could not deliver; the message says why and what to do instead.
+        InputError: the name is none of `KNOWN`.
+        DownloadError: the hub could not deliver, or ``local_files_only`` forbids to ask it; the message says why and
+            what to do instead.
     """
     if name not in KNOWN:
         raise InputError(f"{name!r} is no known data set, wanted one of {', '.join(KNOWN)}")

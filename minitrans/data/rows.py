@@ -9,6 +9,7 @@ import json
 import re
 import warnings
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,16 +71,9 @@ class Row:
 
 
 def decoded(data: bytes, name: str, line: int | None = None, offset: int = 0) -> str:
-    """Bytes as text, the one way for arguments, files and pipes.
+    """Bytes as text, the one way for arguments, files and pipes. InputError where they are no UTF-8, or hold NUL.
 
-    Args:
-        data: UTF-8.
-        name: what holds them, for messages.
-        line: which line of it they are.
-        offset: where they begin in it, in bytes.
-
-    Raises:
-        InputError: they are no UTF-8, or hold NUL.
+    Messages say that ``name`` holds them, as this ``line`` of it, from byte ``offset`` on.
     """
     place = "" if line is None else f" in line {line},"
     try:
@@ -94,15 +88,9 @@ def decoded(data: bytes, name: str, line: int | None = None, offset: int = 0) ->
 
 
 def text_lines(file: Iterable[bytes], name: str = "standard input", ends: bool = False) -> Iterator[str]:
-    """The lines of a binary stream, decoded.
+    """The lines of a binary stream, decoded; with their ``ends`` if asked for.
 
-    Args:
-        file: its lines may end anywhere.
-        name: of it, for messages.
-        ends: keep the line ends.
-
-    Raises:
-        InputError: the stream cannot be read, is no text, or no UTF-8; the message names line and byte.
+    InputError where the stream cannot be read, is no text, or no UTF-8; the message has its ``name``, line and byte.
     """
     number, offset = 0, 0
     try:
@@ -169,8 +157,7 @@ def table_rows(path: Path, columns: tuple[str, ...], delimiter: str | None = Non
         skipped, delimiter = 1, delimiter or found[1]
     first = delimiter or DELIMITERS[suffix]
     header, delimiter = _header(path, lines, skipped, columns, first, fixed=delimiter is not None)
-    table = _Table(path, lines, header.last, _names(header.fields or []), columns, delimiter)
-    return table.rows()
+    return _Table(path, lines, header.last, _names(header.fields or []), columns, delimiter).rows()
 
 
 def raise_faults(path: Path, rows: Iterable[Row]) -> None:
@@ -217,8 +204,7 @@ def _json_remedy(value: object) -> str:
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        seen: set[str] = set()
-        double = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        [(double, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {double!r} comes twice")
     return record
 
@@ -260,13 +246,6 @@ def _header(
     raise InputError(
         f"{path}, line {header.line}: column {column!r} is {seen}, wanted it once; found: {', '.join(names)}{hint}"
     )
-
-
-def _unquoted(lines: list[str], skipped: int, delimiter: str) -> Iterator[Row]:
-    """Rows where quotation marks are letters as any: a line is a row."""
-    for number, line in enumerate(lines[skipped:], skipped + 1):
-        if body := line.rstrip("\r\n"):
-            yield Row(number, number, body.split(delimiter))
 
 
 def _quoted(lines: list[str], skipped: int, delimiter: str) -> Iterator[Row]:
@@ -328,7 +307,8 @@ class _Table:
             self._refuse_swallowed(rows)
             return rows
         # Some programs write tabs with quotation marks as in CSV, others without any meaning.
-        plain = self._checked(_unquoted(self.lines, self.header, self.delimiter))
+        bodies = enumerate((line.rstrip("\r\n") for line in self.lines[self.header :]), self.header + 1)
+        plain = self._checked(Row(number, number, body.split(self.delimiter)) for number, body in bodies if body)
         faults, plain_faults = (sum(row.fault is not None for row in each) for each in (rows, plain))
         if faults:
             return plain if plain_faults <= faults else rows
@@ -361,9 +341,7 @@ class _Table:
             elif len(fields) > most:
                 row.refuse("more fields than the header has; quote the text")
             else:
-                missing = next(
-                    column for column, place in zip(self.columns, places, strict=True) if place >= len(fields)
-                )
+                missing = self.columns[next(i for i, place in enumerate(places) if place >= len(fields))]
                 there = ", ".join(self.names[: len(fields)])
                 row.refuse(f"column {missing!r} is missing, wanted text; found: {there}")
         return found
@@ -440,11 +418,9 @@ class _Table:
                 doubtful.append(row)
         if doubtful:
             where = f"the field of lines {doubtful[0].line} to {doubtful[0].last}"
-            more = f", and of {len(doubtful) - 1} more," if len(doubtful) > 1 else ""
-            message = (
-                f"{self.path}: each line of {where}{more} could be a row; see whether its quotation marks are right"
-            )
-            warnings.warn(message, DataWarning, stacklevel=5)
+            where += f", and of {len(doubtful) - 1} more," if len(doubtful) > 1 else ""
+            message = f"each line of {where} could be a row; see whether its quotation marks are right"
+            warnings.warn(f"{self.path}: {message}", DataWarning, stacklevel=5)
 
 
 def _same(field: str, seen: str) -> bool:

@@ -16,14 +16,13 @@ from functools import cached_property
 from pathlib import Path
 
 from minitrans.arguments import as_int, check_int
-from minitrans.data.files import Examples, _read_parquet_examples, _warn, read_examples, read_texts
+from minitrans.data.files import Examples, read_examples, read_parquet_examples, read_texts, warn
 from minitrans.data.hub import KNOWN, fetch
 from minitrans.data.rows import TABLES
 from minitrans.errors import InputError, InputTypeError
-from minitrans.fewshot.examples import case_warning, label_text
+from minitrans.fewshot.examples import case_warning, grouped, label_text
 from minitrans.fewshot.examples import normalized_text as normalized_text
 
-SPLITS = "train, valid, test, train_<k>shot, or one of these with oos_ before it"
 _SPLIT = re.compile(r"(oos_)?(train(_[1-9][0-9]*shot)?|valid|test)")
 _OTHER_NAMES = {
     "validation": "valid",
@@ -117,7 +116,7 @@ def load_task(
     """
     if not isinstance(source, str | os.PathLike):
         raise InputTypeError(f"the task is a {type(source).__name__}, wanted a path or a name")
-    path = Path(source)
+    path, named = Path(source), os.fspath(source)
     splits: dict[str, Examples] = {}
     out_of_scope: dict[str, list[str]] = {}
     if path.is_dir():
@@ -128,33 +127,28 @@ def load_task(
                 splits[split] = read_examples(file, text_column, label_column, delimiter)
     elif path.is_file():
         splits["all"] = read_examples(path, text_column, label_column, delimiter)
-    elif os.fspath(source) in KNOWN:
-        known = KNOWN[os.fspath(source)]
-        for split, file in fetch(os.fspath(source), local_files_only).items():
-            read = _read_parquet_examples if file.suffix == ".parquet" else read_examples
+    elif named in KNOWN:
+        known = KNOWN[named]
+        for split, file in fetch(named, local_files_only).items():
+            read = read_parquet_examples if file.suffix == ".parquet" else read_examples
             splits[split] = read(file, known.text_column, known.label_column)
     else:
         raise InputError(
-            f"there is no task {os.fspath(source)!r}: wanted a folder with train.csv and test.csv, a .csv, .tsv or "
+            f"there is no task {named!r}: wanted a folder with train.csv and test.csv, a .csv, .tsv or "
             f".jsonl file, or one of {', '.join(KNOWN)}"
         )
     for split, examples in splits.items():
         if out_of_scope_label not in examples.labels:
             alike = [label for label in examples.labels if label.casefold() == out_of_scope_label.casefold()]
-            _warn(case_warning([out_of_scope_label, *alike]), f"{os.fspath(source)}, {split}")
+            warn(case_warning([out_of_scope_label, *alike]), f"{named}, {split}")
         inside = [i for i, label in enumerate(examples.labels) if label != out_of_scope_label]
-        if len(inside) < len(examples.texts):
-            outside = [
-                text for text, label in zip(examples.texts, examples.labels, strict=True) if label == out_of_scope_label
-            ]
+        if outside := grouped(examples.labels, examples.texts).get(out_of_scope_label):
             out_of_scope[split] = outside + out_of_scope.get(split, [])
             splits[split] = _subset(examples, inside)
         if not inside:
-            raise InputError(
-                f"{os.fspath(source)}: every label of {split} is {out_of_scope_label!r}, wanted intents too"
-            )
+            raise InputError(f"{named}: every label of {split} is {out_of_scope_label!r}, wanted intents too")
     name = path.resolve().name if path.is_dir() else path.stem
-    return Task(name, splits, out_of_scope, os.fspath(source))
+    return Task(name, splits, out_of_scope, named)
 
 
 def draw(task: Task, shots: int, seed: int) -> Draw:
@@ -188,7 +182,7 @@ def draw(task: Task, shots: int, seed: int) -> Draw:
         return Draw(official or _subset(pool, _drawn(pool.labels, shots, number)), test, [])
 
     keys = [normalized_text(text) for text in pool.texts]
-    train = official or _subset(pool, _drawn_apart(pool.labels, keys, shots, number))
+    train = official or _subset(pool, _drawn(pool.labels, shots, number, keys))
     taken, classes = {normalized_text(text) for text in train.texts}, set(train.labels)
     rest = [i for i, key in enumerate(keys) if key not in taken and pool.labels[i] in classes]
     if not rest:
@@ -201,11 +195,11 @@ def leakage(task: Task) -> list[Leak]:
     train, test = task.splits.get("train"), task.splits.get("test")
     if train is None or test is None:
         return []
-    seen: dict[str, set[str]] = {}
-    for text, label in zip(train.texts, train.labels, strict=True):
-        seen.setdefault(normalized_text(text), set()).add(label)
+    seen = grouped(map(normalized_text, train.texts), train.labels)
     pairs = zip(test.texts, test.labels, strict=True)
-    return [Leak(text, label, sorted(seen[key])) for text, label in pairs if (key := normalized_text(text)) in seen]
+    return [
+        Leak(text, label, sorted(set(seen[key]))) for text, label in pairs if (key := normalized_text(text)) in seen
+    ]
 
 
 def _split_files(folder: Path) -> dict[str, Path]:
@@ -227,7 +221,8 @@ def _split_files(folder: Path) -> dict[str, Path]:
             continue
         split = _OTHER_NAMES.get(file.stem, file.stem)
         if not _SPLIT.fullmatch(split):
-            raise InputError(f"{file} is named after no split, wanted {SPLITS}; rename it, or move it elsewhere")
+            wanted = "train, valid, test, train_<k>shot, or one of these with oos_ before it"
+            raise InputError(f"{file} is named after no split, wanted {wanted}; rename it, or move it elsewhere")
         if split in files:
             raise InputError(
                 f"{files[split]} and {file} are the same split, wanted one file for it; move one elsewhere"
@@ -248,37 +243,21 @@ def _subset(examples: Examples, rows: Iterable[int]) -> Examples:
     return Examples([examples.texts[i] for i in rows], [examples.labels[i] for i in rows])
 
 
-def _drawn(labels: list[str], shots: int, seed: int) -> list[int]:
-    """Indices of so many examples of each class, ascending."""
-    ranks = _ranks(len(labels), shots, seed)
-    chosen: list[int] = []
-    for rows in _by_class(labels).values():
-        chosen += sorted(rows, key=ranks.__getitem__)[:shots]
-    return sorted(chosen)
+def _drawn(labels: list[str], shots: int, seed: int, keys: list[str] | None = None) -> list[int]:
+    """Indices of so many examples of each class, ascending.
 
-
-def _drawn_apart(labels: list[str], keys: list[str], shots: int, seed: int) -> list[int]:
-    """As `_drawn`, but of texts that one class alone has, each once, and never all texts of a class."""
-    ranks = _ranks(len(labels), shots, seed)
-    owners: dict[str, set[str]] = {}
-    for key, label in zip(keys, labels, strict=True):
-        owners.setdefault(key, set()).add(label)
-    chosen: list[int] = []
-    for rows in _by_class(labels).values():
-        first = {keys[i]: i for i in reversed(rows)}  # the first example of each text
-        own = [i for key, i in first.items() if len(owners[key]) == 1]
-        chosen += sorted(own, key=ranks.__getitem__)[: min(shots, len(first) - 1)]
-    return sorted(chosen)
-
-
-def _ranks(count: int, shots: int, seed: int) -> list[float]:
+    With the ``keys`` of the texts, only of those that one class alone has, each once, and never all texts of a class.
+    """
     # Of Python's generator only random() is promised to stay the same in all versions: sample() is not.
     generator = random.Random(f"{shots} shots, draw {seed}")  # noqa: S311
-    return [generator.random() for _ in range(count)]
-
-
-def _by_class(labels: list[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for i, label in enumerate(labels):
-        rows.setdefault(label, []).append(i)
-    return rows
+    ranks = [generator.random() for _ in labels]
+    owners = grouped(keys, labels) if keys else {}
+    chosen: list[int] = []
+    for rows in grouped(labels, range(len(labels))).values():
+        most = shots
+        if keys is not None:
+            first = {keys[i]: i for i in reversed(rows)}  # the first example of each text
+            rows = [i for key, i in first.items() if len(set(owners[key])) == 1]
+            most = min(shots, len(first) - 1)
+        chosen += sorted(rows, key=ranks.__getitem__)[:most]
+    return sorted(chosen)

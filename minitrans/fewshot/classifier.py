@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from minitrans.arguments import check_flag
 from minitrans.errors import InputError, InputTypeError
@@ -24,13 +24,11 @@ from minitrans.fewshot.examples import Encoder, Label, Labels, encoded, float_ro
 from minitrans.fewshot.examples import label_text as label_text
 from minitrans.fewshot.head import Head, fit_head, merged
 from minitrans.fewshot.logistic import check_strength
-from minitrans.fewshot.rejection import Answer
+from minitrans.fewshot.rejection import Answer, Float32, Float64
 from minitrans.fewshot.saved import check_folder, read_folder, write_folder
 from minitrans.fewshot.saved_encoder import check_identity, describe_encoder, saved_encoder
 from minitrans.fewshot.state import State, StateAttributes
 
-Float32 = NDArray[np.float32]
-Float64 = NDArray[np.float64]
 Self = TypeVar("Self", bound="FewShotClassifier")
 
 _PARAMETERS = ("encoder", "C", "label_names")
@@ -138,10 +136,11 @@ class FewShotClassifier(StateAttributes):
                     "the texts of the examples were not kept, wanted all of them; "
                     "fit_embeddings on embeddings_ and labels_ without what is to go"
                 )
+            asked, known = set[Any](texts), list[Any](state.texts)
             if given is not None:
                 state.head.check_kind(given)
-            asked = set(_pairs(texts, given))
-            known = _pairs(state.texts, None if given is None else state.head.labels)
+                asked = set(zip(texts, given.tolist(), strict=True))
+                known = list(zip(state.texts, state.head.labels.tolist(), strict=True))
             if missing := asked - set(known):
                 raise InputError(f"{min(missing)!r:.100} is no example, wanted one of fit; see texts_ and labels_")
             gone = np.array([each in asked for each in known])  # [N]
@@ -156,15 +155,10 @@ class FewShotClassifier(StateAttributes):
     def fit_embeddings(
         self: Self, embeddings: ArrayLike, labels: Iterable[Label], name_embeddings: ArrayLike | None = None
     ) -> Self:
-        """`fit` on texts that are encoded already.
+        """`fit` on texts that are encoded already, as ``embeddings [N, H]`` with N ``labels``. Raises as `fit` does.
 
-        Args:
-            embeddings: ``[N, H]``.
-            labels: N labels.
-            name_embeddings: ``[K, H]`` of the labels' names (see `label_text`) in the order of `classes_`; without it,
-                and with ``label_names``, the encoder is asked for them.
-
-        Raises as `fit` does.
+        ``name_embeddings [K, H]`` are those of the labels' names (see `label_text`) in the order of `classes_`; without
+        them, and with ``label_names``, the encoder is asked for them.
         """
         rows = float_rows(embeddings, "embeddings")
         labels = label_array(labels, len(rows))
@@ -204,12 +198,7 @@ class FewShotClassifier(StateAttributes):
         return head.predict(head.rows(embeddings))
 
     def predict_proba_embeddings(self, embeddings: ArrayLike) -> Float64:
-        """`predict_proba` for embeddings ``[B, H]``: probabilities ``[B, K]``.
-
-        Raises:
-            NotFittedError: before `fit`.
-            InputError: embeddings that are not finite ``[B, H]``.
-        """
+        """`predict_proba` for embeddings ``[B, H]``: ``[B, K]``. InputError where they are not that, or not finite."""
         head = self._state().head
         return head.probabilities(head.rows(embeddings))
 
@@ -281,12 +270,8 @@ class FewShotClassifier(StateAttributes):
     def score_in_scope(self, texts: str | Iterable[str], score: str | None = None) -> float | Float64:
         """How much texts belong to the classes, the higher the more: a str gives a float, a list ``[B]``.
 
-        A text's score is the same to the last bit whatever other texts are in the call, if its embedding is.
-
-        Args:
-            texts: one or several.
-            score: its name (see `calibrate_rejection`); None takes the calibrated one, or else "mahalanobis".
-
+        The name of the ``score`` is as in `calibrate_rejection`; None takes the calibrated one, or else "mahalanobis".
+        A text's score is the same to the last bit whatever other ``texts`` are in the call, if its embedding is.
         Raises as `predict` does; InputError for an unknown score.
         """
         head, rows = self._embed(texts)
@@ -338,15 +323,14 @@ class FewShotClassifier(StateAttributes):
             WriteError: it cannot be written.
         """
         state, target = self._state(), check_folder(folder)
-        encoder = None if isinstance(state.encoder, str | os.PathLike) else state.encoder
         described: dict[str, Any] = {
             "C": check_strength(self.C),
             "label_names": check_flag("label_names", self.label_names),
-            "encoder": describe_encoder(encoder, target),
+            "encoder": describe_encoder(state.made_encoder, target),
         }
         if keep_texts and state.texts is not None:
             described["texts"] = state.texts
-        write_folder(target, state.head, described, getattr(encoder, "pruning", None))
+        write_folder(target, state.head, described, getattr(state.made_encoder, "pruning", None))
 
     @classmethod
     def load(
@@ -368,12 +352,13 @@ class FewShotClassifier(StateAttributes):
                 classifier was fitted with.
             ModelNotFoundError, DownloadError: the encoder cannot be found.
         """
-        given = None if encoder is None or isinstance(encoder, str | os.PathLike) else _made(encoder)
-        saved = read_folder(folder, with_policy=given is None)
-        if given is not None:
-            check_identity(saved, given)
-        name = encoder if isinstance(encoder, str | os.PathLike) else None
-        used = saved_encoder(saved, name, local_files_only) if given is None else given
+        if encoder is None or isinstance(encoder, str | os.PathLike):
+            saved = read_folder(folder, with_policy=True)
+            used: Encoder = saved_encoder(saved, encoder, local_files_only)
+        else:
+            used = _made(encoder)
+            saved = read_folder(folder, with_policy=False)
+            check_identity(saved, used)
         values, state = saved.values, State(used, saved.values.get("texts"), saved.head)
         return cls(used, C=values["C"], label_names=values["label_names"])._set(state)
 
@@ -458,15 +443,9 @@ class FewShotClassifier(StateAttributes):
         """The head, and the embeddings ``[B, H]`` of the texts, with B = 1 for a str."""
         state = self._state()
         items = [texts] if isinstance(texts, str) else text_list(texts)
-        if not items:
-            return state.head, np.empty((0, state.head.width), np.float32)
-        state = self._ready()
+        if items:
+            state = self._ready()
         return state.head, state.head.rows(_encoded(state, items))
-
-
-def _pairs(texts: list[str], labels: Labels | None) -> list[Any]:
-    """The texts, or the pairs of text and label where there are labels."""
-    return list(texts) if labels is None else list(zip(texts, labels.tolist(), strict=True))
 
 
 def _encoded(state: State, texts: list[str]) -> Float32:
@@ -475,9 +454,7 @@ def _encoded(state: State, texts: list[str]) -> Float32:
 
 def _made(encoder: object) -> Encoder:
     """The encoder that the argument ``encoder`` stands for. InputTypeError for what cannot be one."""
-    if encoder is None:
-        return _default_encoder()
-    if isinstance(encoder, str | os.PathLike):
+    if encoder is None or isinstance(encoder, str | os.PathLike):
         from minitrans.sentences.sentence_encoder import SentenceEncoder
 
         return SentenceEncoder(encoder)
@@ -485,9 +462,3 @@ def _made(encoder: object) -> Encoder:
         seen = f"encoder is {reprlib.repr(encoder)} of type {type(encoder).__name__}"
         raise InputTypeError(f"{seen}, wanted an object with encode(list of str), or the folder or name of a model")
     return cast(Encoder, encoder)
-
-
-def _default_encoder() -> Encoder:
-    from minitrans.sentences.sentence_encoder import SentenceEncoder
-
-    return SentenceEncoder()

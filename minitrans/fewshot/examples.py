@@ -6,7 +6,7 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,8 @@ from minitrans.words import some
 Label = str | int
 Labels = NDArray[Any]  # of str or int64
 LABEL_LENGTH = 1000  # characters
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Encoder(Protocol):
@@ -145,45 +147,42 @@ def is_blank(text: str) -> bool:
     return not (text[:1].isascii() and text[:1].isalnum()) and not normalized_label(text)
 
 
+def grouped(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
+    """Key -> the values that stand beside it, in their order."""
+    groups: dict[K, list[V]] = {}
+    for key, value in zip(keys, values, strict=True):
+        groups.setdefault(key, []).append(value)
+    return groups
+
+
 def case_warning(labels: Iterable[str]) -> str | None:
     """A message where two labels differ in case, width or compatibility forms alone; else None."""
-    seen: dict[str, str] = {}
-    pairs = []
-    for label in dict.fromkeys(labels):
-        first = seen.setdefault(unicodedata.normalize("NFKC", normalized_label(label)).casefold(), label)
-        if first != label:
-            pairs.append(f"{first!r} and {label!r}")
+    known = dict.fromkeys(labels)
+    alike = grouped((unicodedata.normalize("NFKC", normalized_label(label)).casefold() for label in known), known)
+    pairs = [f"{first!r} and {label!r}" for first, *others in alike.values() for label in others]
     if not pairs:
         return None
     return f"labels that differ in case alone are several classes: {some(pairs)}; write alike what means the same"
 
 
 def conflict_warning(texts: Iterable[str], labels: Iterable[str], places: list[str] | None = None) -> str | None:
-    """A message where one text, without case and spacing, has several labels; else None.
-
-    Args:
-        texts, labels: of the examples.
-        places: where each stands, for the message.
-    """
-    owners: dict[str, dict[str, int]] = {}
-    first: dict[str, str] = {}
-    for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        key = normalized_text(text)
-        first.setdefault(key, text)
-        owners.setdefault(key, {}).setdefault(label, i)
-    several = {key: found for key, found in owners.items() if len(found) > 1}
+    """A message where one text, without case and spacing, has several labels; else None. It names the ``places``."""
+    texts, labels = list(texts), list(labels)
+    owners = grouped(map(normalized_text, texts), range(len(labels))).values()
+    several = [rows for rows in owners if len(rows) > 1 and len({labels[i] for i in rows}) > 1]
     if not several:
         return None
-    key, found = next(iter(several.items()))
-    told = [f"{label!r}" + (f" ({places[i]})" if places else "") for label, i in found.items()]
-    count = "one text has" if len(several) == 1 else f"{len(several)} texts have"
-    return f"{count} several labels, which share its probability: {first[key]!r:.80} is {' and '.join(told[:5])}"
+    found = {labels[i]: i for i in reversed(several[0])}  # where each label comes first
+    told = [f"{labels[i]!r}" + (f" ({places[i]})" if places else "") for i in sorted(found.values())]
+    count, text = "one text has" if len(several) == 1 else f"{len(several)} texts have", texts[several[0][0]]
+    return f"{count} several labels, which share its probability: {text!r:.80} is {' and '.join(told[:5])}"
 
 
 def _check_spellings(labels: Iterable[str]) -> None:
-    seen: dict[str, str] = {}
-    for label in dict.fromkeys(labels):
-        if (first := seen.setdefault(normalized_label(label), label)) != label:
+    known = dict.fromkeys(labels)
+    for first, *others in grouped(map(normalized_label, known), known).values():
+        if others:
+            label = others[0]
             raise InputError(
                 f"the labels {first!a} and {label!a} are one in two spellings (spaces, invisible characters or Unicode "
                 "forms), wanted one; pass [minitrans.fewshot.examples.normalized_label(label) for label in labels]"

@@ -92,8 +92,7 @@ class Head:
 
     def probabilities(self, rows: Float32) -> Float64:
         """The probabilities ``[B, K]`` of the classes for embeddings ``[B, H]``."""
-        p: Float64 = probabilities(logits(rows, self.coef, self.intercept))
-        return p
+        return probabilities(logits(rows, self.coef, self.intercept))
 
     def predict(self, rows: Float32) -> Labels:
         """The labels ``[B]`` of embeddings ``[B, H]``, the abstention for what is rejected."""
@@ -159,21 +158,20 @@ class Head:
         outside = None if out_of_scope is None else self.known.scores(self.rows(out_of_scope))
         if embeddings is not None:
             rows = self.rows(embeddings)
-            held_out = HeldOut(self.known.scores(rows), None if labels is None else self._right(rows, labels))
+            right = None  # [M]
+            if labels is not None:
+                labels = label_array(labels, len(rows))
+                self.check_kind(labels)
+                if unknown := set(labels.tolist()) - set(self.classes.tolist()):
+                    seen = f"the label {min(unknown)!r} is no class"
+                    raise InputError(f"{seen}, wanted texts in scope; give it as out_of_scope")
+                right = replace(self, rejection=None).predict(rows) == labels
+            held_out = HeldOut(self.known.scores(rows), right)
         elif labels is not None:
             raise InputError("there are labels without texts, wanted both, or neither to hold out examples of fit")
         else:
             held_out = cross_fit(self.embeddings, self.codes, self.names, C=C, folds=folds, seed=seed)
         return replace(self, rejection=calibrate(held_out, outside, abstention=abstention, score=score, keep=keep))
-
-    def _right(self, rows: Float32, labels: Iterable[Label]) -> NDArray[np.bool_]:
-        """Whether the most probable classes of embeddings ``[M, H]`` are the labels: ``[M]``."""
-        labels = label_array(labels, len(rows))
-        self.check_kind(labels)
-        if unknown := set(labels.tolist()) - set(self.classes.tolist()):
-            raise InputError(f"the label {min(unknown)!r} is no class, wanted texts in scope; give it as out_of_scope")
-        right: NDArray[np.bool_] = self.classes[self.probabilities(rows).argmax(axis=1)] == labels
-        return right
 
 
 def merged(before: Head | None, labels: Labels) -> tuple[Labels, Codes]:

@@ -2,7 +2,7 @@
 
 The objective is scikit-learn's, with the softmax over all classes however many there are:
 
-    0.5 * ||W||^2  +  C * sum_i weight_i * -log softmax(W x_i + b)[y_i]          (b is not penalised)
+    0.5 * ||W||^2  +  C * sum_i -log softmax(W x_i + b)[y_i]          (b is not penalised)
 
 It is minimised by L-BFGS (Liu & Nocedal 1989). Three things make it quick on a few hundred sentence embeddings:
 
@@ -71,7 +71,6 @@ def fit_logistic(
     y: ArrayLike,
     *,
     C: float = 10.0,
-    sample_weight: ArrayLike | None = None,
     start: tuple[ArrayLike, ArrayLike] | None = None,
     tol: float = 1e-7,
     max_iter: int = 1000,
@@ -87,7 +86,6 @@ def fit_logistic(
         y: ``[N]`` integer codes 0..K-1, each present at least once. With a single class the answer is zero weights,
             that is probability one.
         C: inverse strength of the penalty, > 0.
-        sample_weight: ``[N]`` finite weights > 0; all one by default.
         start: ``(coef [K, H], intercept [K])`` to start from, such as an earlier fit. Without it the start is zero
             weights and the logarithm of the class frequencies.
         tol: how far the objective may stay above its minimum, relative to its value.
@@ -105,13 +103,14 @@ def fit_logistic(
     Sources: Boehning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44 (1992);
     Liu & Nocedal, "On the limited memory BFGS method", Math. Programming 45 (1989).
     """
-    X, y, weight = _checked(X, y, C, sample_weight)
+    X, y = _checked(X, y)
+    weight = np.full(len(X), check_strength(C))  # [N]
     K, H = int(y.max()) + 1, X.shape[1]
     if K == 1:
         return LogisticFit(np.zeros((1, H)), np.zeros(1), 0.0, 0.0, 0, True)
     with np.errstate(all="ignore"):  # what overflows is reported below, by its result
         order = np.argsort(y, kind="stable")  # [N]: examples of a class stand together, so that sums are over runs
-        X, y, weight = X[order], y[order], weight[order] * C
+        X, y = X[order], y[order]
         mean = weight @ X / weight.sum()  # [H]
         X -= mean
         basis, scatter = _eigenbasis(X, weight)  # [H, R], [R]
@@ -179,9 +178,7 @@ def _softmax(logits: Array) -> tuple[Array, Array]:
     return p, (np.log(total) + top)[..., 0]
 
 
-def _checked(
-    X: ArrayLike, y: ArrayLike, C: float, sample_weight: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.intp], NDArray[np.float64]]:
+def _checked(X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     X, y = checked_rows(X, "X"), np.asarray(y)
     if not len(X):
         raise InputError("X has no rows, wanted at least one example")
@@ -191,11 +188,7 @@ def _checked(
         raise InputError(
             f"y has the codes {np.unique(y)[:9]}..., wanted 0..K-1, each at least once; use np.unique's inverse"
         )
-    check_strength(C)
-    weight = np.ones(len(X)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
-    if weight.shape != y.shape or not np.isfinite(weight).all() or not (weight > 0).all():
-        raise InputError(f"sample_weight has shape {weight.shape}, wanted [{len(X)}] finite weights above 0")
-    return X.astype(np.float64), y.astype(np.intp), weight
+    return X.astype(np.float64), y.astype(np.intp)
 
 
 def _eigenbasis(X: NDArray[np.float64], weight: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -220,11 +213,8 @@ def _start(
         theta[-1] = np.log(np.bincount(problem.y, weights=problem.weight) / problem.weight.sum())
         return theta
     coef, intercept = (np.asarray(part, dtype=np.float64) for part in start)  # [K, H], [K]
-    if (
-        coef.shape != (K, len(mean))
-        or intercept.shape != (K,)
-        or not (np.isfinite(coef).all() and np.isfinite(intercept).all())
-    ):
+    finite = np.isfinite(coef).all() and np.isfinite(intercept).all()
+    if coef.shape != (K, len(mean)) or intercept.shape != (K,) or not finite:
         raise InputError(
             f"start has shapes {coef.shape} and {intercept.shape}, wanted finite arrays {(K, len(mean))} and {(K,)}"
         )
@@ -239,7 +229,7 @@ class _Problem:
 
     Z: Array  # [N, D]: centred and rotated examples in order of class, and a column of ones
     y: NDArray[np.intp]  # [N]
-    weight: Array  # [N]: C * weight_i
+    weight: Array  # [N]: C for each example
     penalty: Array  # [D, 1]: one, and zero for the intercept
     scatter: Array  # [D, 1]: sum_i weight_i * z_i^2
 

@@ -29,7 +29,7 @@ from minitrans.arguments import check_choice
 from minitrans.backends.blas import single_threaded_blas
 from minitrans.errors import InputError
 from minitrans.fewshot.logistic import fit_logistic, probabilities
-from minitrans.words import escaped
+from minitrans.words import counted, escaped
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -101,15 +101,13 @@ def row_products(rows: NDArray[_Float], matrix: NDArray[_Float]) -> NDArray[_Flo
     """``rows [B, H] @ matrix [H, D]``, one product per row: in a product of all rows, the rounding of one would depend
     on how many there are. ``matrix`` has to be C-contiguous, as the order too decides on the rounding.
     """
-    products: NDArray[_Float] = np.matmul(rows[:, None, :], matrix)[:, 0]
-    return products
+    return np.matmul(rows[:, None, :], matrix)[:, 0]
 
 
 @single_threaded_blas()
 def logits(rows: NDArray[np.floating], coef: NDArray[np.floating], intercept: NDArray[np.floating]) -> Float64:
     """Logits ``[B, K]`` of embeddings ``[B, H]``, for ``coef [K, H]`` and ``intercept [K]``, in float64."""
-    answer: Float64 = row_products(_float64(rows), _float64(coef.T)) + intercept
-    return answer
+    return row_products(_float64(rows), _float64(coef.T)) + intercept
 
 
 def _probability(known: KnownClasses, rows: Float64) -> Float64:
@@ -241,10 +239,9 @@ class Rejection:
     def summary(self) -> str:
         """What was calibrated, in one line of text."""
         outside = "" if self.rejected is None else f" and {self.rejected:.1%} of {self.out_of_scope} out of it rejected"
-        texts = "text" if self.in_scope == 1 else "texts"
         return (
             f"{self.score} below {self.threshold:.4g} gives {self.abstention!r}; "
-            f"{self.kept:.1%} of {self.in_scope} held-out {texts} in scope kept{outside}"
+            f"{self.kept:.1%} of {counted(self.in_scope, 'held-out text')} in scope kept{outside}"
         )
 
 
@@ -290,16 +287,10 @@ def calibrate(
     score: str = "auto",
     keep: float | None = None,
 ) -> Rejection:
-    """Choose a score and its threshold.
+    """Choose a score and its threshold: `threshold_that_keeps`, or without ``keep`` `threshold_between`.
 
-    Args:
-        held_out: the scores of texts in scope.
-        out_of_scope: the scores of texts out of scope by name; or None.
-        abstention: the label of what is rejected.
-        score: one of SCORES; "auto" takes the one of the highest AUROC where there are texts out of scope, and
-            DEFAULT_SCORE where there are none.
-        keep: the share of the texts in scope to keep, see `threshold_that_keeps`. None: with texts out of scope
-            `threshold_between`, and 0.95 without.
+    The scores of the texts out of scope, if there are any, are by name. ``abstention``, ``score`` and ``keep`` are as
+    for `FewShotClassifier.calibrate_rejection`.
 
     Raises:
         InputError: an unknown score, no texts out of scope where some were given, or a keep out of range.
@@ -415,5 +406,4 @@ def _inverse(lower: Float64) -> Float64:
 
 def _unit(rows: Float64) -> Float64:
     lengths = np.sqrt(_squares(rows))  # [B]
-    unit: Float64 = rows / np.where(lengths > 0, lengths, 1.0)[:, None]
-    return unit
+    return rows / np.where(lengths > 0, lengths, 1.0)[:, None]

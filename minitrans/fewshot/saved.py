@@ -37,7 +37,7 @@ from minitrans.words import one_of
 if TYPE_CHECKING:
     from minitrans.encoder.policy import PruningPolicy
 
-FORMAT, PLAIN_VERSION, REJECTION_VERSION, VERSION = "minitrans-classifier", 1, 2, 3
+FORMAT, VERSION = "minitrans-classifier", 3
 JSON_FILE = "classifier.json"
 _ARRAYS = re.compile(r"(classifier|pruning)(-[0-9a-f]{16})?\.safetensors")
 # What may lie in such a folder besides: a killed save's, a volume's, and what NFS keeps for those that still read it.
@@ -66,11 +66,7 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
 def write_folder(target: Path, head: Head, described: Mapping[str, Any], policy: PruningPolicy | None = None) -> None:
     """Write all files of a folder that `check_folder` allowed, or none.
 
-    Args:
-        target: the folder.
-        head: what was learned.
-        described: what classifier.json says besides.
-        policy: of the encoder, if it has one.
+    classifier.json says what is ``described`` besides the head; the policy is the encoder's, if it has one.
     """
     from safetensors.numpy import save
 
@@ -152,19 +148,17 @@ def read_folder(folder: str | os.PathLike[str], with_policy: bool) -> Saved:
             N = len(tensors["codes"])
             fine = type(texts) is list and all(type(text) is str for text in texts) and len(texts) == N
             _wanted(fine, file, f"texts is {reprlib.repr(texts)}", f"{N} texts, as many as there are examples, or null")
-        return Saved(file, values, _head(values, tensors), _read_policy(path, values) if with_policy else None)
+        names = tensors.pop("names", None)
+        head = Head(
+            classes=np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64),
+            converged=values["converged"],
+            rejection=None if values.get("rejection") is None else Rejection(**values["rejection"]),
+            names=names,
+            **tensors,
+        )
+        return Saved(file, values, head, _read_policy(path, values) if with_policy else None)
 
     return consistent(path, read)
-
-
-def _head(values: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Head:
-    return Head(
-        classes=np.array(values["classes"], dtype=np.str_ if values["label_kind"] == "str" else np.int64),
-        converged=values["converged"],
-        names=tensors.get("names"),
-        rejection=None if values.get("rejection") is None else Rejection(**values["rejection"]),
-        **{name: tensors[name] for name in ("coef", "intercept", "embeddings", "codes")},
-    )
 
 
 def _wanted(ok: bool, file: Path, seen: str, wanted: str) -> None:
@@ -184,12 +178,14 @@ def file_of(folder: Path, name: str) -> Path:
     return path
 
 
-_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+def _is_share(seen: object) -> bool:
+    return type(seen) is float and 0 <= seen <= 1
+
+
+_Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]  # name -> what is wanted, in words and as a check
+_FIELDS: _Fields = {
     "format": (repr(FORMAT), lambda seen: seen == FORMAT),
-    "version": (
-        f"{PLAIN_VERSION} to {VERSION}",
-        lambda seen: type(seen) is int and PLAIN_VERSION <= seen <= VERSION,
-    ),
+    "version": (f"1 to {VERSION}", lambda seen: type(seen) is int and 1 <= seen <= VERSION),
     "label_kind": ("'str' or 'int'", lambda seen: seen in ("str", "int")),
     "classes": ("a list of at least one", lambda seen: type(seen) is list and bool(seen)),
     "C": ("a finite float above 0", lambda seen: type(seen) is float and 0 < seen < math.inf),
@@ -199,9 +195,9 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 _FINITE = ("a finite float", lambda seen: type(seen) is float and math.isfinite(seen))
 _COUNT = ("an integer of 64 bits, not negative", lambda seen: type(seen) is int and 0 <= seen < 2**63)
-_SHARE = ("a float in 0..1", lambda seen: _is_share(seen))
+_SHARE = ("a float in 0..1", _is_share)
 _SHARE_OR_NULL = ("a float in 0..1 or null", lambda seen: seen is None or _is_share(seen))
-_REJECTION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_REJECTION_FIELDS: _Fields = {
     "score": (one_of(SCORES), lambda seen: type(seen) is str and seen in SCORES),
     "threshold": _FINITE,
     "abstention": ("a label", storable),
@@ -218,15 +214,11 @@ _REJECTION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 _STR_OR_NULL = ("str or null", lambda seen: isinstance(seen, str | None))
-_ENCODER_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_ENCODER_FIELDS: _Fields = {
     **dict.fromkeys(("name_or_path", "path", "precision", "model_sha256"), _STR_OR_NULL),
     "pruning": ("dict or null", lambda seen: isinstance(seen, dict | None)),
     "identity": ("str, dict or null", lambda seen: isinstance(seen, str | dict | None)),
 }
-
-
-def _is_share(seen: object) -> bool:
-    return type(seen) is float and 0 <= seen <= 1
 
 
 def read_description(file: Path) -> dict[str, Any]:
@@ -247,19 +239,17 @@ def read_description(file: Path) -> dict[str, Any]:
         if a >= b:
             _wanted(False, file, f"{reprlib.repr(b)} comes after {reprlib.repr(a)}", "classes sorted, each once")
     _check_fields(values["encoder"], _ENCODER_FIELDS, "encoder.", file)
-    version, rejection, digest = values["version"], values.get("rejection"), values.get("tensors")
-    if version == PLAIN_VERSION:
-        _wanted("rejection" not in values, file, f"rejection is there in version {version}", f"version {VERSION}")
-    elif version == REJECTION_VERSION or "rejection" in values:
-        _check_rejection(rejection, classes, kind, file)
+    version, digest = values["version"], values.get("tensors")
+    if version == 1:
+        _wanted("rejection" not in values, file, "rejection is there in version 1", f"version {VERSION}")
+    elif version == 2 or "rejection" in values:
+        _check_rejection(values.get("rejection"), classes, kind, file)
     if version == VERSION:
         _wanted(is_sha256(digest), file, f"tensors is {reprlib.repr(digest)}", "a sha256 of 64 hexadecimal digits")
     return values
 
 
-def _check_fields(
-    values: Mapping[str, Any], fields: Mapping[str, tuple[str, Callable[[Any], bool]]], prefix: str, file: Path
-) -> None:
+def _check_fields(values: Mapping[str, Any], fields: _Fields, prefix: str, file: Path) -> None:
     for key, (wanted, fits) in fields.items():
         _wanted(fits(values.get(key)), file, f"{prefix}{key} is {reprlib.repr(values.get(key))}", wanted)
 

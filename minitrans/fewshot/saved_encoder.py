@@ -16,8 +16,6 @@ from minitrans.models.identity import Identity
 if TYPE_CHECKING:
     from minitrans.sentences.sentence_encoder import SentenceEncoder
 
-_REMEDY = "put the model there, or name it: load(folder, encoder=MODEL), `minitrans predict --model MODEL`"
-
 
 def describe_encoder(encoder: object, target: Path) -> dict[str, Any]:
     """What classifier.json in the folder ``target`` says of an encoder, as far as that offers it."""
@@ -118,5 +116,6 @@ def saved_encoder(
         except MinitransError as error:
             tried.append(f"{place}: {error}")
             found = True
-    message = f"{saved.file}: the model of its encoder is not found ({'; '.join(tried)}); {_REMEDY}"
+    remedy = "put the model there, or name it: load(folder, encoder=MODEL), `minitrans predict --model MODEL`"
+    message = f"{saved.file}: the model of its encoder is not found ({'; '.join(tried)}); {remedy}"
     raise ClassifierError(message) if found else ModelNotFoundError(message)

@@ -6,17 +6,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Generic, NoReturn, TypeVar
 
 from minitrans.errors import NotFittedError
 from minitrans.fewshot.examples import Encoder, Labels
 from minitrans.fewshot.head import Head
-from minitrans.fewshot.rejection import Rejection
+from minitrans.fewshot.rejection import Codes, Float32, Rejection
 
-Float32 = NDArray[np.float32]
+T = TypeVar("T")
 Self = TypeVar("Self", bound="StateAttributes")
 
 _SWAP = threading.RLock()  # held for the moment of a comparison and an assignment
@@ -38,67 +35,41 @@ class State:
     texts: list[str] | None
     head: Head
 
+    @property
+    def made_encoder(self) -> Encoder | None:
+        """The encoder, if it was needed already."""
+        return None if isinstance(self.encoder, str | os.PathLike) else self.encoder
+
+
+class _Learned(Generic[T]):
+    """An attribute that is read off the present state, and cannot be set."""
+
+    def __init__(self, read: Callable[[State], T]) -> None:
+        self._read = read
+
+    def __get__(self, classifier: StateAttributes | None, kind: type | None = None) -> T:
+        return self if classifier is None else self._read(classifier._state())  # type: ignore[return-value]
+
+    def __set__(self, classifier: StateAttributes, value: object) -> NoReturn:
+        raise AttributeError("what fit has learned cannot be set; call fit, or load")
+
 
 class StateAttributes:
-    """The attributes that `fit` sets, read off the present state. NotFittedError, an AttributeError, before `fit`."""
+    """The attributes that `fit` sets: see `FewShotClassifier`. NotFittedError, an AttributeError, before `fit`."""
 
     _present: State | None = None
 
-    @property
-    def classes_(self) -> Labels:
-        """``[K]``; `FewShotClassifier` describes this and the following."""
-        return self._state().head.classes
-
-    @property
-    def coef_(self) -> Float32:
-        """``[K, H]``."""
-        return self._state().head.coef
-
-    @property
-    def intercept_(self) -> Float32:
-        """``[K]``."""
-        return self._state().head.intercept
-
-    @property
-    def n_features_in_(self) -> int:
-        """H."""
-        return self._state().head.width
-
-    @property
-    def converged_(self) -> bool:
-        """Whether the last fit came within the solver's tolerance."""
-        return self._state().head.converged
-
-    @property
-    def encoder_(self) -> Encoder | None:
-        """None until one is needed."""
-        encoder = self._state().encoder
-        return None if isinstance(encoder, str | os.PathLike) else encoder
-
-    @property
-    def embeddings_(self) -> Float32:
-        """``[N, H]``."""
-        return self._state().head.embeddings
-
-    @property
-    def codes_(self) -> NDArray[np.int64]:
-        """``[N]``."""
-        return self._state().head.codes
-
-    @property
-    def labels_(self) -> Labels:
-        """``[N]``, made when asked for."""
-        return self._state().head.labels
-
-    @property
-    def texts_(self) -> list[str] | None:
-        """The N texts, or None."""
-        return self._state().texts
-
-    @property
-    def name_embeddings_(self) -> Float32 | None:
-        """``[K, H]``, or None."""
-        return self._state().head.names
+    classes_ = _Learned[Labels](lambda state: state.head.classes)  # [K]
+    coef_ = _Learned[Float32](lambda state: state.head.coef)  # [K, H]
+    intercept_ = _Learned[Float32](lambda state: state.head.intercept)  # [K]
+    n_features_in_ = _Learned[int](lambda state: state.head.width)
+    converged_ = _Learned[bool](lambda state: state.head.converged)
+    encoder_ = _Learned["Encoder | None"](lambda state: state.made_encoder)
+    embeddings_ = _Learned[Float32](lambda state: state.head.embeddings)  # [N, H]
+    codes_ = _Learned[Codes](lambda state: state.head.codes)  # [N]
+    labels_ = _Learned[Labels](lambda state: state.head.labels)  # [N]
+    texts_ = _Learned["list[str] | None"](lambda state: state.texts)
+    name_embeddings_ = _Learned["Float32 | None"](lambda state: state.head.names)  # [K, H]
 
     @property
     def rejection_(self) -> Rejection | None:

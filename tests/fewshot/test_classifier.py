@@ -15,7 +15,6 @@ from safetensors.numpy import load_file, save
 from minitrans import SentenceEncoder
 from minitrans.contents import JSON_LIMIT
 from minitrans.errors import ClassifierError, DataWarning, InputError, InputTypeError, NotFittedError, PolicyError
-from minitrans.fewshot import classifier as module
 from minitrans.fewshot.classifier import FewShotClassifier, label_text
 
 
@@ -542,7 +541,7 @@ def test_pipeline(encoder):
 
 
 def test_default_encoder_is_made_when_needed(monkeypatch, encoder):
-    monkeypatch.setattr(module, "_default_encoder", lambda: encoder)
+    monkeypatch.setattr("minitrans.sentences.sentence_encoder.SentenceEncoder", {None: encoder}.__getitem__)
     classifier = FewShotClassifier()
     assert classifier.encoder is None
     classifier.fit(TEXTS, LABELS)

@@ -11,15 +11,15 @@ from minitrans.errors import InputError, NumericalError
 from minitrans.fewshot.logistic import fit_logistic, probabilities
 
 
-def objective(coef, intercept, X, y, C, weight=None):
+def objective(coef, intercept, X, y, C):
     """The definition, in plain float64: the oracle of what is minimised."""
     logits = X.astype(np.float64) @ coef.T + intercept  # [N, K]
     top = logits.max(axis=1)
     losses = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(len(y)), y]
-    return 0.5 * (coef**2).sum() + C * (losses if weight is None else weight * losses).sum()
+    return 0.5 * (coef**2).sum() + C * losses.sum()
 
 
-def sklearn_optimum(X, y, C, weight=None):
+def sklearn_optimum(X, y, C):
     """scikit-learn's tightly converged weights, as one vector per class: (coef [K, H], intercept [K])."""
     linear_model = pytest.importorskip("sklearn.linear_model")
     K = y.max() + 1
@@ -27,7 +27,7 @@ def sklearn_optimum(X, y, C, weight=None):
     model = linear_model.LogisticRegression(C=2 * C if K == 2 else C, tol=1e-10, max_iter=100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may warn that it gets no closer
-        model.fit(X.astype(np.float64), y, sample_weight=weight)
+        model.fit(X.astype(np.float64), y)
     if K == 2:
         w, b = model.coef_[0] / 2, model.intercept_[0] / 2
         return np.stack([-w, w]), np.array([-b, b])
@@ -54,17 +54,16 @@ def problems(draw):
         X[random.random(N) < 0.3] = 0
     elif kind == "uneven scales":
         X *= 10.0 ** random.uniform(-3, 0.5, H)
-    weight = random.uniform(0.1, 3, N) if draw(st.booleans()) else None
-    return X, y, C, weight
+    return X, y, C
 
 
 @given(problems())
 @settings(max_examples=60)
 def test_reaches_the_optimum_of_scikit_learn(problem):
-    X, y, C, weight = problem
-    fit = fit_logistic(X, y, C=C, sample_weight=weight)
-    best = objective(*sklearn_optimum(X, y, C, weight), X, y, C, weight)
-    reached = objective(fit.coef, fit.intercept, X, y, C, weight)
+    X, y, C = problem
+    fit = fit_logistic(X, y, C=C)
+    best = objective(*sklearn_optimum(X, y, C), X, y, C)
+    reached = objective(fit.coef, fit.intercept, X, y, C)
     assert fit.converged
     assert reached <= best * (1 + 1e-6)
     assert fit.objective == pytest.approx(reached, rel=1e-6)
@@ -177,9 +176,6 @@ def test_overflow_is_a_numerical_error(scale):
         ({"C": float("inf")}, "C is inf"),
         ({"C": "1"}, "C is '1'"),
         ({"C": None}, "C is None"),
-        ({"sample_weight": [1.0]}, r"sample_weight has shape \(1,\)"),
-        ({"sample_weight": [1.0, 0.0]}, "weights above 0"),
-        ({"sample_weight": [1.0, np.nan]}, "finite weights"),
         ({"start": (np.zeros((2, 2)), np.zeros(2))}, r"start has shapes \(2, 2\) and \(2,\), wanted .*\(2, 1\)"),
         ({"start": (np.full((2, 1), np.nan), np.zeros(2))}, "wanted finite arrays"),
     ],
@@ -191,10 +187,10 @@ def test_impossible_arguments_are_refused(change, message):
 
 
 def test_arguments_are_not_changed():
-    X, y, weight = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]), np.array([1, 0, 1]), np.ones(3)
-    copies = X.copy(), y.copy(), weight.copy()
-    fit_logistic(X, y, sample_weight=weight)
-    for after, before in zip((X, y, weight), copies, strict=True):
+    X, y = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, 1.0]]), np.array([1, 0, 1])
+    copies = X.copy(), y.copy()
+    fit_logistic(X, y)
+    for after, before in zip((X, y), copies, strict=True):
         np.testing.assert_array_equal(after, before)
 
 
