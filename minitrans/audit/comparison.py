@@ -345,8 +345,8 @@ def number_checks(
 
 def _over(tallies: Mapping[str, Tally], largest: float, mean: float) -> str:
     """The places whose largest or mean difference is over its bar, or not a number."""
-    fine = {place: tally.relative[0] <= largest and tally.relative[1] <= mean for place, tally in tallies.items()}
-    return ", ".join(place for place in tallies if not fine[place])
+    over = (p for p, tally in tallies.items() if not (tally.relative[0] <= largest and tally.relative[1] <= mean))
+    return ", ".join(over)
 
 
 def difference_check(group: str, name: str, tallies: Mapping[str, Tally], bars: tuple[float, float]) -> Check:
