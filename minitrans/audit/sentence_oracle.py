@@ -20,13 +20,7 @@ import numpy as np
 
 from minitrans.audit.checks import SENTENCES, Check, broken, judged
 from minitrans.audit.comparison import BARS, Sample, embedding_check
-from minitrans.audit.oracle import (
-    as_backend_error,
-    cannot_import,
-    encoder_keys,
-    quiet,
-    token_check,
-)
+from minitrans.audit.oracle import as_backend_error, cannot_import, encoder_keys, quiet, token_check
 from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
 from minitrans.models.config import stored_precision
@@ -72,19 +66,18 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
     """
     with _sentence_transformer(folder, parameters) as model:
         yield _settings(encoder, model)
-        yield token_check(SENTENCES, sample, lambda: [_token_ids(model, text) for text in sample.texts])
-        few = Sample.of(_few(sample), encoder.tokenizer)
+        tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        texts = map(without_surrogates, sample.texts)
+        yield token_check(
+            SENTENCES, sample, lambda: [list(map(int, tokenize([text])["input_ids"][0])) for text in texts]
+        )
+        by_length = sorted(sample.texts, key=len)
+        few = Sample.of(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])), encoder.tokenizer)
         yield _compared("embeddings", encoder.encode, model.encode, sample)
         yield _compared("queries", encoder.encode_query, model.encode_query, few)
         yield _compared("documents", encoder.encode_document, model.encode_document, few)
         if encoder.prompts:
             yield _prompts(encoder, model, few)
-
-
-def _few(sample: Sample) -> list[str]:
-    """The shortest text, the first, and the longest."""
-    by_length = sorted(sample.texts, key=len)
-    return list(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])))
 
 
 def _settings(encoder: SentenceEncoder, model: Any) -> Check:
@@ -106,12 +99,6 @@ def _settings(encoder: SentenceEncoder, model: Any) -> Check:
     faults = [f"{key} is {ours[key]!r:.100}, wanted {theirs[key]!r:.100}" for key in ours if ours[key] != theirs[key]]
     measured = f"{len(ours) - len(faults)} of {len(ours)} alike"
     return judged(SENTENCES, "settings", not faults, measured, ", ".join(ours), faults)
-
-
-def _token_ids(model: Any, text: str) -> list[int]:
-    call = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-    features = call([without_surrogates(text)])
-    return [int(i) for i in features["input_ids"][0]]
 
 
 def _compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], sample: Sample, **options: Any) -> Check:
