@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,15 +132,12 @@ class Oracle:
 
         kept: dict[str, list[Any]] = {"attended": [], "value": []}
 
-        def keep(name: str) -> Any:
-            def hook(module: object, inputs: object, output: Any) -> None:
-                kept[name].append(output[0] if isinstance(output, tuple) else output)
-
-            return hook
+        def keep(name: str, module: object, inputs: object, output: Any) -> None:
+            kept[name].append(output[0] if isinstance(output, tuple) else output)
 
         layers = self.model.encoder.layer
-        hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
-        hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
+        hooks = [layer.attention.register_forward_hook(partial(keep, "attended")) for layer in layers]
+        hooks += [layer.attention.self.value.register_forward_hook(partial(keep, "value")) for layer in layers]
         try:
             with torch.inference_mode(), as_backend_error("run its BertModel"):
                 output = self.model(
@@ -152,13 +150,8 @@ class Oracle:
             raise BackendError(
                 "transformers returns no attentions; install the release that the extra names: " + REMEDY
             )
-
-        def arrays(tensors: Any) -> list[Float32]:
-            return [tensor[0].numpy() for tensor in tensors]
-
-        return Opinion(
-            arrays(output.hidden_states), arrays(output.attentions), arrays(kept["attended"]), arrays(kept["value"])
-        )
+        found = (output.hidden_states, output.attentions, kept["attended"], kept["value"])
+        return Opinion(*([tensor[0].numpy() for tensor in tensors] for tensors in found))
 
     def token_ids(self, texts: tuple[str, ...], limit: int) -> list[list[int]]:
         """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""

@@ -82,23 +82,19 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
 
 def _settings(encoder: SentenceEncoder, model: Any) -> Check:
     """What a user of either can ask the model for."""
-    ours = {
-        "max_seq_length": encoder.max_seq_length,
-        "dimension": encoder.get_embedding_dimension(),
-        "similarity": encoder.similarity_fn_name,
-        "default prompt": encoder.default_prompt,
-        "prompts": {name: text for name, text in encoder.prompts.items() if text},
+    width = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    both = {
+        "max_seq_length": (encoder.max_seq_length, model.max_seq_length),
+        "dimension": (encoder.get_embedding_dimension(), width()),
+        "similarity": (encoder.similarity_fn_name, model.similarity_fn_name),
+        "default prompt": (encoder.default_prompt, model.prompts.get(model.default_prompt_name, "")),
+        "prompts": tuple({name: text for name, text in each.prompts.items() if text} for each in (encoder, model)),
     }
-    theirs = {
-        "max_seq_length": model.max_seq_length,
-        "dimension": (getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension)(),
-        "similarity": model.similarity_fn_name,
-        "default prompt": model.prompts.get(model.default_prompt_name, ""),
-        "prompts": {name: text for name, text in model.prompts.items() if text},
-    }
-    faults = [f"{key} is {ours[key]!r:.100}, wanted {theirs[key]!r:.100}" for key in ours if ours[key] != theirs[key]]
-    measured = f"{len(ours) - len(faults)} of {len(ours)} alike"
-    return judged(SENTENCES, "settings", not faults, measured, ", ".join(ours), faults)
+    faults = [
+        f"{key} is {ours!r:.100}, wanted {theirs!r:.100}" for key, (ours, theirs) in both.items() if ours != theirs
+    ]
+    measured = f"{len(both) - len(faults)} of {len(both)} alike"
+    return judged(SENTENCES, "settings", not faults, measured, ", ".join(both), faults)
 
 
 def _compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], sample: Sample, **options: Any) -> Check:

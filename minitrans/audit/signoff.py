@@ -239,17 +239,15 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
         PolicyError: one of these does not fit.
     """
     policies = {"default": PruningPolicy.default_for(encoder.config, encoder.pooling.modes)}
-    for name in shipped_policies():
-        policy = PruningPolicy.named(name)
+    for name, policy in {**{name: PruningPolicy.named(name) for name in shipped_policies()}, **given}.items():
         try:
             policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         except PolicyError:
+            if name in given:
+                raise
             continue  # it belongs to another model
-        if policy.fitted is not None:
+        if name in given or policy.fitted is not None:
             policies[name] = policy
-    for name, policy in given.items():
-        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
-        policies[name] = policy
     return policies
 
 
