@@ -85,9 +85,8 @@ def invariance_check(
         return broken(INVARIANCE, name, "the same bits", error)
     finally:
         encoder.threads = before
-    measured = f"{counted(len(sample.texts), 'text')} in {len(ways) + len(CHUNKS)} ways" + (
-        f", {len(faults)} differ" if faults else ""
-    )
+    measured = f"{counted(len(sample.texts), 'text')} in {len(ways) + len(CHUNKS)} ways"
+    measured += f", {len(faults)} differ" if faults else ""
     return judged(INVARIANCE, name, not faults, measured, "the same bits as alone", faults)
 
 

@@ -67,10 +67,8 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
     with _sentence_transformer(folder, parameters) as model:
         yield _settings(encoder, model)
         tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-        texts = map(without_surrogates, sample.texts)
-        yield token_check(
-            SENTENCES, sample, lambda: [list(map(int, tokenize([text])["input_ids"][0])) for text in texts]
-        )
+        ids = (tokenize([without_surrogates(text)])["input_ids"][0] for text in sample.texts)
+        yield token_check(SENTENCES, sample, lambda: [list(map(int, each)) for each in ids])
         by_length = sorted(sample.texts, key=len)
         few = Sample.of(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])), encoder.tokenizer)
         yield _compared("embeddings", encoder.encode, model.encode, sample)
@@ -90,9 +88,8 @@ def _settings(encoder: SentenceEncoder, model: Any) -> Check:
         "default prompt": (encoder.default_prompt, model.prompts.get(model.default_prompt_name, "")),
         "prompts": tuple({name: text for name, text in each.prompts.items() if text} for each in (encoder, model)),
     }
-    faults = [
-        f"{key} is {ours!r:.100}, wanted {theirs!r:.100}" for key, (ours, theirs) in both.items() if ours != theirs
-    ]
+    apart = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+    faults = [f"{key} is {ours!r:.100}, wanted {theirs!r:.100}" for key, (ours, theirs) in apart.items()]
     measured = f"{len(both) - len(faults)} of {len(both)} alike"
     return judged(SENTENCES, "settings", not faults, measured, ", ".join(both), faults)
 

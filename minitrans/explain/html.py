@@ -134,12 +134,12 @@ def _attention(traced: TracedText, room: int) -> dict[str, Any]:
 
     No layers where not even the averages fit.
     """
-    heads = len(traced.layers[1].attention[0]) if len(traced.batch.ids) <= LONGEST else 0
     average = sum(4 * -(-2 * len(layer.entered) ** 2 // 3) for layer in traced.layers[1:])  # characters
-    if average * (1 + heads) > room:
-        heads = 0
     if average > room:
         return {"attention": [], "maps": 0}
+    heads = len(traced.layers[1].attention[0])
+    if len(traced.batch.ids) > LONGEST or average * (1 + heads) > room:
+        heads = 0
     layers = []
     for layer in traced.layers[1:]:
         attention = layer.attention[0]  # [A, n, n]
