@@ -16,15 +16,8 @@ from minitrans.words import counted, listed, printable
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 Values = Mapping[str, float]
 
-FOLDER, TOKENIZER, NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE = (
-    "Folder",
-    "Tokenizer",
-    "Numbers",
-    "Pruning",
-    "transformers",
-    "sentence-transformers",
-    "Invariance",
-)
+FOLDER, TOKENIZER, NUMBERS, PRUNING, INVARIANCE = "Folder", "Tokenizer", "Numbers", "Pruning", "Invariance"
+PEER, SENTENCES = "transformers", "sentence-transformers"
 NOTES = {
     NUMBERS: "NumPy reference against compiled kernels; 1e-02 is 1% of the numbers' usual size (root mean square)",
     PRUNING: "which tokens both keep; a tie: a score so near the cut that rounding decides (1e-02: 1% of a mean score)",
@@ -222,12 +215,10 @@ class Audit:
             if not made and check.stands_for > 1:
                 text += f" ({check.stands_for} checks)"
             yield f"  {check.verdict}  {check.name.ljust(width)}  {text}".rstrip()
-            if not made and check.wanted:
-                yield f"{' ' * (width + 10)}{check.wanted}"
-            for line in check.detail[:SHOWN]:
-                yield f"{' ' * (width + 10)}{line}"
+            below = [check.wanted] * (not made and bool(check.wanted)) + [*check.detail[:SHOWN]]
             if len(check.detail) > SHOWN:
-                yield f"{' ' * (width + 10)}... and {len(check.detail) - SHOWN} lines more, which --json shows"
+                below.append(f"... and {len(check.detail) - SHOWN} lines more, which --json shows")
+            yield from (f"{' ' * (width + 10)}{line}" for line in below)
         yield ""
         yield self.summary()
 

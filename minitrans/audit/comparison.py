@@ -10,6 +10,7 @@ int8 from float32. So the first question has the tight bar.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -128,11 +129,7 @@ class Sample:
     def batches(self, texts: int = 32, tokens: int = 512) -> Iterator[tuple[slice, PackedBatch]]:
         """Which texts, and these packed: at most so many texts and, unless one alone has more, tokens."""
         for part in chunks([len(ids) for ids in self.ids], texts, tokens):
-            yield part, self.pack(part)
-
-    def pack(self, part: slice) -> PackedBatch:
-        """Some of the texts, packed."""
-        return pack(self.ids[part], self.prefix, self.suffix)
+            yield part, pack(self.ids[part], self.prefix, self.suffix)
 
     def named(self, text: int) -> str:
         """How messages call a text: its number and how it begins."""
@@ -183,7 +180,7 @@ class Tally:
         return self.largest / unit, self.total / max(self.count, 1) / unit
 
 
-Tallies: TypeAlias = dict[str, Tally]
+Tallies: TypeAlias = defaultdict[str, Tally]  # place -> differences there
 
 
 @dataclass(frozen=True)
@@ -204,7 +201,7 @@ class Differences:
 
     def __init__(self, other: Blocks) -> None:
         self.other = other
-        self.blocks: Tallies = {}
+        self.blocks: Tallies = defaultdict(Tally)
         self.scores = 0.0  # largest difference of a score, in means of the text's scores
         self.moved = 0.0  # likewise: how far from the cut a row was that only one of the two kept
 
@@ -212,14 +209,14 @@ class Differences:
         """Called by `Tapped`."""
         other = getattr(self.other, block)(*arguments)
         if block == "embed":
-            self._note("embeddings", right, other)
+            self.blocks["embeddings"].add(right, other)
         elif block == "attention_block":
             _, offsets, _, layer, _ = arguments
-            self._note(f"attention {layer}", right[0], other[0])
+            self.blocks[f"attention {layer}"].add(right[0], other[0])
             if right[1] is not None and other[1] is not None:
                 self._note_scores(right[1], other[1], offsets)
         elif block == "feed_forward_block":
-            self._note(f"feed-forward {arguments[2]}", right, other)
+            self.blocks[f"feed-forward {arguments[2]}"].add(right, other)
         elif block == "select":
             _, offsets, ranking = arguments
             self._note_scores(right[1].scores, other[1].scores, offsets)
@@ -227,12 +224,9 @@ class Differences:
             cuts = [distance_from_cut(one, two, ranking.threshold) for one, two in stages]
             self.moved = float(np.max([self.moved, *cuts]))
             if max(cuts, default=0.0) == 0 and right[2] is not None and other[2] is not None:
-                self._note("sums of dropped rows", right[2], other[2])
+                self.blocks["sums of dropped rows"].add(right[2], other[2])
         else:
-            self._note("restored rows", right, other)
-
-    def _note(self, place: str, right: Float32, other: Float32) -> None:
-        self.blocks.setdefault(place, Tally()).add(right, other)
+            self.blocks["restored rows"].add(right, other)
 
     def _note_scores(self, right: Float32, other: Float32, offsets: NDArray[np.int64]) -> None:
         for text in segments(offsets):
@@ -246,14 +240,14 @@ class Watch:
     """An observer that keeps the hidden states and the pruning stages of every text."""
 
     before: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
-    states: list[Float32] = field(default_factory=list)  # L + 1 of [T, H]
+    states: dict[str, Float32] = field(default_factory=dict)  # "embeddings", "layer 0" ... -> [T, H]
     stages: list[list[Kept]] = field(default_factory=list)  # per text
 
     def __call__(self, layer: int, state: Encoded, selection: Selection | None) -> None:
         """Called by the layer loop."""
         if layer < 0:
             self.stages = [[] for _ in range(len(state.offsets) - 1)]
-        self.states.append(state.hidden)
+        self.states["embeddings" if layer < 0 else f"layer {layer}"] = state.hidden
         if selection is not None:
             for text, stage in zip(self.stages, stages_of(layer, selection, self.before), strict=True):
                 text.append(stage)
@@ -303,29 +297,6 @@ def watched(blocks: Blocks, sample: Sample, policy: PruningPolicy | None = None)
         yield part, batch, watch, encoded
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """How far a backend is from the reference."""
-
-    blocks: Tallies  # each block, from the same input
-    layers: Tallies  # two runs
-    right: Float32  # [B, W] embeddings of the reference, of length 1
-    other: Float32  # [B, W] of the other
-
-
-def compare(reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig) -> Comparison:
-    """Run both on a sample, side by side and each on its own. NumericalError as for `forward`."""
-    differences, runs = _side_by_side(reference, other, sample)
-    layers: Tallies = {}
-    right, rest = [], []
-    for (_, _, one, ours), (_, _, two, theirs) in runs:
-        right.append(unit_vectors(ours, pooling))
-        rest.append(unit_vectors(theirs, pooling))
-        for layer, (a, b) in enumerate(zip(one.states, two.states, strict=True), -1):
-            layers.setdefault("embeddings" if layer < 0 else f"layer {layer}", Tally()).add(a, b)
-    return Comparison(differences.blocks, layers, np.concatenate(right), np.concatenate(rest))
-
-
 def _side_by_side(
     reference: Blocks, other: Blocks, sample: Sample, policy: PruningPolicy | None = None
 ) -> tuple[Differences, Iterator[tuple[Run, Run]]]:
@@ -351,28 +322,41 @@ def embed(blocks: Blocks, sample: Sample, pooling: PoolingConfig) -> Float32:
 def number_checks(
     reference: Blocks, other: Blocks, sample: Sample, pooling: PoolingConfig, precision: str
 ) -> list[Check]:
-    """The reference against another backend, for one precision."""
+    """The reference against another backend, for one precision: block by block, and two runs."""
     names = [f"{what}, {precision}" for what in NUMBER_CHECKS]
     bars = BARS[precision]
+    differences, runs = _side_by_side(reference, other, sample)
+    layers: Tallies = defaultdict(Tally)
+    right, rest = [], []
     try:
-        found = compare(reference, other, sample, pooling)
+        for (_, _, one, ours), (_, _, two, theirs) in runs:
+            right.append(unit_vectors(ours, pooling))
+            rest.append(unit_vectors(theirs, pooling))
+            for place, state in one.states.items():
+                layers[place].add(state, two.states[place])
     except MinitransError as error:
         return [broken(NUMBERS, name, "finite numbers", error) for name in names]
     return [
-        difference_check(NUMBERS, names[0], found.blocks, bars.block),
-        difference_check(NUMBERS, names[1], found.layers, bars.layer),
-        embedding_check(NUMBERS, names[2], found.right, found.other, sample, bars.cosine, bars.unit),
+        difference_check(NUMBERS, names[0], differences.blocks, bars.block),
+        difference_check(NUMBERS, names[1], layers, bars.layer),
+        embedding_check(NUMBERS, names[2], np.concatenate(right), np.concatenate(rest), sample, bars.cosine, bars.unit),
     ]
+
+
+def _over(tallies: Mapping[str, Tally], largest: float, mean: float) -> str:
+    """The places whose largest or mean difference is over its bar, or not a number."""
+    over = (p for p, tally in tallies.items() if not (tally.relative[0] <= largest and tally.relative[1] <= mean))
+    return ", ".join(over)
 
 
 def difference_check(group: str, name: str, tallies: Mapping[str, Tally], bars: tuple[float, float]) -> Check:
     """Largest and mean difference of every place, against bars of both."""
     relative = {place: tally.relative for place, tally in tallies.items()}
-    over = [place for place, (largest, mean) in relative.items() if not (largest <= bars[0] and mean <= bars[1])]
+    over = _over(tallies, *bars)
     largest, mean = (float(np.max([each[i] for each in relative.values()])) for i in (0, 1))
     by_largest = math.isfinite(bars[0])
     wanted = f"at most {bars[0]:.0e}, {bars[1]:.0e}" if by_largest else f"mean at most {bars[1]:.0e}"
-    detail = [f"over the bar: {', '.join(over)}"] if over else []
+    detail = [f"over the bar: {over}"] if over else []
     detail += series({place: each[0 if by_largest else 1] for place, each in relative.items()}, by_largest)
     values = {f"{place}, largest": each[0] for place, each in relative.items()}
     values |= {f"{place}, mean": each[1] for place, each in relative.items()}
@@ -400,9 +384,11 @@ def embedding_check(
     apart = np.abs(right - other).max(axis=1)  # [B]
     bad = np.flatnonzero(~((cosines >= cosine) & (apart <= unit)))
     wanted = f"at least {cosine:g}" + (f", at most {unit:.0e}" if math.isfinite(unit) else "")
-    measured = f"least cosine {least_of(cosines)}, largest {float(apart.max()):.1e}"
+    least = float(cosines.min())
+    shown = f"{least:.6f}" if least < 0.9999995 else "1"  # as many digits as tell it from 1
+    measured = f"least cosine {shown}, largest {float(apart.max()):.1e}"
     detail = [f"{sample.named(int(b))}: cosine {cosines[b]:.6f}, largest {apart[b]:.1e}" for b in bad]
-    values = {"least cosine": float(cosines.min()), "mean cosine": float(cosines.mean()), "largest": float(apart.max())}
+    values = {"least cosine": least, "mean cosine": float(cosines.mean()), "largest": float(apart.max())}
     return judged(group, name, not len(bad), measured, wanted, detail, values)
 
 
@@ -423,7 +409,6 @@ def pruning_check(
 ) -> Check:
     """The rows that two backends keep: from the same states, and in two runs of their own."""
     bars = BARS[precision]
-    threshold = math.inf if policy.threshold is None else policy.threshold
     differences, runs = _side_by_side(reference, other, sample, policy)
     right: list[list[Kept]] = []
     rest: list[list[Kept]] = []
@@ -433,31 +418,26 @@ def pruning_check(
             rest += two.stages
     except MinitransError as error:
         return broken(PRUNING, name, "the same rows", error)
-    same, ties, faults, furthest = kept_rows(right, rest, sample, bars.tie, threshold)
+    measured, faults, values = kept_rows(right, rest, sample, bars.tie, policy)
     if not differences.scores <= SCORE_BAR:
         faults.append(
             f"from the same states, scores differ by {differences.scores:.1e}, wanted at most {SCORE_BAR:.0e}"
         )
     if not differences.moved <= SCORE_BAR:
         faults.append(f"from the same states, other rows are kept, {differences.moved:.1e} from the cut")
-    over = [
-        place
-        for place, tally in differences.blocks.items()
-        if not (tally.relative[0] <= bars.block[0] and tally.relative[1] <= bars.block[1])
-    ]
-    if over:
-        faults.append(f"over the bar of {bars.block[0]:.0e}, {bars.block[1]:.0e}: {', '.join(over)}")
-    values = {"same": same, "near ties": ties, "texts": len(sample.texts), "score difference": differences.scores}
-    values["furthest from the cut"] = furthest
-    measured = kept_rows_measured(same, ties, len(sample.texts), furthest) + f"; scores {differences.scores:.0e}"
+    if over := _over(differences.blocks, *bars.block):
+        faults.append(f"over the bar of {bars.block[0]:.0e}, {bars.block[1]:.0e}: {over}")
+    values |= {"texts": len(sample.texts), "score difference": differences.scores}
+    measured += f"; scores {differences.scores:.0e}"
     wanted = f"all but ties up to {bars.tie:.0e}, at most {SCORE_BAR:.0e}"
     return judged(PRUNING, name, not faults, measured, wanted, faults, values)
 
 
 def kept_rows(
-    right: Sequence[Sequence[Kept]], other: Sequence[Sequence[Kept]], sample: Sample, tie: float, threshold: float
-) -> tuple[int, int, list[str], float]:
-    """Texts of which two runs keep the same rows, near ties, what neither explains, and the furthest from a cut."""
+    right: Sequence[Sequence[Kept]], other: Sequence[Sequence[Kept]], sample: Sample, tie: float, policy: PruningPolicy
+) -> tuple[str, list[str], dict[str, float]]:
+    """The stages of each text in two runs: what was found in words, what no tie explains, and the numbers behind it."""
+    threshold = math.inf if policy.threshold is None else policy.threshold
     same = ties = 0
     faults: list[str] = []
     furthest = 0.0
@@ -477,16 +457,6 @@ def kept_rows(
                 f"{sample.named(text)}, layer {first[0].layer}: tokens {moved} are kept in one run only, "
                 f"{distance:.1e} from the cut"
             )
-    return same, ties, faults, furthest
-
-
-def kept_rows_measured(same: int, ties: int, texts: int, furthest: float) -> str:
-    """What `kept_rows` found, in words."""
     tail = f", {counted(ties, 'tie')} of {furthest:.0e}" if ties else ""
-    return f"{same} of {texts} alike{tail}"
-
-
-def least_of(cosines: NDArray[np.float64]) -> str:
-    """The least cosine, with as many digits as tell it from 1."""
-    least = float(cosines.min())
-    return f"{least:.6f}" if least < 0.9999995 else "1"
+    values = {"same": same, "near ties": ties, "furthest from the cut": furthest}
+    return f"{same} of {len(right)} alike{tail}", faults, values

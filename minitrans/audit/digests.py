@@ -11,7 +11,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ class TensorDigest:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+    @classmethod
+    def of(cls, tensor: StoredTensor) -> TensorDigest:
+        """That of a tensor which was read."""
+        return cls(tensor.dtype, tensor.shape, hashlib.sha256(tensor.data).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,15 @@ class Digests:
             "model": self.model,
             "files": dict(sorted(self.files.items())),
             "tensors": {
-                file: {
-                    name: {"dtype": each.dtype, "shape": list(each.shape), "sha256": each.sha256}
-                    for name, each in sorted(tensors.items())
-                }
+                file: {name: asdict(each) for name, each in sorted(tensors.items())}
                 for file, tensors in sorted(self.tensors.items())
             },
         }
         if self.identity is not None:
             values["identity"] = self.identity.to_dict()
-        text = re.sub(r"\{\s*(\"dtype\"[^{}]*)\}", _one_line, json.dumps(values, indent=1))
+        text = re.sub(  # one line a tensor
+            r"\{\s*\"dtype\"[^{}]*\}", lambda entry: json.dumps(json.loads(entry[0])), json.dumps(values, indent=1)
+        )
         write_file(path, (text + "\n").encode())
 
     @classmethod
@@ -156,13 +160,7 @@ def length_by_header(path: Path) -> int | None:
 
 def digests_of(model: str, files: Mapping[str, str], weights: Sequence[WeightFile]) -> Digests:
     """The digests of files that were read."""
-    tensors = {
-        file.name: {
-            name: TensorDigest(stored.dtype, stored.shape, hashlib.sha256(stored.data).hexdigest())
-            for name, stored in file.tensors.items()
-        }
-        for file in weights
-    }
+    tensors = {file.name: {name: TensorDigest.of(each) for name, each in file.tensors.items()} for file in weights}
     return Digests(model, dict(files), tensors)
 
 
@@ -228,18 +226,12 @@ def implausible(name: str, tensor: StoredTensor) -> Iterator[str]:
 
     Of float tensors: values a thousand times larger than what 99 of 100 values stay below. Of int8 matrices, as
     `minitrans quantize` writes them: -128, and rows whose largest value is not 127. A small change is never found.
-
-    Args:
-        name: of the tensor; the scale of a row of zeros is 1, however small the others are.
-        tensor: as it was read.
     """
     values = as_array(tensor)
-    if values is None or not values.size or values.dtype.kind == "u":
+    if values is None or not values.size:
         return
-    if values.dtype == np.int8:
-        if values.ndim == 2:
-            yield from _implausible_rows(values)
-        return
+    if values.dtype == np.int8 and values.ndim == 2:
+        yield from _implausible_rows(values)
     if values.dtype.kind != "f":
         return
     with np.errstate(invalid="ignore", over="ignore"):
@@ -251,7 +243,7 @@ def implausible(name: str, tensor: StoredTensor) -> Iterator[str]:
         return
     gross = size > GROSS * typical
     if name.endswith("_scale"):
-        gross &= size != 1
+        gross &= size != 1  # that of a row of zeros, however small the others are
 
     def line(place: int) -> str:
         found = f"element {_index(place, tensor.shape)} is {_shown(values.flat[place])}"
@@ -269,10 +261,6 @@ def _implausible_rows(values: NDArray[np.int8]) -> Iterator[str]:
         return f"the largest value of row {row} is {largest[row]}, which is 127 in every row that was quantised"
 
     yield from _named(np.flatnonzero((largest != 127) & (largest != 0)), line, "rows")
-
-
-def _one_line(entry: re.Match[str]) -> str:
-    return json.dumps(json.loads(entry[0]))
 
 
 def _shown(value: Any) -> str:
@@ -308,13 +296,11 @@ class _Reader:
         for name, digest in files.items():
             self.sha256(digest, f"files, {name!r}")
         found = {name: self.tensors(entry, f"tensors, {name!r}") for name, entry in tensors.items()}
-        return Digests(model, files, found, self.identity(values.get("identity")))
-
-    def identity(self, entry: object) -> Identity | None:
         try:
-            return None if entry is None else Identity.from_dict(entry)
+            identity = None if values.get("identity") is None else Identity.from_dict(values["identity"])
         except InputError as error:
             raise InputError(f"{self.source}: {error}; write the file anew with {_COMMAND}") from None
+        return Digests(model, files, found, identity)
 
     def tensors(self, entry: object, where: str) -> dict[str, TensorDigest]:
         return {name: self.tensor(each, f"{where}, {name!r}") for name, each in self.table(entry, where).items()}

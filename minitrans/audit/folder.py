@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 from minitrans.audit.checks import DIGESTS, FOLDER, TOKENIZER, Check, judged, skipped
 from minitrans.audit.digests import Digests, digests_of, length_by_header, published
 from minitrans.audit.tensors import Sources, read_weights, tensor_checks
-from minitrans.contents import INDEX_FILE, REFUSED_FILES, SENTENCE_CONFIGS, TRANSFORMER_FILES, WEIGHTS_FILE
+from minitrans.contents import (
+    INDEX_FILE,
+    OUTER_FILES,
+    REFUSED_FILES,
+    SENTENCE_CONFIGS,
+    TOKEN_FILES,
+    TRANSFORMER_FILES,
+    WEIGHTS_FILE,
+)
 from minitrans.errors import InputError, MinitransError
 from minitrans.files import sha256_of
 from minitrans.models.config import EncoderConfig, stored_precision
@@ -31,14 +39,11 @@ MOST_DECLARED = 10_000  # tokens besides the vocabulary
 NO_KNOWN_MODEL = "none"
 ROUND_TRIPS = ("where is my parcel?", "I'd like to cancel order 4821, please.", "The quick brown fox jumps!")
 
-_OUTER_FILES = ("modules.json", "config_sentence_transformers.json", PROVENANCE)
-_TOKEN_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _ESSENTIAL = ("config.json", "tokenizer.json", "vocab.txt", WEIGHTS_FILE, INDEX_FILE, "modules.json")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What can run when it is loaded: code, and formats that are pickles or may hold one.
 _CODE = (".py", ".pyc", ".so", ".dll", ".dylib", ".sh")
 _PICKLES = (".bin", ".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
-_RUNNABLE = (*_CODE, *_PICKLES)
 _PIECE = re.compile(r"^(##|▁|Ġ)|</w>$")  # how vocabularies mark where a token stands in its word
 
 
@@ -66,12 +71,10 @@ def audit_folder(
         folder: the model's.
         name: by which the model was asked for, if that was no path: of the hub, short, or of the bundled model.
         sealed: digests that an auditor wrote earlier.
-        original: the float32 folder that an int8 model was made from; None looks for it on this machine.
-        known_as: the published model that it must be; "none" for none of them; None finds out.
+        original, known_as: see `minitrans.audit.signoff.sign_off`.
 
     Raises:
-        InputError: ``original`` is not what the model was made from; the folder is no model at all; there is no known
-            model of the name ``known_as``.
+        InputError: ``original`` is not what the model was made from; the folder is no model; no model is ``known_as``.
     """
     if not any(os.path.lexists(folder / each) for each in _ESSENTIAL) and not any(folder.glob("*.safetensors")):
         raise InputError(
@@ -141,14 +144,11 @@ def _sizes(folder: Path, names: Iterable[str]) -> tuple[dict[str, int], list[str
 
 def _files(folder: Path, names: Sequence[str], sizes: Mapping[str, int], faults: Sequence[str]) -> Check:
     there = {entry.name for entry in os.scandir(folder) if entry.is_file(follow_symlinks=False)} - {*names}
-    runnable = sorted(name for name in there if name.casefold().endswith(_RUNNABLE))
+    runnable = sorted(name for name in there if name.casefold().endswith((*_CODE, *_PICKLES)))
     others = sorted(there - {*runnable})
+    kinds = {"code or pickles, never opened by minitrans": runnable, "not read by the encoder": others}
     detail = [*faults]
-    if runnable:
-        shown = f"{', '.join(runnable[:8])}{', ...' if runnable[8:] else ''}"
-        detail.append(f"code or pickles, never opened by minitrans: {shown}")
-    if others:
-        detail.append(f"not read by the encoder: {', '.join(others[:8])}{', ...' if others[8:] else ''}")
+    detail += [f"{kind}: {', '.join(of[:8])}{', ...' if of[8:] else ''}" for kind, of in kinds.items() if of]
     sound = len(names) - len(faults)
     measured = f"{sound} of {counted(len(names), 'file')}, {sum(sizes.values()) / 1e6:.1f} MB"
     values = {"files": sound, "bytes": sum(sizes.values())}
@@ -289,7 +289,7 @@ def _compared(
     wrong = [name for name in both if seen[name] != right.files[name]]
     detail = [f"{name}: sha256 {seen[name][:16]}.., wanted {right.files[name][:16]}.." for name in wrong]
     # A file that is read only if it is present changes the result by its absence too.
-    counts = {*names, *_OUTER_FILES, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
+    counts = {*names, *OUTER_FILES, PROVENANCE, *TRANSFORMER_FILES, WEIGHTS_FILE} - {"vocab.txt"}
     missing = [name for name in right.files if name not in seen and name in counts]
     detail += [f"{name}: missing or not readable, wanted sha256 {right.files[name][:16]}.." for name in missing]
     rest = sorted(set(names) & set(seen) - set(right.files))
@@ -387,7 +387,7 @@ def declared_tokens(folder: Path) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     there = ModelFolder(folder)
-    for name in filter(there.has, _TOKEN_FILES):
+    for name in filter(there.has, ("tokenizer.json", *TOKEN_FILES)):
         values = there.read(there.name(name))
         for each in values if name == "added_tokens.json" else _tokens_in(values):
             found.setdefault(each, name)

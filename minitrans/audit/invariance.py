@@ -61,29 +61,32 @@ def invariance_check(
         threads: one more number of threads to check, besides 1, 2 and 4.
     """
     before = encoder.threads
-    numbers = tuple(dict.fromkeys((1, 2, 4, threads or 1)))
+    ways = list(settings(tuple(dict.fromkeys((1, 2, 4, threads or 1)))))
     faults: list[str] = []
-    ways = 0
+
+    def pooled(blocks: Blocks, batch: PackedBatch) -> Float32:
+        return pool_encoded(forward(blocks, batch, policy), encoder.pooling)
+
     try:
         encoder.threads = 1
         alone = np.stack([encoder.encode(text, prompt="", pruning=policy) for text in sample.texts])  # [B, W]
-        for setting in settings(numbers):
+        for setting in ways:
             encoder.threads = setting.threads
             order = _order(setting.order, len(sample.texts))
             texts = [sample.texts[i] for i in order]
             together = encoder.encode(texts, prompt="", batch_size=setting.batch_size, pruning=policy)
             faults += _differences(alone[order], together, order, sample, str(setting))
-            ways += 1
         for tokens in CHUNKS:
-            packed = _packed(encoder, sample, policy, tokens)[:, : alone.shape[1]]
+            batches = [batch for _, batch in sample.batches(len(sample.texts), tokens)]
+            packed = np.concatenate(list(over_batches(encoder.blocks, batches, pooled)))[:, : alone.shape[1]]
             everything = list(range(len(sample.texts)))
             faults += _differences(alone, packed, everything, sample, f"chunks of up to {tokens} tokens")
-            ways += 1
     except MinitransError as error:
         return broken(INVARIANCE, name, "the same bits", error)
     finally:
         encoder.threads = before
-    measured = f"{counted(len(sample.texts), 'text')} in {ways} ways" + (f", {len(faults)} differ" if faults else "")
+    measured = f"{counted(len(sample.texts), 'text')} in {len(ways) + len(CHUNKS)} ways"
+    measured += f", {len(faults)} differ" if faults else ""
     return judged(INVARIANCE, name, not faults, measured, "the same bits as alone", faults)
 
 
@@ -91,14 +94,6 @@ def _order(name: str, texts: int) -> list[int]:
     if name == "shuffled":
         return [int(i) for i in np.random.default_rng(0).permutation(texts)]
     return list(range(texts))[:: -1 if name == "reversed" else 1]
-
-
-def _packed(encoder: SentenceEncoder, sample: Sample, policy: PruningPolicy | None, tokens: int) -> Float32:
-    def work(blocks: Blocks, batch: PackedBatch) -> Float32:
-        return pool_encoded(forward(blocks, batch, policy), encoder.pooling)
-
-    batches = [batch for _, batch in sample.batches(len(sample.texts), tokens)]
-    return np.concatenate(list(over_batches(encoder.blocks, batches, work)))
 
 
 def _differences(right: Float32, seen: Float32, order: Sequence[int], sample: Sample, way: str) -> Iterator[str]:

@@ -13,9 +13,11 @@ import json
 import logging
 import shutil
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,11 +31,11 @@ from minitrans.audit.comparison import (
     BARS,
     Kept,
     Sample,
+    Tallies,
     Tally,
     difference_check,
     embedding_check,
     kept_rows,
-    kept_rows_measured,
     stages_of,
     unit_vectors,
     watched,
@@ -130,15 +132,12 @@ class Oracle:
 
         kept: dict[str, list[Any]] = {"attended": [], "value": []}
 
-        def keep(name: str) -> Any:
-            def hook(module: object, inputs: object, output: Any) -> None:
-                kept[name].append(output[0] if isinstance(output, tuple) else output)
-
-            return hook
+        def keep(name: str, module: object, inputs: object, output: Any) -> None:
+            kept[name].append(output[0] if isinstance(output, tuple) else output)
 
         layers = self.model.encoder.layer
-        hooks = [layer.attention.register_forward_hook(keep("attended")) for layer in layers]
-        hooks += [layer.attention.self.value.register_forward_hook(keep("value")) for layer in layers]
+        hooks = [layer.attention.register_forward_hook(partial(keep, "attended")) for layer in layers]
+        hooks += [layer.attention.self.value.register_forward_hook(partial(keep, "value")) for layer in layers]
         try:
             with torch.inference_mode(), as_backend_error("run its BertModel"):
                 output = self.model(
@@ -151,13 +150,8 @@ class Oracle:
             raise BackendError(
                 "transformers returns no attentions; install the release that the extra names: " + REMEDY
             )
-
-        def arrays(tensors: Any) -> list[Float32]:
-            return [tensor[0].numpy() for tensor in tensors]
-
-        return Opinion(
-            arrays(output.hidden_states), arrays(output.attentions), arrays(kept["attended"]), arrays(kept["value"])
-        )
+        found = (output.hidden_states, output.attentions, kept["attended"], kept["value"])
+        return Opinion(*([tensor[0].numpy() for tensor in tensors] for tensors in found))
 
     def token_ids(self, texts: tuple[str, ...], limit: int) -> list[list[int]]:
         """The ids that transformers' own tokenizer of this folder gives, at most ``limit`` a text."""
@@ -335,15 +329,14 @@ def token_check(group: str, sample: Sample, theirs: Callable[[], list[list[int]]
 def _number_checks(
     name: str, blocks: Blocks, opinions: list[Opinion], right: Float32, sample: Sample, pooling: PoolingConfig
 ) -> Iterator[Check]:
-    layers: dict[str, Tally] = {}
+    layers: Tallies = defaultdict(Tally)
     ours = []
     try:
         for part, batch, watch, encoded in watched(blocks, sample):
             ours.append(unit_vectors(encoded, pooling))
             for opinion, rows in zip(opinions[part], segments(batch.offsets), strict=True):
-                for layer, (theirs, state) in enumerate(zip(opinion.hidden, watch.states, strict=True), -1):
-                    place = "embeddings" if layer < 0 else f"layer {layer}"
-                    layers.setdefault(place, Tally()).add(theirs, state[rows])
+                for (place, state), theirs in zip(watch.states.items(), opinion.hidden, strict=True):
+                    layers[place].add(theirs, state[rows])
     except MinitransError as error:
         yield broken(PEER, f"layers, {name}", "finite numbers", error)
         return
@@ -358,9 +351,7 @@ def _kept_check(name: str, policy: PruningPolicy, blocks: Blocks, theirs: list[l
         ours = [stages[:1] for _, _, watch, _ in watched(blocks, sample, policy) for stages in watch.stages]
     except MinitransError as error:
         return broken(PEER, title, "the same rows", error)
-    threshold = np.inf if policy.threshold is None else policy.threshold
-    same, ties, faults, furthest = kept_rows(theirs, ours, sample, bar, threshold)
+    measured, faults, _ = kept_rows(theirs, ours, sample, bar, policy)
     more = len(policy.plan) - 1
     note = [f"the first of {more + 1} stages; the others start from fewer rows"] if more else []
-    measured = kept_rows_measured(same, ties, len(sample.texts), furthest)
     return judged(PEER, title, not faults, measured, f"all but ties up to {bar:.0e}", [*faults, *note])

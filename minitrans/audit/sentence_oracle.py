@@ -20,13 +20,7 @@ import numpy as np
 
 from minitrans.audit.checks import SENTENCES, Check, broken, judged
 from minitrans.audit.comparison import BARS, Sample, embedding_check
-from minitrans.audit.oracle import (
-    as_backend_error,
-    cannot_import,
-    encoder_keys,
-    quiet,
-    token_check,
-)
+from minitrans.audit.oracle import as_backend_error, cannot_import, encoder_keys, quiet, token_check
 from minitrans.contents import INDEX_FILE, JSON_LIMIT, WEIGHTS_FILE, read_json
 from minitrans.errors import BackendError, ConfigError, MinitransError, ModelNotFoundError
 from minitrans.models.config import stored_precision
@@ -72,8 +66,11 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
     """
     with _sentence_transformer(folder, parameters) as model:
         yield _settings(encoder, model)
-        yield token_check(SENTENCES, sample, lambda: [_token_ids(model, text) for text in sample.texts])
-        few = Sample.of(_few(sample), encoder.tokenizer)
+        tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        ids = (tokenize([without_surrogates(text)])["input_ids"][0] for text in sample.texts)
+        yield token_check(SENTENCES, sample, lambda: [list(map(int, each)) for each in ids])
+        by_length = sorted(sample.texts, key=len)
+        few = Sample.of(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])), encoder.tokenizer)
         yield _compared("embeddings", encoder.encode, model.encode, sample)
         yield _compared("queries", encoder.encode_query, model.encode_query, few)
         yield _compared("documents", encoder.encode_document, model.encode_document, few)
@@ -81,37 +78,20 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
             yield _prompts(encoder, model, few)
 
 
-def _few(sample: Sample) -> list[str]:
-    """The shortest text, the first, and the longest."""
-    by_length = sorted(sample.texts, key=len)
-    return list(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])))
-
-
 def _settings(encoder: SentenceEncoder, model: Any) -> Check:
     """What a user of either can ask the model for."""
-    ours = {
-        "max_seq_length": encoder.max_seq_length,
-        "dimension": encoder.get_embedding_dimension(),
-        "similarity": encoder.similarity_fn_name,
-        "default prompt": encoder.default_prompt,
-        "prompts": {name: text for name, text in encoder.prompts.items() if text},
+    width = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+    both = {
+        "max_seq_length": (encoder.max_seq_length, model.max_seq_length),
+        "dimension": (encoder.get_embedding_dimension(), width()),
+        "similarity": (encoder.similarity_fn_name, model.similarity_fn_name),
+        "default prompt": (encoder.default_prompt, model.prompts.get(model.default_prompt_name, "")),
+        "prompts": tuple({name: text for name, text in each.prompts.items() if text} for each in (encoder, model)),
     }
-    theirs = {
-        "max_seq_length": model.max_seq_length,
-        "dimension": (getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension)(),
-        "similarity": model.similarity_fn_name,
-        "default prompt": model.prompts.get(model.default_prompt_name, ""),
-        "prompts": {name: text for name, text in model.prompts.items() if text},
-    }
-    faults = [f"{key} is {ours[key]!r:.100}, wanted {theirs[key]!r:.100}" for key in ours if ours[key] != theirs[key]]
-    measured = f"{len(ours) - len(faults)} of {len(ours)} alike"
-    return judged(SENTENCES, "settings", not faults, measured, ", ".join(ours), faults)
-
-
-def _token_ids(model: Any, text: str) -> list[int]:
-    call = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-    features = call([without_surrogates(text)])
-    return [int(i) for i in features["input_ids"][0]]
+    apart = {key: pair for key, pair in both.items() if pair[0] != pair[1]}
+    faults = [f"{key} is {ours!r:.100}, wanted {theirs!r:.100}" for key, (ours, theirs) in apart.items()]
+    measured = f"{len(both) - len(faults)} of {len(both)} alike"
+    return judged(SENTENCES, "settings", not faults, measured, ", ".join(both), faults)
 
 
 def _compared(name: str, ours: Callable[..., Any], theirs: Callable[..., Any], sample: Sample, **options: Any) -> Check:

@@ -120,10 +120,11 @@ def sign_off(
     source = None if original is None else _find(original)
     is_path = model is not None and Path(name).expanduser().is_dir()
     found = audit_folder(folder, None if is_path else name, digests, source, known_as)
-    loaded = _load(folder, sample_texts)
-    if isinstance(loaded, MinitransError):
+    try:
+        loaded = _load(folder, sample_texts)
+    except MinitransError as error:
         groups = (NUMBERS, PRUNING, PEER, SENTENCES, INVARIANCE)
-        loads = judged(FOLDER, "loads", False, "no", "without an error", [str(loaded)])
+        loads = judged(FOLDER, "loads", False, "no", "without an error", [str(error)])
         rest = [skipped(group, "all", "the model cannot be used") for group in groups]
         written, identity, of_encoder = found.digests, None, []
     else:
@@ -142,8 +143,7 @@ def sign_off(
         rest = [
             *_numbers(loaded, found.original, tell),
             *_pruning(loaded, policies, tell),
-            *_peer(folder, loaded, policies, why_not[PEER], tell),
-            *_sentences(folder, loaded, why_not[SENTENCES], tell),
+            *_peers(folder, loaded, policies, why_not, tell),
             *_invariance(loaded, policies, given, threads, tell),
         ]
     of_folder = [check for check in found.checks if check.group == FOLDER]
@@ -186,15 +186,12 @@ class Loaded:
         return self._last[1]
 
 
-def _load(folder: Path, texts: Iterable[str]) -> Loaded | MinitransError:
-    try:
-        encoder = SentenceEncoder(folder, local_files_only=True, on_truncation="ignore")
-        sample = Sample.of(texts, encoder.tokenizer)
-        more = probe_texts(list(declared_tokens(folder)), encoder.tokenizer)
-        probes = Sample.of(dict.fromkeys((*sample.texts, *more)), encoder.tokenizer)
-        stored = load_parameters(folder)
-    except MinitransError as error:
-        return error
+def _load(folder: Path, texts: Iterable[str]) -> Loaded:
+    encoder = SentenceEncoder(folder, local_files_only=True, on_truncation="ignore")
+    sample = Sample.of(texts, encoder.tokenizer)
+    more = probe_texts(list(declared_tokens(folder)), encoder.tokenizer)
+    probes = Sample.of(dict.fromkeys((*sample.texts, *more)), encoder.tokenizer)
+    stored = load_parameters(folder)
     parameters, missing = {}, {}
     for precision in (stored.precision, "int8" if stored.precision == "float32" else "float32"):
         try:
@@ -242,17 +239,15 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
         PolicyError: one of these does not fit.
     """
     policies = {"default": PruningPolicy.default_for(encoder.config, encoder.pooling.modes)}
-    for name in shipped_policies():
-        policy = PruningPolicy.named(name)
+    for name, policy in {**{name: PruningPolicy.named(name) for name in shipped_policies()}, **given}.items():
         try:
             policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
         except PolicyError:
+            if name in given:
+                raise
             continue  # it belongs to another model
-        if policy.fitted is not None:
+        if name in given or policy.fitted is not None:
             policies[name] = policy
-    for name, policy in given.items():
-        policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
-        policies[name] = policy
     return policies
 
 
@@ -316,51 +311,30 @@ def _pruning(loaded: Loaded, policies: Mapping[str, PruningPolicy], tell: Tell) 
         yield pruning_check(name, policy, backends["reference"], backends["compiled"], loaded.sample, precision)
 
 
-def _peer(
-    folder: Path, loaded: Loaded, policies: Mapping[str, PruningPolicy], why_not: str | None, tell: Tell
+def _peers(
+    folder: Path, loaded: Loaded, policies: Mapping[str, PruningPolicy], why_not: Mapping[str, str | None], tell: Tell
 ) -> Iterator[Check]:
-    """Everything that transformers can be asked about."""
-    encoder = loaded.encoder
-    blocks = loaded.backends("float32") if "float32" in loaded.parameters else {}
-
-    def ask(full: Parameters) -> Iterator[Check]:
-        pooling, limit = encoder.pooling, encoder.max_seq_length
-        return oracle.oracle_checks(folder, full, blocks, loaded.sample, loaded.probes, pooling, limit, policies)
-
-    return _asked(PEER, loaded, why_not, oracle.how_many(blocks, policies), tell, ask)
-
-
-def _sentences(folder: Path, loaded: Loaded, why_not: str | None, tell: Tell) -> Iterator[Check]:
-    """Everything that SentenceTransformer can be asked about."""
-
-    def ask(full: Parameters) -> Iterator[Check]:
-        encoder = loaded.encoder
-        if encoder.precision != "float32":
-            encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
-        yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
-
-    return _asked(SENTENCES, loaded, why_not, sentence_oracle.how_many(loaded.encoder), tell, ask)
-
-
-def _asked(
-    group: str,
-    loaded: Loaded,
-    why_not: str | None,
-    checks: int,
-    tell: Tell,
-    ask: Callable[[Parameters], Iterator[Check]],
-) -> Iterator[Check]:
-    """The checks of another library, given the float32 form; or one line in place of so many that says why not."""
-    if why_not is not None:
-        reasons = ("not installed", "older than")
-        reason = next((each for each in reasons if each in why_not), "cannot be imported")
-        yield skipped(group, "all", why_not, oracle.REMEDY, reason=reason, checks=checks)
-    elif "float32" not in loaded.parameters:
-        yield skipped(group, "all", "there is no float32 form", loaded.missing["float32"])
-    else:
+    """All that the two libraries can be asked about the float32 form; of one that cannot be asked, a line with why."""
+    encoder, full = loaded.encoder, loaded.parameters.get("float32")
+    blocks = {} if full is None else loaded.backends("float32")
+    checks = {PEER: oracle.how_many(blocks, policies), SENTENCES: sentence_oracle.how_many(encoder)}
+    for group, why in why_not.items():
+        if why is not None:
+            reason = next((each for each in ("not installed", "older than") if each in why), "cannot be imported")
+            yield skipped(group, "all", why, oracle.REMEDY, reason=reason, checks=checks[group])
+            continue
+        if full is None:
+            yield skipped(group, "all", "there is no float32 form", loaded.missing["float32"])
+            continue
         tell(group)
         try:
-            yield from ask(loaded.parameters["float32"])
+            if group == PEER:
+                samples, limit = (loaded.sample, loaded.probes), encoder.max_seq_length
+                yield from oracle.oracle_checks(folder, full, blocks, *samples, encoder.pooling, limit, policies)
+                continue
+            if encoder.precision != "float32":
+                encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
+            yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
         except MinitransError as error:
             yield broken(group, "all", "its answers", error)
 

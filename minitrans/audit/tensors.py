@@ -23,14 +23,7 @@ from minitrans.models.identity import PROVENANCE
 from minitrans.models.manifest import KnownModel, known_models
 from minitrans.models.parameters import named_arrays, tensor_shapes
 from minitrans.models.quantization import with_precision
-from minitrans.models.weights import (
-    StoredTensor,
-    canonical_name,
-    convert,
-    is_ignored,
-    load_parameters,
-    weight_files,
-)
+from minitrans.models.weights import StoredTensor, canonical_name, convert, is_ignored, load_parameters, weight_files
 from minitrans.words import counted
 
 NO_ORIGINAL = "the float32 original is not on this machine"
@@ -75,16 +68,16 @@ class Sources:
         remedy = f"`minitrans pull {name}`, or --original FOLDER" if name else "--original FOLDER"
         original = given if given is not None or name is None else _local(name)
         if original is not None and wanted is not None:
-            seen = None
             try:
                 seen = {file.name: sha256_of(file) for file in weight_files(original)}
             except MinitransError:
                 if given is not None:
                     raise
+                seen = None
+            if seen != wanted and given is not None:
+                made = f"the weights that {folder} was made from"
+                raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, {made}; give another original")
             if seen != wanted:
-                if given is not None:
-                    made = f"the weights that {folder} was made from"
-                    raise InputError(f"{given} holds {seen}, wanted {dict(wanted)}, {made}; give another original")
                 original = None
         return cls(copy, original, remedy)
 
@@ -237,17 +230,17 @@ def _differs(file: WeightFile, name: str, digest: TensorDigest, sources: Sources
     if name not in file.tensors:
         return [f"{file.name}: {name} is missing, wanted {digest.dtype} {list(digest.shape)}"]
     tensor = file.tensors[name]
-    if (tensor.dtype, tensor.shape) != (digest.dtype, digest.shape):
-        return [f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"]
-    seen = hashlib.sha256(tensor.data).hexdigest()
-    if seen == digest.sha256:
+    seen = TensorDigest.of(tensor)
+    if seen == digest:
         return []
+    if (seen.dtype, seen.shape) != (digest.dtype, digest.shape):
+        return [f"{file.place(name)}: wanted {digest.dtype} {list(digest.shape)}"]
     right = sources.bytes_of(name, digest.sha256)
     lines = list(implausible(name, tensor) if right is None else differing(tensor, right, file.begins[name]))
     if right is None and not lines:
         beside = f"or the original: {sources.remedy}" if sources.remedy else "of the model"
         lines = [f"which elements differ can be told only beside another copy {beside}"]
-    return _located(file, name, [f"sha256 {seen[:16]}.., wanted {digest.sha256[:16]}..", *lines])
+    return _located(file, name, [f"sha256 {seen.sha256[:16]}.., wanted {digest.sha256[:16]}..", *lines])
 
 
 def _located(file: WeightFile, name: str, lines: Iterable[str]) -> list[str]:

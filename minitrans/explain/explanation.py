@@ -136,15 +136,9 @@ class Explanation:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the records behind it."""
         left_out = ("pruned", "unpruned")
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
-        plain = {name: _plain(value) for name, value in values.items()}
+        plain = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
         plain["timings"] = [asdict(each) | {"verdict": each.verdict} for each in self.timings]
-        return plain | {
-            "kept": self.kept,
-            "work_saved": self.work_saved,
-            "angle": self.angle,
-            "warning": self.warning,
-        }
+        return plain | {name: getattr(self, name) for name in ("kept", "work_saved", "angle", "warning")}
 
     @property
     def kept(self) -> list[int]:
@@ -260,23 +254,19 @@ def explain(
 def multiply_adds(config: EncoderConfig, traced: TracedText) -> int:
     """Those of one run: six linear maps a layer, and 2 n^2 H for the two products of its attention heads."""
     H, I = config.hidden_size, config.intermediate_size  # noqa: E741 - the letter of the formulas
-    total = 0
-    for layer in traced.layers[1:]:
-        entered, left = len(layer.entered), len(layer.rows)
-        total += entered * 4 * H * H + 2 * entered * entered * H + left * 2 * H * I
-    return total
+    sizes = [(len(layer.entered), len(layer.rows)) for layer in traced.layers[1:]]
+    return sum(entered * 4 * H * H + 2 * entered * entered * H + left * 2 * H * I for entered, left in sizes)
 
 
 def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) -> list[Token]:
-    ids = pruned.batch.ids
-    count = len(ids)
+    ids = pruned.batch.ids.tolist()
     dropped: dict[int, int] = {}
     taker: dict[int, int] = {}
     importance: list[list[float | None]] = [[] for _ in ids]
     for layer in pruned.layers[1:]:
         here = dict(zip(layer.entered.tolist(), layer.importance.tolist(), strict=True))
-        for place in range(count):
-            importance[place].append(here.get(place))
+        for place, seen in enumerate(importance):
+            seen.append(here.get(place))
         if layer.stage is None:
             continue
         for row in layer.stage.dropped.tolist():
@@ -287,19 +277,18 @@ def _tokens(encoder: SentenceEncoder, pruned: TracedText, unpruned: TracedText) 
     last = pruned.layers[-1]
     sizes = dict(zip(last.rows.tolist(), last.sizes.tolist(), strict=True))
     without = [layer.importance.tolist() for layer in unpruned.layers[1:]]
-    strings = encoder.tokenizer.tokens(ids.tolist())
     return [
         Token(
-            token=strings[place],
-            id=int(ids[place]),
-            special=place < pruned.batch.prefix or place >= count - pruned.batch.suffix,
+            token=token,
+            id=ids[place],
+            special=place < pruned.batch.prefix or place >= len(ids) - pruned.batch.suffix,
             dropped_at=dropped.get(place),
             merged_into=taker.get(place),
             size=sizes.get(place, 0.0),
             importance=importance[place],
             unpruned=[layer[place] for layer in without],
         )
-        for place in range(count)
+        for place, token in enumerate(encoder.tokenizer.tokens(ids))
     ]
 
 

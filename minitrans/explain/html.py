@@ -25,7 +25,6 @@ from minitrans.errors import InputError
 from minitrans.explain.explanation import RANKED, Explanation
 from minitrans.explain.trace import TracedText
 from minitrans.files import write_file
-from minitrans.models.parameters import Float32
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 from minitrans.words import counted
 
@@ -63,11 +62,11 @@ class Shown:
 
 def shown(explanation: Explanation, room: int = ROOM) -> Shown:
     """What the page holds of an explanation, with as much of its attention as goes into so many characters."""
-    pruned, unpruned = normalized(np.stack([explanation.pruned.embedding, explanation.unpruned.embedding]))  # [H] each
-    embeddings = {"embedding": _rounded(pruned), "unpruned_embedding": _rounded(unpruned)}
+    both = normalized(np.stack([explanation.pruned.embedding, explanation.unpruned.embedding]))  # [2, H]
+    pruned, unpruned = ([round(float(value), 5) for value in vector] for vector in both)
     attention = _attention(explanation.pruned, room)
     taken = sum(len(layer["data"]) for layer in attention["attention"])
-    return Shown({**explanation.to_dict(), **attention, **embeddings}, taken)
+    return Shown({**explanation.to_dict(), **attention, "embedding": pruned, "unpruned_embedding": unpruned}, taken)
 
 
 def write_page(
@@ -110,10 +109,7 @@ def page(data: dict[str, Any]) -> str:
 
 def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained: Sequence[Shown]) -> dict[str, Any]:
     """What the page draws, as plain JSON values."""
-    fields_shown = None
-    if policy is not None:
-        left_out = ("fitted", "provenance")
-        fields_shown = {f.name: getattr(policy, f.name) for f in fields(policy) if f.name not in left_out}
+    left_out = ("fitted", "provenance")
     config = encoder.config
     return {
         "version": __version__,
@@ -125,7 +121,7 @@ def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained:
             "layers_list": list(range(config.num_hidden_layers)),
             "pooling": " and ".join(encoder.pooling.modes),
         },
-        "policy": fields_shown,
+        "policy": policy and {f.name: getattr(policy, f.name) for f in fields(policy) if f.name not in left_out},
         "policy_text": describe(policy),
         "ranked": RANKED,
         "special": {"prefix": encoder.tokenizer.prefix, "suffix": encoder.tokenizer.suffix},
@@ -138,12 +134,12 @@ def _attention(traced: TracedText, room: int) -> dict[str, Any]:
 
     No layers where not even the averages fit.
     """
-    heads = len(traced.layers[1].attention[0]) if len(traced.batch.ids) <= LONGEST else 0
     average = sum(4 * -(-2 * len(layer.entered) ** 2 // 3) for layer in traced.layers[1:])  # characters
-    if average * (1 + heads) > room:
-        heads = 0
     if average > room:
         return {"attention": [], "maps": 0}
+    heads = len(traced.layers[1].attention[0])
+    if len(traced.batch.ids) > LONGEST or average * (1 + heads) > room:
+        heads = 0
     layers = []
     for layer in traced.layers[1:]:
         attention = layer.attention[0]  # [A, n, n]
@@ -153,17 +149,11 @@ def _attention(traced: TracedText, room: int) -> dict[str, Any]:
     return {"attention": layers, "maps": 1 + heads}
 
 
-def _rounded(values: Float32) -> list[float]:
-    return [round(float(value), 5) for value in values]
-
-
 def _digest(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _embedded(data: dict[str, Any]) -> str:
     """JSON that no HTML parser can take for anything else: it holds no <, > or &."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    escapes = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).translate(escapes)

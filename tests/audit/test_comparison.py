@@ -17,7 +17,6 @@ from minitrans.audit.comparison import (
     Kept,
     Sample,
     Tally,
-    compare,
     distance_from_cut,
     embed,
     embedding_check,
@@ -126,10 +125,13 @@ def test_backends_agree(setting):
 
 
 def test_a_backend_agrees_with_itself_exactly(plain_setting):
-    found = compare(plain_setting.reference, plain_setting.reference, plain_setting.sample, plain_setting.pooling)
-    assert all(tally.largest == 0 and tally.count for tally in (*found.blocks.values(), *found.layers.values()))
-    assert np.array_equal(found.right, found.other)
-    assert np.allclose(np.linalg.norm(found.right, axis=1), 1)
+    setting = plain_setting
+    *places, embeddings = number_checks(
+        setting.reference, setting.reference, setting.sample, setting.pooling, setting.precision
+    )
+    assert all(check.values and not any(check.values.values()) for check in places)
+    assert embeddings.values["largest"] == 0
+    assert np.isclose(embeddings.values["least cosine"], 1)
 
 
 def test_the_side_by_side_run_is_the_references_own(plain_setting):

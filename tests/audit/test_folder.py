@@ -378,7 +378,7 @@ def test_the_original_tells_which_element_differs(damaged, minilm, float32_folde
 
 
 @pytest.mark.parametrize("tensor", ["encoder.layer.1.output.dense.weight", "embeddings.LayerNorm.bias"])
-def test_an_int8_model_of_ones_own_is_compared_with_its_original(copy, folders, tensor):
+def test_an_int8_model_of_ones_own_and_its_original(copy, folders, tensor):
     folder, digests = copy("int8")
     index = flip_element(folder / WEIGHTS, tensor, 5, 3)
     found = audit_folder(folder, sealed=digests, original=folders["plain"])
@@ -531,7 +531,7 @@ def test_a_part_of_a_model_is_a_broken_model(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["modules.json", "sentence_bert_config.json", "tokenizer.json"])
-def test_a_file_that_changes_the_result_by_not_being_there_fails(copy, name):
+def test_a_file_whose_absence_changes_the_result_fails(copy, name):
     folder, digests = copy("plain")
     (folder / name).unlink()
     found = audit_folder(folder, sealed=digests)
@@ -569,7 +569,7 @@ def test_weights_that_are_links_out_fail_with_the_remedy(copy, tmp_path, model, 
     assert checks["files"].measured.startswith(f"{len(files_read(folder)) - 1} of ")
 
 
-def test_a_name_that_leads_out_and_is_no_link_has_no_such_remedy(copy, tmp_path):
+def test_a_name_that_leads_out_without_a_link_has_no_remedy(copy, tmp_path):
     folder, _ = copy("sharded")
     weight_map = {"a": f"../{WEIGHTS}", "b": "model-00001-of-00003.safetensors", "c": "x" * 300 + ".safetensors"}
     random_models.edit_json(folder / "model.safetensors.index.json", weight_map=weight_map)

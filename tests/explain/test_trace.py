@@ -61,7 +61,7 @@ def test_the_run_is_the_same_with_a_trace(encoder, policy):
     assert np.array_equal(layers[-1].sizes, np.ones(len(alone.rows)) if alone.sizes is None else alone.sizes)
 
 
-def test_attention_is_a_distribution_and_its_mean_the_importance(encoder, policy):
+def test_attention_is_a_distribution_its_mean_the_importance(encoder, policy):
     layers, _ = observed(encoder, encoder.tokenize(TEXTS), policy)
     assert layers[0].attention == ()
     assert len(layers[0].importance) == 0
