@@ -13,6 +13,8 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, add_moments, can_measure, fit, token_moments
+from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, can_measure, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
 from minitrans.columns import str_items
@@ -163,7 +165,6 @@ class Search:
                 "scores from; add unlabelled texts of such lengths"
             )
         self._moments: dict[int, dict[str, Moments]] = {}
-        self._base: dict[str, NDArray[np.float64]] = {}
         self._unpruned: NDArray[np.float64] | None = None
         self.key = {
             "minitrans": __version__,
@@ -229,15 +230,13 @@ class Search:
 
     def base(self, trial: Trial) -> NDArray[np.float64]:
         """Accuracies without pruning, [shots, draws]."""
-        if trial.name not in self._base:
-            key = self.key | {"kind": "no pruning", "task": trial.name}
-            value = self.journal.get(key)
-            if value is None:
-                embeddings = self.encoder.encode(trial.texts, pruning=None, show_progress_bar=False)
-                value = {"accuracy": trial.accuracies(embeddings).tolist()}
-                self.journal.put(key, value)
-            self._base[trial.name] = np.array(value["accuracy"])
-        return self._base[trial.name]
+        key = self.key | {"kind": "no pruning", "task": trial.name}
+        value = self.journal.get(key)
+        if value is None:
+            embeddings = self.encoder.encode(trial.texts, pruning=None, show_progress_bar=False)
+            value = {"accuracy": trial.accuracies(embeddings).tolist()}
+            self.journal.put(key, value)
+        return np.array(value["accuracy"])
 
     def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
@@ -278,7 +277,7 @@ class Search:
         parts = [self._layer_moments(layer) for layer, _ in recipe.stages]
         names = [name for name in self.unlabelled if name != without] or list(self.unlabelled)
         moments = {
-            layer: add_moments([{layer: part[name]} for name in names])[layer]
+            layer: reduce(add, [part[name] for name in names])
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
         return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
@@ -286,7 +285,7 @@ class Search:
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:
             self._moments[layer] = {
-                name: token_moments(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
+                name: token_moments(self.encoder, prompted(self.encoder, texts), layer)
                 for name, texts in self.unlabelled.items()
             }
         return self._moments[layer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from minitrans.data.files import Examples, read_examples
 from minitrans.encoder.policy import PruningPolicy, describe
 from minitrans.evaluation.measurement import embedding_costs
-from minitrans.evaluation.metrics import accuracy, macro_f1
+from minitrans.evaluation.metrics import accuracy, macro_metrics
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.files import bundled
 from minitrans.sentences.call import PrunedText
@@ -56,19 +56,14 @@ class DemoReport:
     probability_in_scope: float  # median of the winning intent's probability
     probability_out_of_scope: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
-
-def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | None = None) -> DemoReport:
+def run_demo(encoder: SentenceEncoder, policy: PruningPolicy | None) -> DemoReport:
     """Fit on the example set, embed its test set with and without pruning, and measure both.
 
     Args:
-        encoder: None takes the bundled model.
+        encoder: its own pruning is not used.
         policy: the pruning to show; None takes the default policy.
     """
-    encoder = SentenceEncoder() if encoder is None else encoder
     policy = PruningPolicy() if policy is None else policy
     train, test = (read_examples(bundled(f"{DATA}/{split}.csv")) for split in ("train", "test"))
     beyond = read_examples(bundled(f"{DATA}/out_of_scope.csv"))
@@ -80,7 +75,7 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
     rows = []
     for name, cost in costs.items():
         predicted = [str(label) for label in classifier.predict_embeddings(vectors[name])]
-        metrics = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
+        metrics = accuracy(test.labels, predicted), macro_metrics(test.labels, predicted).f1
         rows.append(DemoRow(name, *metrics, 1e6 / cost.microseconds_per_text, cost.tokens_kept))
 
     return DemoReport(

@@ -21,7 +21,7 @@ from minitrans.data.tasks import Draw, Task
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
-from minitrans.evaluation.few_shot import MEAN, Evaluation, Lookup, Plan, foreign_result
+from minitrans.evaluation.few_shot import Evaluation, Lookup, Plan, foreign_result, grouped
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import Interval, confidence_interval, flat
 from minitrans.evaluation.tables import Column, check_table_file, render, save_text
@@ -197,9 +197,9 @@ def evaluate_scope(
     Raises as `evaluate`, and InputError where no task has texts out of scope to test with.
     """
     able, _ = with_out_of_scope(tasks)
-    plan = Plan.of(encoder, able, shots, seeds, policies or {}, journal, C, label_names)
+    plan = Plan(encoder, able, shots, seeds, policies, journal, C, label_names)
     cells: list[ScopeCell] = []
-    from_journal = total = 0
+    total = 0
     bar = Progress(sum(map(len, plan.draws.values())) * len(plan.policies), progress, unit=" cells")
     with bar:
         for task in plan.tasks:
@@ -208,13 +208,13 @@ def evaluate_scope(
             compute = partial(_measured, outside=outside, calibrations=calibrations)
             others = [*outside, *beyond]
             for name, policy in plan.policies.items():
-                values, found = plan.results("scope", task, policy, compute, bar, others)
-                from_journal, total = from_journal + found, total + len(values)
+                values = plan.results("scope", task, policy, compute, bar, others)
+                total += len(values)
                 for (count, seed), value in values.items():
                     for calibration, scores in _stored(value, calibrations).items():
                         cells.append(ScopeCell(task.name, name, count, seed, calibration, scores))
     rows = _rows(cells, tuple(SCORES) if all_scores else (AUTO,))
-    return ScopeEvaluation(rows, cells, from_journal, total - from_journal)
+    return ScopeEvaluation(rows, cells, plan.from_journal, total - plan.from_journal)
 
 
 def measure_rejection(
@@ -335,20 +335,8 @@ def _is_row(row: Any) -> bool:
 
 
 def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
-    """One per task, shots, policy, calibration and score; then, of several tasks, the means over them.
-
-    There are means only for a calibration that all tasks have.
-    """
-    groups: dict[str, dict[tuple[int, str, str], list[ScopeCell]]] = {}  # by task, then by all else
-    counts = list(dict.fromkeys(cell.shots for cell in cells))
-    for cell in sorted(cells, key=lambda cell: counts.index(cell.shots)):  # stable
-        groups.setdefault(cell.task, {}).setdefault((cell.shots, cell.pruning, cell.calibration), []).append(cell)
-    wanted = [(task, [cells]) for task, kinds in groups.items() for cells in kinds.values()]
-    if len(groups) > 1:
-        first, *others = groups.values()
-        shared = [kind for kind in first if all(kind in kinds for kinds in others)]
-        wanted += [(MEAN, [kinds[kind] for kinds in groups.values()]) for kind in shared]
-    return [_row(members, task, score) for task, members in wanted for score in scores]
+    groups = grouped(cells, lambda cell: (cell.task, cell.shots, cell.pruning, cell.calibration))
+    return [_row(members, task, score) for task, members in groups for score in scores]
 
 
 def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:
