@@ -45,17 +45,12 @@ class Moments:
 
     centred: Float64  # [H, H] hidden states, less their mean over the text
     centred_shift: Float64  # [H] these times the centred logarithm of the shift
-    gram: Float64  # [F, F] of [hidden state, 1]
+    gram: Float64  # [F, F] of [hidden state, 1]; its last entry is the number of tokens
     shift: Float64  # [F] times the logarithm of the shift + 2 log n: it then means the same at every length
     final: Float64  # [F, H] times the final hidden state
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return int(self.gram[-1, -1])
 
 
 def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:

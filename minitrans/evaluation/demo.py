@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minitrans.data.files import Examples, read_examples
 from minitrans.encoder.policy import PruningPolicy, describe
@@ -16,8 +15,6 @@ from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.files import bundled
 from minitrans.sentences.call import PrunedText
 from minitrans.sentences.sentence_encoder import SentenceEncoder
-
-DATA = "examples/data"
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ def run_demo(encoder: SentenceEncoder, policy: PruningPolicy | None) -> DemoRepo
         policy: the pruning to show; None takes the default policy.
     """
     policy = PruningPolicy() if policy is None else policy
-    train, test = (read_examples(bundled(f"{DATA}/{split}.csv")) for split in ("train", "test"))
-    beyond = read_examples(bundled(f"{DATA}/out_of_scope.csv"))
+    train, test = (read_examples(bundled(f"examples/data/{split}.csv")) for split in ("train", "test"))
+    beyond = read_examples(bundled("examples/data/out_of_scope.csv"))
     classifier = FewShotClassifier(encoder).fit(train.texts, train.labels)
 
     policies: dict[str, PruningPolicy | None] = {"none": None, describe(policy): policy}
@@ -78,6 +75,8 @@ def run_demo(encoder: SentenceEncoder, policy: PruningPolicy | None) -> DemoRepo
         metrics = accuracy(test.labels, predicted), macro_metrics(test.labels, predicted).f1
         rows.append(DemoRow(name, *metrics, 1e6 / cost.microseconds_per_text, cost.tokens_kept))
 
+    inside = classifier.predict_proba_embeddings(vectors["none"])  # [B, C]
+    outside = classifier.predict_proba(beyond.texts)  # [B', C]
     return DemoReport(
         encoder=encoder.info(),
         intents=len(classifier.classes_),
@@ -85,8 +84,8 @@ def run_demo(encoder: SentenceEncoder, policy: PruningPolicy | None) -> DemoRepo
         test_examples=len(test.texts),
         rows=rows,
         samples=_samples(classifier, encoder, policy, test),
-        probability_in_scope=_median_confidence(classifier.predict_proba_embeddings(vectors["none"])),
-        probability_out_of_scope=_median_confidence(classifier.predict_proba(beyond.texts)),
+        probability_in_scope=float(np.median(inside.max(axis=1))),
+        probability_out_of_scope=float(np.median(outside.max(axis=1))),
     )
 
 
@@ -113,7 +112,3 @@ def _samples(
         )
         for i, text, row, tokens in zip(chosen, texts, probabilities, pruned, strict=True)
     ]
-
-
-def _median_confidence(probabilities: NDArray[np.float64]) -> float:
-    return float(np.median(probabilities.max(axis=-1)))

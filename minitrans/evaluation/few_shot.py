@@ -116,15 +116,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "minitrans": __version__,
-            "encoder": dict(self.encoder),
-            "settings": dict(self.settings),
-            "rows": [row.to_dict() for row in self.rows],
-            "cells": [asdict(cell) for cell in self.cells],
-            "from_journal": self.from_journal,
-            "computed": self.computed,
-        }
+        found = {"rows": self.table(), "cells": [asdict(cell) for cell in self.cells]}
+        return {"minitrans": __version__, **vars(self), **found}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
@@ -166,8 +159,8 @@ def evaluate(
     plan = Plan(encoder, tasks, shots, seeds, policies, journal, C, label_names)
     cells: list[Cell] = []
     costs: dict[tuple[str, str], Cost] = {}
-    bar = Progress(sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies), progress, unit=" cells")
-    with bar:
+    total = sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies)
+    with (bar := Progress(total, progress, unit=" cells")):
         for task in plan.tasks:
             for name, cost in _costs(plan, task).items():
                 costs[task.name, name] = cost

@@ -142,12 +142,7 @@ class ScopeEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "rows": self.table(),
-            "cells": [vars(cell) for cell in self.cells],
-            "from_journal": self.from_journal,
-            "computed": self.computed,
-        }
+        return vars(self) | {"rows": self.table(), "cells": [vars(cell) for cell in self.cells]}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
@@ -280,18 +275,16 @@ def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation
     A file in CSV holds one table: the second one goes to a file of its own beside it, "results.out-of-scope.csv".
     """
     style, path = check_table_file(path), Path(path)
-    tables = [render(EVALUATION_COLUMNS, found.table(), style)]
-    rows = [len(found.rows)]
-    if scope is not None:
-        tables.append(render(COLUMNS, scope.table(), style))
-        rows.append(len(scope.rows))
+    tables = [(EVALUATION_COLUMNS, found.table())] + ([] if scope is None else [(COLUMNS, scope.table())])
+    shown = [render(columns, rows, style) for columns, rows in tables]
+    counts = [len(rows) for _, rows in tables]
     if style == "csv":
-        files = [path, path.with_suffix(".out-of-scope.csv")]
-        for file, table in zip(files, tables, strict=False):
-            save_text(file, table)
-        return [f"{file}: {count} rows" for file, count in zip(files, rows, strict=False)]
-    save_text(path, to_json(found, scope) if style == "json" else "\n".join(tables))
-    return [f"{path}: {' and '.join(map(str, rows))} rows"]
+        files = [path, path.with_suffix(".out-of-scope.csv")][: len(tables)]
+        for file, text in zip(files, shown, strict=True):
+            save_text(file, text)
+        return [f"{file}: {count} rows" for file, count in zip(files, counts, strict=True)]
+    save_text(path, to_json(found, scope) if style == "json" else "\n".join(shown))
+    return [f"{path}: {' and '.join(map(str, counts))} rows"]
 
 
 def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:

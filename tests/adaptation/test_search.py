@@ -488,7 +488,7 @@ def test_the_drop_of_another_encoder(quick, plain):
 def test_work_without_pruning(quick):
     search = make_search(quick)
     lengths = [[len(each.tokens) for each in quick.pruned_tokens(trial.texts, pruning=None)] for trial in search.trials]
-    work = search.unpruned_work()
+    work = search.unpruned_work
     assert work[0] == 1
     assert work[1] == pytest.approx(np.mean([np.mean(each) for each in lengths]))
     assert work[2] == pytest.approx(3 * work[1])
