@@ -121,7 +121,7 @@ def long_inputs() -> None:
     recipes = [
         Recipe(((layer, quantile),), "learned", "restore") for layer in (0, 1) for quantile in (0.5, 0.6, 0.7, 0.8)
     ]
-    unpruned = search.unpruned_work()[LAYER_ROWS]
+    unpruned = search.unpruned_work[LAYER_ROWS]
     outcomes = search.run(recipes, mean_drop=1000.0)
     lossless = [each for each in outcomes if each.mean_drop <= 0] or [min(outcomes, key=lambda each: each.mean_drop)]
     chosen = min(lossless, key=lambda each: each.work[LAYER_ROWS])

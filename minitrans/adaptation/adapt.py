@@ -7,6 +7,7 @@ model of this machine for all policies, and measured for the finalists and for w
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +39,7 @@ TIE = 0.01  # relative difference in time that is none
 TIMED_TEXTS = 2000
 BATCH = 64  # texts, while timing
 
-Kind = Literal["none", "policy", "paper", "layers", "precision"]
+TIME_AND_DROP = operator.attrgetter("cost", "mean_drop")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TimedRun:
     """
 
     name: str
-    kind: Kind
+    kind: Literal["none", "policy", "paper", "layers", "precision"]
     time_ratio: float
     mean_drop: float
 
@@ -83,7 +84,7 @@ class Adaptation:
 
     def pareto(self) -> list[Outcome]:
         """Those that no other beats in both predicted time and mean drop, the cheapest first."""
-        return _front(self.outcomes)
+        return front(self.outcomes, TIME_AND_DROP)
 
     def save_policy(self, path: str | os.PathLike[str]) -> None:
         """Write the policy.
@@ -181,14 +182,10 @@ def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: Cos
     seconds, drops = _finals(search, timed, best.recipe)
     ratio = ratios(seconds, "none")
     timings = [TimedRun("none", "none", 1.0, 0.0)]
-    timings += [
-        TimedRun(name, "paper" if each is paper else "policy", ratio[name], each.mean_drop)
-        for name, each in timed.items()
-    ]
-    timings += [
-        TimedRun(name, "precision" if "precision" in name else "layers", ratio[name], drop)
-        for name, drop in sorted(drops.items())  # a journal keeps no order
-    ]
+    for name, each in timed.items():
+        timings.append(TimedRun(name, "paper" if each is paper else "policy", ratio[name], each.mean_drop))
+    for name, drop in sorted(drops.items()):  # a journal keeps no order
+        timings.append(TimedRun(name, "precision" if "precision" in name else "layers", ratio[name], drop))
     found = partial(
         Adaptation,
         outcomes=outcomes,
@@ -299,7 +296,7 @@ def _competitors(
 
 
 def _priced(search: Search, outcomes: Sequence[Outcome], model: CostModel) -> list[Outcome]:
-    unpruned = model.seconds(search.unpruned_work())
+    unpruned = model.seconds(search.unpruned_work)
     return [replace(each, cost=model.seconds(each.work) / unpruned) for each in outcomes]
 
 
@@ -312,14 +309,9 @@ def _cheapest(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
     return sorted((each for each in outcomes if each.meets(limits)), key=preference)
 
 
-def _front(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Those that no other beats in both predicted time and mean drop, the cheapest first."""
-    return [outcomes[i] for i in front([(each.cost, each.mean_drop) for each in outcomes])]
-
-
 def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
     """Whose neighbours to try: the cheapest within the limits, then those of the front that come nearest to them."""
-    near = sorted(_front(outcomes), key=lambda each: each.excess(limits))
+    near = sorted(front(outcomes, TIME_AND_DROP), key=lambda each: each.excess(limits))
     chosen = {str(each.recipe): each for each in [*_cheapest(outcomes, limits)[: PARENTS // 2], *near]}
     return list(chosen.values())[:PARENTS]
 

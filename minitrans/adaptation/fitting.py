@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import reduce
+from operator import add
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -28,7 +29,6 @@ from minitrans.errors import InputError
 from minitrans.models.parameters import Float32, Linear
 from minitrans.models.sentence import PoolingConfig
 from minitrans.sentences.batches import CHUNK_TOKENS, by_length, over_batches
-from minitrans.sentences.call import Progress
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 Float64: TypeAlias = NDArray[np.float64]
@@ -45,17 +45,12 @@ class Moments:
 
     centred: Float64  # [H, H] hidden states, less their mean over the text
     centred_shift: Float64  # [H] these times the centred logarithm of the shift
-    gram: Float64  # [F, F] of [hidden state, 1]
+    gram: Float64  # [F, F] of [hidden state, 1]; its last entry is the number of tokens
     shift: Float64  # [F] times the logarithm of the shift + 2 log n: it then means the same at every length
     final: Float64  # [F, H] times the final hidden state
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    @property
-    def tokens(self) -> int:
-        """How many there are."""
-        return int(self.gram[-1, -1])
 
 
 def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:
@@ -63,16 +58,13 @@ def can_measure(encoder: SentenceEncoder, texts: Sequence[str]) -> bool:
     return any(SHORTEST <= len(ids) <= LONGEST for ids in encoder.tokenizer.encode(list(texts)).ids)
 
 
-def token_moments(
-    encoder: SentenceEncoder, texts: Sequence[str], layers: Sequence[int], progress: bool = False
-) -> dict[int, Moments]:
-    """Take out each token of each text once per layer, and sum up what a fit needs.
+def token_moments(encoder: SentenceEncoder, texts: Sequence[str], layer: int) -> Moments:
+    """Take out each token of each text behind a layer's attention block, and sum up what a fit needs.
 
     Args:
         encoder: its own pruning plays no part.
         texts: unlabelled; those of fewer than 5 or more than 40 tokens are left out.
-        layers: 0-based.
-        progress: whether to show a bar on standard error.
+        layer: 0-based.
 
     Raises:
         InputError: no text of a fitting length.
@@ -84,27 +76,13 @@ def token_moments(
             f"none of {len(texts)} texts has {SHORTEST} to {LONGEST} tokens, wanted some to learn from; add texts"
         )
 
-    def work(blocks: Blocks, batch: PackedBatch) -> dict[int, Moments]:
-        found = {}
-        for layer in layers:
-            start = start_behind(blocks, batch, layer)
-            full = forward(blocks, batch, start=start)
-            embeddings = normalized(pool_encoded(full, encoder.pooling))  # [B, H]
-            found[layer] = _moments(start, full, _shifts(blocks, encoder.pooling, batch, start, embeddings))
-        return found
+    def work(blocks: Blocks, batch: PackedBatch) -> Moments:
+        start = start_behind(blocks, batch, layer)
+        full = forward(blocks, batch, start=start)
+        embeddings = normalized(pool_encoded(full, encoder.pooling))  # [B, H]
+        return _moments(start, full, _shifts(blocks, encoder.pooling, batch, start, embeddings))
 
-    bar = Progress(sum(len(batch.offsets) - 1 for batch in packed), progress)
-    total: list[dict[int, Moments]] = []
-    with bar:
-        for batch, found in zip(packed, over_batches(encoder.blocks, packed, work, encoder.threads), strict=True):
-            total = [add_moments([*total, found])]
-            bar.update(len(batch.offsets) - 1)
-    return total[0]
-
-
-def add_moments(parts: Sequence[dict[int, Moments]]) -> dict[int, Moments]:
-    """The sums over several sets of texts."""
-    return {layer: reduce(Moments.__add__, [part[layer] for part in parts]) for layer in parts[0]}
+    return reduce(add, over_batches(encoder.blocks, packed, work, encoder.threads))
 
 
 def fit(model: str, moments: dict[int, Moments], by_threshold: bool = False) -> Fitted:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from minitrans.encoder.fitted import Fitted
 from minitrans.encoder.policy import PruningPolicy, Reduce, Score
+
+T = TypeVar("T")
 
 METHODS: tuple[tuple[Score, Reduce], ...] = (
     ("attention", "drop"),  # the paper's
@@ -121,12 +123,10 @@ def new_ones(recipes: Iterable[Recipe], known: Iterable[Recipe]) -> list[Recipe]
     return [recipe for recipe in dict.fromkeys(recipes) if recipe not in seen]
 
 
-def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points (cost, drop) that no other beats in both, the cheapest first."""
-    order = sorted(range(len(points)), key=lambda i: points[i])
-    best, least = [], float("inf")
-    for i in order:
-        if points[i][1] < least:
-            best.append(i)
-            least = points[i][1]
+def front(items: Iterable[T], price: Callable[[T], tuple[float, float]]) -> list[T]:
+    """Those that no other beats in both numbers of their ``price``, by the first one; of equal ones the first."""
+    best: list[T] = []
+    for each in sorted(items, key=price):
+        if not best or price(each)[1] < price(best[-1])[1]:
+            best.append(each)
     return best

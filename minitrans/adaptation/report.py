@@ -10,7 +10,6 @@ from typing import Any
 
 from minitrans.adaptation.adapt import Adaptation, TimedRun
 from minitrans.adaptation.recipes import METHODS
-from minitrans.adaptation.search import Outcome
 from minitrans.errors import InputError
 from minitrans.evaluation.tables import Column, render, save_text
 from minitrans.files import atomic_file
@@ -36,10 +35,8 @@ _TIMED = (
 
 def timing_table(found: Adaptation, style: Any = "text") -> str:
     """Finalists and competitors as a table, the fastest first; the chosen policy is marked."""
-    rows = []
-    for each in sorted(found.timings, key=lambda timing: timing.time_ratio):
-        rows.append({"name": _described(found, each), "time_ratio": each.time_ratio, "mean_drop": each.mean_drop})
-    return render(_TIMED, rows, style)
+    timings = sorted(found.timings, key=lambda timing: timing.time_ratio)
+    return render(_TIMED, [vars(each) | {"name": _described(found, each)} for each in timings], style)
 
 
 def markdown(found: Adaptation, picture: str | None = None) -> str:
@@ -105,6 +102,7 @@ def svg_figure(path: Path, size: tuple[float, float], font_size: float) -> Itera
 
 
 def _draw(found: Adaptation, axes: Any) -> None:
+    note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7}
     shown = [each for each in found.outcomes if each.mean_drop < LOWEST_SHOWN]
     for method, color in COLORS.items():
         mine = [each for each in shown if (each.recipe.score, each.recipe.reduce) == method]
@@ -115,29 +113,17 @@ def _draw(found: Adaptation, axes: Any) -> None:
     axes.plot([100 * each.cost for each in pareto], [-each.mean_drop for each in pareto], color="#1b5e9e", lw=0.8)
     for each in found.timings:
         if each.kind in ("layers", "precision") and each.mean_drop < LOWEST_SHOWN and each.time_ratio < 1.6:
-            axes.scatter(100 * each.time_ratio, -each.mean_drop, marker="x", s=30, color="#a03050")
-            axes.annotate(
-                each.name,
-                (100 * each.time_ratio, -each.mean_drop),
-                textcoords="offset points",
-                xytext=(5, 3),
-                fontsize=7,
-                color="#a03050",
-            )
+            place = 100 * each.time_ratio, -each.mean_drop
+            axes.scatter(*place, marker="x", s=30, color="#a03050")
+            axes.annotate(each.name, place, xytext=(5, 3), color="#a03050", **note)
     label = "chosen" if found.policy is not None else "nearest to the limits"
     place = 100 * found.chosen.cost, -found.chosen.mean_drop
     axes.scatter(*place, marker="*", s=170, color="#d62728", zorder=5, label=f"{label}: {found.chosen.recipe}")
     axes.scatter(100, 0, marker="s", s=30, color="black", label="no pruning")
     axes.axhline(-found.limits.mean_drop, color="#999999", ls=":", lw=1)
-    axes.annotate(
-        "limit of the mean drop",
-        (0.01, -found.limits.mean_drop),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        xytext=(0, 3),
-        fontsize=7,
-        color="#666666",
-    )
+    place = 0.01, -found.limits.mean_drop
+    across = ("axes fraction", "data")
+    axes.annotate("limit of the mean drop", place, xycoords=across, xytext=(0, 3), color="#666666", **note)
     axes.set_xlabel("embedding time, % of no pruning (policies: predicted; crosses: measured)")
     axes.set_ylabel("change of accuracy in points, mean over tasks, shots and draws")
     axes.grid(alpha=0.25)
@@ -176,23 +162,17 @@ def _parts(found: Adaptation, picture: str | None) -> Iterator[str]:
     yield timing_table(found, "markdown")
     yield "## The front"
     yield f"Predicted times: the cost model is within {found.cost_model.error:.1%} of the timings it was fitted to."
-    yield render(_FRONT, [_front_row(found, each) for each in found.pareto()], "markdown")
+    rows = []
+    for each in found.pareto():
+        mean, worst = each.bounds(limits.confidence)
+        shown = {"mean_drop": each.mean_drop, "mean_bound": mean, "worst_bound": worst}
+        mark = " (chosen)" if found.policy is not None and each is chosen else ""
+        within = "yes" if each.meets(limits) else "no"
+        rows.append(vars(each) | shown | {"policy": f"{each.recipe}{mark}", "within": within})
+    yield render(_FRONT, rows, "markdown")
     yield "## Accuracy without pruning"
     rows = [{"task": name, "accuracy": value} for name, value in found.baseline.items()]
     yield render((Column("task", "task"), Column("accuracy", "accuracy", ".1%")), rows, "markdown")
-
-
-def _front_row(found: Adaptation, each: Outcome) -> dict[str, Any]:
-    mean, worst = each.bounds(found.limits.confidence)
-    return {
-        "policy": str(each.recipe) + (" (chosen)" if found.policy is not None and each is found.chosen else ""),
-        "cost": each.cost,
-        "mean_drop": each.mean_drop,
-        "mean_bound": mean,
-        "worst_bound": worst,
-        "tokens_kept": each.tokens_kept,
-        "within": "yes" if each.meets(found.limits) else "no",
-    }
 
 
 def _described(found: Adaptation, each: TimedRun) -> str:

@@ -11,8 +11,10 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, reduce
+from operator import add
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, add_moments, can_measure, fit, token_moments
+from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, can_measure, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
 from minitrans.columns import str_items
@@ -163,8 +165,6 @@ class Search:
                 "scores from; add unlabelled texts of such lengths"
             )
         self._moments: dict[int, dict[str, Moments]] = {}
-        self._base: dict[str, NDArray[np.float64]] = {}
-        self._unpruned: NDArray[np.float64] | None = None
         self.key = {
             "minitrans": __version__,
             "encoder": encoder.identity.sha256,
@@ -186,8 +186,7 @@ class Search:
     def run(self, recipes: Sequence[Recipe], mean_drop: float) -> list[Outcome]:
         """Try the recipes, layer by layer, so that one layer's states are in memory at a time."""
         found: dict[Recipe, Outcome] = {}
-        bar = Progress(len(recipes), self.progress, unit=" policies")
-        with bar:
+        with (bar := Progress(len(recipes), self.progress, unit=" policies")):
             for layer in sorted({recipe.layer for recipe in recipes}):
                 here = [recipe for recipe in recipes if recipe.layer == layer]
                 states: dict[tuple[str, str], list[Start]] = {}
@@ -229,32 +228,28 @@ class Search:
 
     def base(self, trial: Trial) -> NDArray[np.float64]:
         """Accuracies without pruning, [shots, draws]."""
-        if trial.name not in self._base:
-            key = self.key | {"kind": "no pruning", "task": trial.name}
-            value = self.journal.get(key)
-            if value is None:
-                embeddings = self.encoder.encode(trial.texts, pruning=None, show_progress_bar=False)
-                value = {"accuracy": trial.accuracies(embeddings).tolist()}
-                self.journal.put(key, value)
-            self._base[trial.name] = np.array(value["accuracy"])
-        return self._base[trial.name]
+        key = self.key | {"kind": "no pruning", "task": trial.name}
+        value = self.journal.get(key)
+        if value is None:
+            embeddings = self.encoder.encode(trial.texts, pruning=None, show_progress_bar=False)
+            value = {"accuracy": trial.accuracies(embeddings).tolist()}
+            self.journal.put(key, value)
+        return np.array(value["accuracy"])
 
     def _states(self, trial: Trial, layer: int, want: str) -> list[Start]:
         """Behind the attention block of a layer, for every batch of a task; computed without the layers above."""
 
-        def work(blocks: Blocks, batch: PackedBatch) -> Start:
-            return start_behind(blocks, batch, layer, want)
+        return self._over(trial.packed(self.encoder), lambda blocks, batch: start_behind(blocks, batch, layer, want))
 
-        return list(self._over(trial.packed(self.encoder), work))
-
-    def _over(self, batches: Sequence[PackedBatch], work: Work[T]) -> Iterator[T]:
-        return over_batches(self.encoder.blocks, batches, work, self.encoder.threads)
+    def _over(self, packed: Sequence[tuple[NDArray[np.int64], PackedBatch]], work: Work[T]) -> list[T]:
+        return list(over_batches(self.encoder.blocks, [batch for _, batch in packed], work, self.encoder.threads))
 
     def _embed(
         self, trial: Trial, policy: PruningPolicy, states: Sequence[Start]
     ) -> tuple[Float32, float, NDArray[np.float64]]:
         """Embeddings [B, H], share of the tokens kept, and the work per text."""
-        by_batch = {id(batch): start for batch, start in zip(trial.packed(self.encoder), states, strict=True)}
+        packed = trial.packed(self.encoder)
+        by_batch = {id(batch): start for (_, batch), start in zip(packed, states, strict=True)}
 
         def work(blocks: Blocks, batch: PackedBatch) -> tuple[Float32, int, NDArray[np.float64]]:
             start = by_batch[id(batch)]
@@ -264,11 +259,11 @@ class Search:
             encoded = forward(blocks, batch, policy, counter, start)
             return pool_encoded(encoded, self.encoder.pooling), len(encoded.rows), counter.work
 
-        parts = list(self._over(trial.packed(self.encoder), work))
+        parts = self._over(packed, work)
         embeddings = np.empty((len(trial.texts), parts[0][0].shape[1]), np.float32)
-        for which, part in zip(trial.places, parts, strict=True):
+        for (which, _), part in zip(packed, parts, strict=True):
             embeddings[which] = part[0]
-        tokens = sum(len(batch.ids) for batch in trial.packed(self.encoder))
+        tokens = sum(len(batch.ids) for _, batch in packed)
         total: NDArray[np.float64] = np.sum([part[2] for part in parts], axis=0)
         embeddings = embeddings[:, : self.encoder.get_embedding_dimension()]
         return embeddings, sum(part[1] for part in parts) / tokens, total / len(trial.texts)
@@ -278,7 +273,7 @@ class Search:
         parts = [self._layer_moments(layer) for layer, _ in recipe.stages]
         names = [name for name in self.unlabelled if name != without] or list(self.unlabelled)
         moments = {
-            layer: add_moments([{layer: part[name]} for name in names])[layer]
+            layer: reduce(add, [part[name] for name in names])
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
         return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
@@ -286,7 +281,7 @@ class Search:
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:
             self._moments[layer] = {
-                name: token_moments(self.encoder, prompted(self.encoder, texts), (layer,))[layer]
+                name: token_moments(self.encoder, prompted(self.encoder, texts), layer)
                 for name, texts in self.unlabelled.items()
             }
         return self._moments[layer]
@@ -302,12 +297,11 @@ class Search:
 
     # What they cost
 
+    @cached_property
     def unpruned_work(self) -> NDArray[np.float64]:
-        """The work [kinds] per text without pruning, mean over the tasks; the first call runs every text."""
-        if self._unpruned is None:
-            parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
-            self._unpruned = np.mean(parts, axis=0)
-        return self._unpruned
+        """The work [kinds] per text without pruning, mean over the tasks; found by running every text."""
+        parts = [self.count(trial.texts, None) / len(trial.texts) for trial in self.trials]
+        return np.asarray(np.mean(parts, axis=0))
 
     def count(self, texts: Sequence[str], policy: PruningPolicy | None) -> NDArray[np.float64]:
         """The work [kinds] of embedding the texts."""
@@ -317,8 +311,8 @@ class Search:
             forward(blocks, batch, policy, counter)
             return counter.work
 
-        packed = [batch for _, batch in by_length(self.encoder.tokenizer, prompted(self.encoder, texts))]
-        total: NDArray[np.float64] = np.sum(list(self._over(packed, work)), axis=0)
+        packed = by_length(self.encoder.tokenizer, prompted(self.encoder, texts))
+        total: NDArray[np.float64] = np.sum(self._over(packed, work), axis=0)
         return total
 
     def policy(self, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPolicy:

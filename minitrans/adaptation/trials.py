@@ -33,16 +33,11 @@ class Trial:
         self.test_texts = self.draws[0][0].test.texts
         self._packed: list[tuple[NDArray[np.int64], PackedBatch]] = []
 
-    def packed(self, encoder: SentenceEncoder) -> list[PackedBatch]:
-        """The texts as batches of tokens."""
+    def packed(self, encoder: SentenceEncoder) -> list[tuple[NDArray[np.int64], PackedBatch]]:
+        """The texts as batches of tokens, each behind the rows of ``texts`` that it holds."""
         if not self._packed:
             self._packed = by_length(encoder.tokenizer, prompted(encoder, self.texts))
-        return [batch for _, batch in self._packed]
-
-    @property
-    def places(self) -> list[NDArray[np.int64]]:
-        """The rows of ``texts`` that each batch holds."""
-        return [which for which, _ in self._packed]
+        return self._packed
 
     def accuracies(self, embeddings: Float32) -> NDArray[np.float64]:
         """The accuracy of every draw, [shots, draws], from the embeddings of ``texts``."""

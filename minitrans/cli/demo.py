@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from minitrans.cli import options
 from minitrans.words import printable
 
 if TYPE_CHECKING:
-    from minitrans.evaluation.demo import DemoReport, DemoSample
+    from minitrans.evaluation.demo import DemoReport
 
 
 @click.command(cls=options.Command, epilog="minitrans demo")
@@ -29,12 +30,14 @@ def demo(as_json: bool, pruning: str | None, **model: Any) -> None:
     options.tell("Fitting and testing, with and without pruning ...")
     report = run_demo(encoder, policy)
     if as_json:
-        options.say(json.dumps(report.to_dict(), indent=2))
+        options.say(json.dumps(asdict(report), indent=2))
     else:
         options.print_all(_lines(report))
 
 
 def _lines(report: DemoReport) -> Iterable[str]:
+    from minitrans.evaluation.tables import Column, render
+
     encoder = report.encoder
     yield printable(
         f"{encoder['model']}: {encoder['precision']}, {encoder['backend']} backend, {encoder['threads']} threads"
@@ -44,18 +47,21 @@ def _lines(report: DemoReport) -> Iterable[str]:
         f"tested on {report.test_examples} others."
     )
     yield ""
-    width = max(len("pruning"), *(len(row.pruning) for row in report.rows))
-    yield f"{'pruning'.ljust(width)}  accuracy  macro F1  texts/s  tokens kept"
-    for row in report.rows:
-        yield (
-            f"{row.pruning.ljust(width)}  {row.accuracy:8.1%}  {row.macro_f1:8.1%}  {row.texts_per_second:7.0f}"
-            f"  {row.tokens_kept:11.1%}"
-        )
-    yield ""
+    yield render(
+        (
+            Column("pruning", "pruning"),
+            Column("accuracy", "accuracy", ".1%"),
+            Column("macro_f1", "macro F1", ".1%"),
+            Column("texts_per_second", "texts/s", ".0f"),
+            Column("tokens_kept", "tokens kept", ".1%"),
+        ),
+        list(map(vars, report.rows)),
+    )  # its line end stands for the empty line
     yield "Some test utterances, pruned; the tokens that were dropped are " + options.mark_dropped("marked") + ":"
     for sample in report.samples:
         yield ""
-        yield "  " + " ".join(_words(sample))
+        tokens = zip(map(printable, sample.tokens), sample.kept, strict=True)
+        yield "  " + " ".join(token if kept else options.mark_dropped(token) for token, kept in tokens)
         verdict = "" if sample.predicted == sample.expected else f", expected {sample.expected}"
         yield f"  -> {sample.predicted} ({sample.probability:.0%}{verdict})"
     yield ""
@@ -63,8 +69,3 @@ def _lines(report: DemoReport) -> Iterable[str]:
         f"Probability of the predicted intent, median: {report.probability_in_scope:.0%} on these intents, "
         f"{report.probability_out_of_scope:.0%} on utterances about something else."
     )
-
-
-def _words(sample: DemoSample) -> Iterable[str]:
-    pairs = zip(sample.tokens, sample.kept, strict=True)
-    return (printable(token) if kept else options.mark_dropped(printable(token)) for token, kept in pairs)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -58,19 +59,34 @@ def _possible(argument: str) -> bool:
         return False
 
 
-PRUNING_HELP = "A policy as JSON, or a name: POLICIES."
-_MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
-_PRUNING = click.option("--pruning", metavar="FILE", help=PRUNING_HELP)
+def _together(*options: Any) -> Callable[[Any], Any]:
+    """One decorator in place of several, shown in this order by --help."""
+    return lambda function: reduce(lambda decorated, option: option(decorated), reversed(options), function)
+
+
 LOCAL_FILES_ONLY = click.option("--local-files-only", is_flag=True, help="Never open a connection.")
 DELIMITER = click.option("--delimiter", metavar="CHARACTER", help="Of .csv and .tsv. Default: found from the header.")
 COLUMN = click.option("--column", default="text", show_default=True, help="Which column of --input.")
-_TEXTS = (
+EXAMPLE_COLUMNS = _together(
+    click.option("--text-column", default="text", show_default=True),
+    click.option("--label-column", default="label", show_default=True),
+    DELIMITER,
+)
+CLASSIFIER = _together(
+    click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty."),
+    click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example."),
+)
+# Texts as arguments, in a file, or on standard input: the arguments of `texts`.
+text_options = _together(
     click.argument("texts", nargs=-1),
     click.option("-i", "--input", "file", metavar="FILE", help="Text file (a text a line), or .csv, .tsv, .jsonl."),
     COLUMN,
     DELIMITER,
 )
-_ENCODER = (
+_PRUNING_HELP = "A policy as JSON, or a name: POLICIES."
+PRUNINGS = click.option("--pruning", metavar="FILE", multiple=True, help=f"{_PRUNING_HELP} May be repeated.")
+_MODEL = click.option("--model", metavar="NAME", help="Folder or hub name. Default: the bundled int8 all-MiniLM-L6-v2.")
+_RUN = (
     click.option("--threads", type=int, help="Default: all processors that are available."),
     LOCAL_FILES_ONLY,
     click.option(
@@ -81,21 +97,9 @@ _ENCODER = (
         help="When a text is too long for the model.",
     ),
 )
-
-
-def model_options(function: Any) -> Any:
-    """Options that choose a model and how it prunes: the keyword arguments of `encoder`."""
-    return _with(function, _MODEL, _PRUNING, *_ENCODER)
-
-
-def text_options(function: Any) -> Any:
-    """Texts as arguments, in a file, or on standard input: the arguments of `texts`."""
-    return _with(function, *_TEXTS)
-
-
-def encoder_options(function: Any) -> Any:
-    """`model_options` without --pruning, for commands that compare policies."""
-    return _with(function, _MODEL, *_ENCODER)
+# A model and how it prunes: the keyword arguments of `encoder`. Commands that compare policies leave --pruning out.
+model_options = _together(_MODEL, click.option("--pruning", metavar="FILE", help=_PRUNING_HELP), *_RUN)
+encoder_options = _together(_MODEL, *_RUN)
 
 
 def encoder(model: str | None, pruning: str | None = None, **options: Any) -> SentenceEncoder:
@@ -130,13 +134,6 @@ def policy(pruning: str | None) -> PruningPolicy | None:
         return None
     path = Path(str(pruning))
     return PruningPolicy.load(path) if path.suffix or path.exists() else PruningPolicy.named(str(pruning))
-
-
-def json_file(path: str) -> Path:
-    """The path, if it ends in .json; InputError if it does not."""
-    if not path.endswith(".json"):
-        raise InputError(f"{path} does not end in .json, wanted a name as policy.json")
-    return Path(path)
 
 
 def texts(arguments: tuple[str, ...], file: str | None, column: str, delimiter: str | None = None) -> list[str]:
@@ -262,9 +259,3 @@ def can_print(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _with(function: Any, *options: Any) -> Any:
-    for option in reversed(options):
-        function = option(function)
-    return function

@@ -27,8 +27,6 @@ _TASK = click.option("--task", "sources", metavar="FOLDER", multiple=True, requi
 _SEEDS = click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots."
 )
-_TEXT_COLUMN = click.option("--text-column", default="text", show_default=True)
-_LABEL_COLUMN = click.option("--label-column", default="label", show_default=True)
 
 
 @click.command(
@@ -48,14 +46,11 @@ _LABEL_COLUMN = click.option("--label-column", default="label", show_default=Tru
     help="Examples per class, with commas between them.",
 )
 @_SEEDS
-@click.option("--pruning", metavar="FILE", multiple=True, help=f"{options.PRUNING_HELP} May be repeated.")
+@options.PRUNINGS
 @click.option("-o", "--output", metavar="FILE", help="Write the table to .csv, .md or .txt, or everything to .json.")
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
-@click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
-@click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
-@_TEXT_COLUMN
-@_LABEL_COLUMN
-@options.DELIMITER
+@options.CLASSIFIER
+@options.EXAMPLE_COLUMNS
 @click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
@@ -138,9 +133,7 @@ def evaluate(
 @click.option("--texts", metavar="FILE", help="More unlabelled texts to learn from: a text a line, or a table.")
 @click.option("--fit-texts", default=2000, show_default=True, type=click.IntRange(min=1), help="Texts to learn from.")
 @click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
-@_TEXT_COLUMN
-@_LABEL_COLUMN
-@options.DELIMITER
+@options.EXAMPLE_COLUMNS
 @options.encoder_options
 def adapt(
     sources: tuple[str, ...],
@@ -171,7 +164,9 @@ def adapt(
     from minitrans.data.files import read_texts
     from minitrans.evaluation.journal import Journal
 
-    policy_file = options.json_file(output)
+    if not output.endswith(".json"):
+        raise InputError(f"{output} does not end in .json, wanted a name as policy.json")
+    policy_file = Path(output)
     report_file = adaptation_report.check_report_file(report or policy_file.with_suffix(".md"))
     journal_file = journal or policy_file.with_suffix(".journal.jsonl")
     outputs = {"--output": policy_file, "--report": report_file, "--journal": journal_file}

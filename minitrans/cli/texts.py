@@ -63,11 +63,8 @@ def embed(
 )
 @click.argument("data")
 @click.argument("folder")
-@click.option("--text-column", default="text", show_default=True)
-@click.option("--label-column", default="label", show_default=True)
-@options.DELIMITER
-@click.option("--C", "regularization", default=10.0, show_default=True, help="Inverse strength of the L2 penalty.")
-@click.option("--label-names/--no-label-names", default=True, help="Use each label's name as one more example.")
+@options.EXAMPLE_COLUMNS
+@options.CLASSIFIER
 @click.option("--reject", is_flag=True, help="Let `predict` abstain where a text belongs to no label.")
 @click.option("--out-of-scope", metavar="FILE", help="Texts that belong to no label, to do so better.")
 @click.option("--keep", metavar="SHARE", type=float, help="Share of the texts in scope to keep. Default: 0.95.")

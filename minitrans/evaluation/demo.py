@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minitrans.data.files import Examples, read_examples
 from minitrans.encoder.policy import PruningPolicy, describe
 from minitrans.evaluation.measurement import embedding_costs
-from minitrans.evaluation.metrics import accuracy, macro_f1
+from minitrans.evaluation.metrics import accuracy, macro_metrics
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.files import bundled
 from minitrans.sentences.call import PrunedText
 from minitrans.sentences.sentence_encoder import SentenceEncoder
-
-DATA = "examples/data"
 
 
 @dataclass(frozen=True)
@@ -56,22 +53,17 @@ class DemoReport:
     probability_in_scope: float  # median of the winning intent's probability
     probability_out_of_scope: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
-
-def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | None = None) -> DemoReport:
+def run_demo(encoder: SentenceEncoder, policy: PruningPolicy | None) -> DemoReport:
     """Fit on the example set, embed its test set with and without pruning, and measure both.
 
     Args:
-        encoder: None takes the bundled model.
+        encoder: its own pruning is not used.
         policy: the pruning to show; None takes the default policy.
     """
-    encoder = SentenceEncoder() if encoder is None else encoder
     policy = PruningPolicy() if policy is None else policy
-    train, test = (read_examples(bundled(f"{DATA}/{split}.csv")) for split in ("train", "test"))
-    beyond = read_examples(bundled(f"{DATA}/out_of_scope.csv"))
+    train, test = (read_examples(bundled(f"examples/data/{split}.csv")) for split in ("train", "test"))
+    beyond = read_examples(bundled("examples/data/out_of_scope.csv"))
     classifier = FewShotClassifier(encoder).fit(train.texts, train.labels)
 
     policies: dict[str, PruningPolicy | None] = {"none": None, describe(policy): policy}
@@ -80,9 +72,11 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
     rows = []
     for name, cost in costs.items():
         predicted = [str(label) for label in classifier.predict_embeddings(vectors[name])]
-        metrics = accuracy(test.labels, predicted), macro_f1(test.labels, predicted)
+        metrics = accuracy(test.labels, predicted), macro_metrics(test.labels, predicted).f1
         rows.append(DemoRow(name, *metrics, 1e6 / cost.microseconds_per_text, cost.tokens_kept))
 
+    inside = classifier.predict_proba_embeddings(vectors["none"])  # [B, C]
+    outside = classifier.predict_proba(beyond.texts)  # [B', C]
     return DemoReport(
         encoder=encoder.info(),
         intents=len(classifier.classes_),
@@ -90,8 +84,8 @@ def run_demo(encoder: SentenceEncoder | None = None, policy: PruningPolicy | Non
         test_examples=len(test.texts),
         rows=rows,
         samples=_samples(classifier, encoder, policy, test),
-        probability_in_scope=_median_confidence(classifier.predict_proba_embeddings(vectors["none"])),
-        probability_out_of_scope=_median_confidence(classifier.predict_proba(beyond.texts)),
+        probability_in_scope=float(np.median(inside.max(axis=1))),
+        probability_out_of_scope=float(np.median(outside.max(axis=1))),
     )
 
 
@@ -118,7 +112,3 @@ def _samples(
         )
         for i, text, row, tokens in zip(chosen, texts, probabilities, pruned, strict=True)
     ]
-
-
-def _median_confidence(probabilities: NDArray[np.float64]) -> float:
-    return float(np.median(probabilities.max(axis=-1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from operator import attrgetter, sub
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from minitrans.evaluation.tables import Column
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.sentences.call import Progress, measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.words import some
 
 Float32 = NDArray[np.float32]
 Pair = tuple[int, int]  # shots, seed
@@ -84,10 +86,7 @@ class Row:
         """Flat, with the keys of `COLUMNS`; "..._ci95" is half the width of the 95% confidence interval, or None."""
         peak = self.cost.peak_memory
         return {
-            "task": self.task,
-            "shots": self.shots,
-            "pruning": self.pruning,
-            "draws": self.draws,
+            **{name: getattr(self, name) for name in ("task", "shots", "pruning", "draws")},
             **flat({name: getattr(self, name) for name in (*METRICS, "accuracy_change")}),
             "microseconds_per_text": self.cost.microseconds_per_text,
             "time_ratio": self.cost.time_ratio,
@@ -117,15 +116,8 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "minitrans": __version__,
-            "encoder": dict(self.encoder),
-            "settings": dict(self.settings),
-            "rows": [row.to_dict() for row in self.rows],
-            "cells": [asdict(cell) for cell in self.cells],
-            "from_journal": self.from_journal,
-            "computed": self.computed,
-        }
+        found = {"rows": self.table(), "cells": [asdict(cell) for cell in self.cells]}
+        return {"minitrans": __version__, **vars(self), **found}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
@@ -164,29 +156,27 @@ def evaluate(
             cannot be read, or as `draw` does.
         PolicyError: a policy does not fit the model.
     """
-    plan = Plan.of(encoder, tasks, shots, seeds, policies or {}, journal, C, label_names)
+    plan = Plan(encoder, tasks, shots, seeds, policies, journal, C, label_names)
     cells: list[Cell] = []
     costs: dict[tuple[str, str], Cost] = {}
-    from_journal = 0
-    bar = Progress(sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies), progress, unit=" cells")
-    with bar:
+    total = sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies)
+    with (bar := Progress(total, progress, unit=" cells")):
         for task in plan.tasks:
             for name, cost in _costs(plan, task).items():
                 costs[task.name, name] = cost
                 bar.update(1)
             for name, policy in plan.policies.items():
-                values, found = plan.results("evaluation", task, policy, _metrics, bar)
-                from_journal += found
-                for (shot, seed), value in values.items():
+                for (shot, seed), value in plan.results("evaluation", task, policy, _metrics, bar).items():
                     named = {"task": task.name, "pruning": name, "shots": shot, "seed": seed}
                     cells.append(_stored(Cell, named, value))
     settings = {
-        "C": float(C),
-        "label_names": bool(label_names),
+        "C": plan.C,
+        "label_names": plan.label_names,
         "policies": {name: None if policy is None else policy.to_dict() for name, policy in plan.policies.items()},
         "tasks": {task.name: {"source": task.source, "sha256": task.digest} for task in plan.tasks},
     }
-    return Evaluation(encoder.info(), settings, _rows(cells, costs), cells, from_journal, len(cells) - from_journal)
+    computed = len(cells) - plan.from_journal
+    return Evaluation(encoder.info(), settings, _rows(cells, costs), cells, plan.from_journal, computed)
 
 
 def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> list[str]:
@@ -201,13 +191,13 @@ def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> 
             lines.append(
                 f"{task.name}: {len(leaks)} of {len(task.splits['test'].texts)} test texts are in train too, "
                 f"{sum(not leak.agrees for leak in leaks)} of them under another label; for example "
-                f"{leaks[0].text!r:.80} ({_some([leaks[0].test_label])})"
+                f"{leaks[0].text!r:.80} ({some([leaks[0].test_label])})"
             )
         draws = [draw(task, *pair) for pair in pairs]
         if left_out := sorted({label for each in draws for label in each.left_out}):
-            lines.append(f"{task.name}: left out, with too few texts to learn from and to test on: {_some(left_out)}")
+            lines.append(f"{task.name}: left out, with too few texts to learn from and to test on: {some(left_out)}")
         if unknown := sorted({label for each in draws for label in set(each.test.labels) - set(each.train.labels)}):
-            lines.append(f"{task.name}: in the test but not in train, so never predicted: {_some(unknown)}")
+            lines.append(f"{task.name}: in the test but not in train, so never predicted: {some(unknown)}")
     return lines
 
 
@@ -219,49 +209,37 @@ def _pairs(shots: Iterable[int], seeds: Iterable[int]) -> list[Pair]:
     return [(count, number) for count in counts for number in numbers]
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What is to be evaluated, and how: what `evaluate` and `evaluate_scope` share.
+    """The arguments of `evaluate`, checked, which `evaluate_scope` takes too. Raises InputError as `evaluate` does.
 
     Attributes:
-        encoder: its own pruning is not used.
-        tasks: one or more, with different names.
         policies: by name; no pruning before all others.
         draws: by the name of the task, then by (shots, seed).
-        journal: what it lacks is computed, and put there at once.
-        C, label_names: of the classifier.
+        from_journal: how many results the journal had so far; what it lacks is computed, and put there at once.
     """
 
-    encoder: SentenceEncoder
-    tasks: Sequence[Task]
-    policies: Mapping[str, PruningPolicy | None]
-    draws: Mapping[str, Mapping[Pair, Draw]]
-    journal: Journal
-    C: float
-    label_names: bool
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         encoder: SentenceEncoder,
         tasks: Iterable[Task],
         shots: Iterable[int],
         seeds: Iterable[int],
-        policies: Mapping[str, PruningPolicy | None],
+        policies: Mapping[str, PruningPolicy | None] | None,
         journal: Journal | None,
         C: float,
         label_names: bool,
-    ) -> Plan:
-        """The arguments of `evaluate`, checked. Raises InputError as it does."""
-        tasks, pairs = list(tasks), _pairs(shots, seeds)
-        if policies.get(NO_PRUNING) is not None:
+    ) -> None:
+        self.encoder, self.tasks, pairs = encoder, list(tasks), _pairs(shots, seeds)
+        self.policies = {NO_PRUNING: None, **(policies or {})}
+        if self.policies[NO_PRUNING] is not None:
             raise InputError(f"the policy {NO_PRUNING!r} prunes, wanted another name: this one is for no pruning")
-        names = [task.name for task in tasks]
-        if not tasks or len(set(names)) < len(names):
+        names = [task.name for task in self.tasks]
+        if not names or len(set(names)) < len(names):
             raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
-        draws = {task.name: {pair: draw(task, *pair) for pair in pairs} for task in tasks}
-        journal = Journal(None) if journal is None else journal
-        return cls(encoder, tasks, {NO_PRUNING: None, **policies}, draws, journal, float(C), bool(label_names))
+        self.draws = {task.name: {pair: draw(task, *pair) for pair in pairs} for task in self.tasks}
+        self.journal = Journal(None) if journal is None else journal
+        self.from_journal = 0
+        self.C, self.label_names = float(C), bool(label_names)
 
     def key(self, kind: str, task: Task, policy: PruningPolicy | None) -> dict[str, Any]:
         """The key of a result in the journal: all that it depends on, but for what the caller adds."""
@@ -282,8 +260,8 @@ class Plan:
         compute: Callable[[FewShotClassifier, Draw, Lookup], dict[str, Any]],
         bar: Progress,
         others: Iterable[str] = (),
-    ) -> tuple[dict[Pair, dict[str, Any]], int]:
-        """The results of a task under a policy for each draw, and how many of them the journal had.
+    ) -> dict[Pair, dict[str, Any]]:
+        """The results of a task under a policy for each draw.
 
         Args:
             kind: of results, for the journal.
@@ -309,7 +287,8 @@ class Plan:
                 found[pair] = compute(classifier, few, rows_of)
                 self.journal.put(keys[pair], found[pair])
             bar.update(1)
-        return found, len(stored)
+        self.from_journal += len(stored)
+        return found
 
     @measuring()
     def _embedded(self, policy: PruningPolicy | None, draws: Sequence[Draw], others: Iterable[str]) -> Lookup:
@@ -349,32 +328,49 @@ def _metrics(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> 
     }
 
 
+def grouped(cells: Iterable[T], kind: Callable[[T], tuple[Any, ...]]) -> list[tuple[str, list[list[T]]]]:
+    """The cells of each row of a table: by task, then by shots; then, of several tasks, of the means over them.
+
+    Args:
+        cells: those of one row stand in the order of their draws.
+        kind: of a cell its task, its shots, and whatever else tells rows apart.
+
+    Returns:
+        For each row the task, and one list of cells. Rows of means, for each kind that all tasks have, are named `MEAN`
+        and have a list for each task.
+    """
+    groups: dict[str, dict[tuple[Any, ...], list[T]]] = {}
+    kinds = [(cell, *kind(cell)) for cell in cells]
+    counts = list(dict.fromkeys(shots for _, _, shots, *_ in kinds))
+    for cell, task, *key in sorted(kinds, key=lambda each: counts.index(each[2])):  # stable
+        groups.setdefault(task, {}).setdefault(tuple(key), []).append(cell)
+    rows = [(task, [members]) for task, group in groups.items() for members in group.values()]
+    if len(groups) > 1:
+        shared = [key for key in next(iter(groups.values())) if all(key in group for group in groups.values())]
+        rows += [(MEAN, [group[key] for group in groups.values()]) for key in shared]
+    return rows
+
+
+def _by_draw(members: Sequence[Sequence[T]], value: Callable[[T], float]) -> list[float]:
+    """A value of each draw of a row as of `grouped`; with several tasks, draw i is the mean of their draws i."""
+    return [math.fsum(map(value, cells)) / len(cells) for cells in zip(*members, strict=True)]
+
+
 def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[Row]:
     """One per task, shots and policy; then, of several tasks, the means over them."""
-    groups: dict[tuple[str, int, str], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault((cell.task, cell.shots, cell.pruning), []).append(cell)
-    tasks = list(dict.fromkeys(cell.task for cell in cells))
-    counts = list(dict.fromkeys(cell.shots for cell in cells))
-    policies = list(dict.fromkeys(cell.pruning for cell in cells))
-
-    def row(task: str, members: Sequence[str], count: int, name: str) -> Row:
-        def by_draw(metric: str, policy: str = name) -> list[float]:
-            """The metric of every draw; with several tasks, draw i is the mean of their draws i."""
-            draws = zip(*(groups[member, count, policy] for member in members), strict=True)
-            return [math.fsum(getattr(cell, metric) for cell in each) / len(members) for each in draws]
-
-        change = None
-        if name != NO_PRUNING:
-            pairs = zip(by_draw("accuracy"), by_draw("accuracy", NO_PRUNING), strict=True)
-            change = confidence_interval([pruned - unpruned for pruned, unpruned in pairs])
-        intervals = {metric: confidence_interval(by_draw(metric)) for metric in METRICS}
-        cost = _mean_cost([costs[member, name] for member in members])
-        draws = len(groups[members[0], count, name])
-        return Row(task, count, name, draws, accuracy_change=change, cost=cost, **intervals)
-
-    wanted = [(task, [task]) for task in tasks] + ([(MEAN, tasks)] if len(tasks) > 1 else [])
-    return [row(task, members, count, name) for task, members in wanted for count in counts for name in policies]
+    unpruned = {(cell.task, cell.shots, cell.seed): cell.accuracy for cell in cells if cell.pruning == NO_PRUNING}
+    rows = []
+    for task, members in grouped(cells, lambda cell: (cell.task, cell.shots, cell.pruning)):
+        by_draw = {metric: _by_draw(members, attrgetter(metric)) for metric in METRICS}
+        change, first = None, members[0][0]
+        if first.pruning != NO_PRUNING:
+            base = _by_draw(members, lambda cell: unpruned[cell.task, cell.shots, cell.seed])
+            change = confidence_interval(list(map(sub, by_draw["accuracy"], base)))
+        intervals = {metric: confidence_interval(values) for metric, values in by_draw.items()}
+        cost = _mean_cost([costs[group[0].task, first.pruning] for group in members])
+        draws = len(members[0])
+        rows.append(Row(task, first.shots, first.pruning, draws, accuracy_change=change, cost=cost, **intervals))
+    return rows
 
 
 def _mean_cost(costs: Sequence[Cost]) -> Cost:
@@ -405,9 +401,3 @@ def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str
 def foreign_result(value: Mapping[str, Any], wanted: str) -> InputError:
     """The error for a journal that holds something else than the result that belongs under its key."""
     return InputError(f"the journal holds {dict(value)!r:.200}, wanted {wanted}; start a new one")
-
-
-def _some(labels: Sequence[str]) -> str:
-    # Labels come from a file: no control characters to a terminal.
-    shown = [label if label.isprintable() else repr(label) for label in labels[:5]]
-    return ", ".join(shown) + (f" and {len(labels) - 5} more" if len(labels) > 5 else "")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,25 +78,17 @@ def tokens_kept(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningP
     return sum(kept) / len(kept)
 
 
-def reset_peak_memory() -> bool:
-    """Start the measurement of `peak_memory` anew, where the system can do that (Linux); returns whether it could."""
-    try:
+def reset_peak_memory() -> None:
+    """Start the measurement of `peak_memory` anew, where the system can do that (Linux)."""
+    with suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def peak_memory() -> int | None:
     """Most bytes that the process held since `reset_peak_memory`, or since its start; None where nothing tells."""
-    try:
-        lines = (_PROCESS / "status").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        name, _, rest = line.partition(":")
-        if name == "VmHWM":
-            return int(rest.split()[0]) * 1024  # "  12345 kB"
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", (_PROCESS / "status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     try:
         import resource
     except ImportError:

@@ -64,31 +64,23 @@ def macro_metrics(truth: Sequence[str], predicted: Sequence[str]) -> MacroMetric
     )
 
 
-def macro_f1(truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """Unweighted mean over the classes in either list of F1 = 2 tp / (2 tp + fp + fn)."""
-    return macro_metrics(truth, predicted).f1
-
-
-def confidence_interval(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean of independent draws and half the width of its Student's t interval.
+def confidence_interval(values: Sequence[float]) -> Interval:
+    """Mean of independent draws and half the width of its Student's t interval, which holds the true mean in 95 %.
 
     Args:
         values: one or more finite numbers; of a single one the half width is None.
-        level: how often such an interval holds the true mean, in (0, 1).
 
     Raises:
-        InputError: no values, one that is not finite, or an impossible level.
+        InputError: no values, or one that is not finite.
     """
     if not len(values) or not all(map(math.isfinite, values)):
         raise InputError(f"the values are {list(values)!r:.100}, wanted one or more finite numbers")
-    if not 0 < level < 1:
-        raise InputError(f"level is {level!r}, wanted a number between 0 and 1, as 0.95")
     n = len(values)
     mean = math.fsum(values) / n
     if n == 1:
         return Interval(mean, None)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Interval(mean, student_t(level, n - 1) * deviation / math.sqrt(n))
+    return Interval(mean, student_t(0.95, n - 1) * deviation / math.sqrt(n))
 
 
 def student_t(level: float, freedom: int) -> float:

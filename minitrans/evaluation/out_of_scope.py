@@ -21,7 +21,7 @@ from minitrans.data.tasks import Draw, Task
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
-from minitrans.evaluation.few_shot import MEAN, Evaluation, Lookup, Plan, foreign_result
+from minitrans.evaluation.few_shot import Evaluation, Lookup, Plan, foreign_result, grouped
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import Interval, confidence_interval, flat
 from minitrans.evaluation.tables import Column, check_table_file, render, save_text
@@ -142,12 +142,7 @@ class ScopeEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "rows": self.table(),
-            "cells": [vars(cell) for cell in self.cells],
-            "from_journal": self.from_journal,
-            "computed": self.computed,
-        }
+        return vars(self) | {"rows": self.table(), "cells": [vars(cell) for cell in self.cells]}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
@@ -197,9 +192,9 @@ def evaluate_scope(
     Raises as `evaluate`, and InputError where no task has texts out of scope to test with.
     """
     able, _ = with_out_of_scope(tasks)
-    plan = Plan.of(encoder, able, shots, seeds, policies or {}, journal, C, label_names)
+    plan = Plan(encoder, able, shots, seeds, policies, journal, C, label_names)
     cells: list[ScopeCell] = []
-    from_journal = total = 0
+    total = 0
     bar = Progress(sum(map(len, plan.draws.values())) * len(plan.policies), progress, unit=" cells")
     with bar:
         for task in plan.tasks:
@@ -208,13 +203,13 @@ def evaluate_scope(
             compute = partial(_measured, outside=outside, calibrations=calibrations)
             others = [*outside, *beyond]
             for name, policy in plan.policies.items():
-                values, found = plan.results("scope", task, policy, compute, bar, others)
-                from_journal, total = from_journal + found, total + len(values)
+                values = plan.results("scope", task, policy, compute, bar, others)
+                total += len(values)
                 for (count, seed), value in values.items():
                     for calibration, scores in _stored(value, calibrations).items():
                         cells.append(ScopeCell(task.name, name, count, seed, calibration, scores))
     rows = _rows(cells, tuple(SCORES) if all_scores else (AUTO,))
-    return ScopeEvaluation(rows, cells, from_journal, total - from_journal)
+    return ScopeEvaluation(rows, cells, plan.from_journal, total - plan.from_journal)
 
 
 def measure_rejection(
@@ -280,18 +275,16 @@ def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation
     A file in CSV holds one table: the second one goes to a file of its own beside it, "results.out-of-scope.csv".
     """
     style, path = check_table_file(path), Path(path)
-    tables = [render(EVALUATION_COLUMNS, found.table(), style)]
-    rows = [len(found.rows)]
-    if scope is not None:
-        tables.append(render(COLUMNS, scope.table(), style))
-        rows.append(len(scope.rows))
+    tables = [(EVALUATION_COLUMNS, found.table())] + ([] if scope is None else [(COLUMNS, scope.table())])
+    shown = [render(columns, rows, style) for columns, rows in tables]
+    counts = [len(rows) for _, rows in tables]
     if style == "csv":
-        files = [path, path.with_suffix(".out-of-scope.csv")]
-        for file, table in zip(files, tables, strict=False):
-            save_text(file, table)
-        return [f"{file}: {count} rows" for file, count in zip(files, rows, strict=False)]
-    save_text(path, to_json(found, scope) if style == "json" else "\n".join(tables))
-    return [f"{path}: {' and '.join(map(str, rows))} rows"]
+        files = [path, path.with_suffix(".out-of-scope.csv")][: len(tables)]
+        for file, text in zip(files, shown, strict=True):
+            save_text(file, text)
+        return [f"{file}: {count} rows" for file, count in zip(files, counts, strict=True)]
+    save_text(path, to_json(found, scope) if style == "json" else "\n".join(shown))
+    return [f"{path}: {' and '.join(map(str, counts))} rows"]
 
 
 def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:
@@ -335,20 +328,8 @@ def _is_row(row: Any) -> bool:
 
 
 def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
-    """One per task, shots, policy, calibration and score; then, of several tasks, the means over them.
-
-    There are means only for a calibration that all tasks have.
-    """
-    groups: dict[str, dict[tuple[int, str, str], list[ScopeCell]]] = {}  # by task, then by all else
-    counts = list(dict.fromkeys(cell.shots for cell in cells))
-    for cell in sorted(cells, key=lambda cell: counts.index(cell.shots)):  # stable
-        groups.setdefault(cell.task, {}).setdefault((cell.shots, cell.pruning, cell.calibration), []).append(cell)
-    wanted = [(task, [cells]) for task, kinds in groups.items() for cells in kinds.values()]
-    if len(groups) > 1:
-        first, *others = groups.values()
-        shared = [kind for kind in first if all(kind in kinds for kinds in others)]
-        wanted += [(MEAN, [kinds[kind] for kinds in groups.values()]) for kind in shared]
-    return [_row(members, task, score) for task, members in wanted for score in scores]
+    groups = grouped(cells, lambda cell: (cell.task, cell.shots, cell.pruning, cell.calibration))
+    return [_row(members, task, score) for task, members in groups for score in scores]
 
 
 def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:

@@ -105,7 +105,7 @@ def test_the_cheapest_within_the_limits_wins(encoder, first):
     found, _ = first
     assert [each.recipe for each in found.outcomes] == RECIPES
     assert found.cost_model.error < 1e-3
-    unpruned = Search(encoder, TASKS, SearchSettings(**SETTINGS)).unpruned_work()
+    unpruned = Search(encoder, TASKS, SearchSettings(**SETTINGS)).unpruned_work
     for each in found.outcomes:
         assert each.cost == pytest.approx(PRICES @ each.work / (PRICES @ unpruned), rel=5e-3)
     least = min(each.cost for each in found.outcomes)
@@ -114,7 +114,7 @@ def test_the_cheapest_within_the_limits_wins(encoder, first):
     assert len(timed) == FINALISTS
     assert timed[str(found.chosen.recipe)].time_ratio == min(each.time_ratio for each in timed.values())
     assert found.timings[0] == adaptation.TimedRun("none", "none", 1.0, 0.0)
-    assert found.pareto() == [found.outcomes[i] for i in front([(one.cost, one.mean_drop) for one in found.outcomes])]
+    assert found.pareto() == front(found.outcomes, lambda one: (one.cost, one.mean_drop))
     assert found.baseline == {task.name: pytest.approx(mean_accuracy(encoder, encoder.encode, task)) for task in TASKS}
 
 

@@ -130,7 +130,7 @@ def test_the_front_is_what_nothing_beats(points):
         return one != other and one[0] <= other[0] and one[1] <= other[1]
 
     wanted = {point for point in points if not any(beats(other, point) for other in points)}
-    found = front(points)
+    found = front(range(len(points)), points.__getitem__)
     assert {points[i] for i in found} == wanted
     assert len(found) == len(wanted)
     assert all(points[i] not in points[:i] for i in found)  # of equals the first

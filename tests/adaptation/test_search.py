@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
+from operator import add
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tiny_tasks import tiny_task
 from minitrans import FewShotClassifier, SentenceEncoder
 from minitrans.adaptation import search as search_module
 from minitrans.adaptation import trials
-from minitrans.adaptation.fitting import add_moments, fit, token_moments
+from minitrans.adaptation.fitting import fit, token_moments
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.search import HOPELESS, Limits, Outcome, Search, SearchSettings
 from minitrans.adaptation.trials import Trial, unlabelled_texts
@@ -244,7 +245,7 @@ def test_prompts_and_fewer_dimensions_count(plain):
     assert kept == pytest.approx(np.mean(flags))
     alone = make_search(other, TASKS[:1])
     texts = ["tell me: " + text for text in alone.unlabelled["shop"]]
-    assert alone.fitted(recipe) == fit(other.identity.weights, token_moments(other, texts, (1,)))
+    assert alone.fitted(recipe) == fit(other.identity.weights, {1: token_moments(other, texts, 1)})
     settings = [make_search(each).key for each in (other, SentenceEncoder(plain, threads=1))]
     assert settings[0] != settings[1]
 
@@ -265,21 +266,27 @@ def policies_used(search, recipe, monkeypatch):
     return used
 
 
+def summed(parts, layers):
+    return {layer: reduce(add, [part[layer] for part in parts]) for layer in layers}
+
+
 @pytest.mark.parametrize("name", ["restored in two stages", "threshold"])
 def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
     recipe = RECIPES[name]
     layers = [layer for layer, _ in recipe.stages]
     search = make_search(quick, texts=["where is my new card please", "play some music for me"])
-    moments = {name: token_moments(quick, texts, layers) for name, texts in search.unlabelled.items()}
+    moments = {
+        name: {layer: token_moments(quick, texts, layer) for layer in layers}
+        for name, texts in search.unlabelled.items()
+    }
     assert list(moments) == ["shop", "bank", "road", "(texts)"]
     used = policies_used(search, recipe, monkeypatch)
     for task in TASKS:
-        others = add_moments([moments[name] for name in moments if name != task.name])
+        others = summed([moments[name] for name in moments if name != task.name], layers)
         fitted = fit(quick.identity.weights, others, by_threshold=recipe.threshold is not None)
         assert_close(used[task.name].fitted, used[task.name].needed(fitted))
-    everything = fit(
-        quick.identity.weights, add_moments(list(moments.values())), by_threshold=recipe.threshold is not None
-    )
+    whole = summed(list(moments.values()), layers)
+    everything = fit(quick.identity.weights, whole, by_threshold=recipe.threshold is not None)
     final = search.policy(recipe, {"made": "here"})
     assert_close(final.fitted, final.needed(everything))
     assert final.provenance == {"made": "here"}
@@ -329,7 +336,7 @@ def test_one_task_alone_is_fitted_on_itself(quick, monkeypatch):
     assert used["shop"].fitted == search.policy(recipe).fitted
     search = make_search(quick, TASKS[:1], texts=["where is my new card please"])
     used = policies_used(search, recipe, monkeypatch)
-    alone = fit(quick.identity.weights, token_moments(quick, ["where is my new card please"], (1,)))
+    alone = fit(quick.identity.weights, {1: token_moments(quick, ["where is my new card please"], 1)})
     assert used["shop"].fitted == used["shop"].needed(alone)
 
 
@@ -481,7 +488,7 @@ def test_the_drop_of_another_encoder(quick, plain):
 def test_work_without_pruning(quick):
     search = make_search(quick)
     lengths = [[len(each.tokens) for each in quick.pruned_tokens(trial.texts, pruning=None)] for trial in search.trials]
-    work = search.unpruned_work()
+    work = search.unpruned_work
     assert work[0] == 1
     assert work[1] == pytest.approx(np.mean([np.mean(each) for each in lengths]))
     assert work[2] == pytest.approx(3 * work[1])

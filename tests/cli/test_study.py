@@ -369,9 +369,9 @@ def test_adapt_puts_files_where_it_is_told(adapt_again, tmp_path):
 def test_adapt_learns_from_more_texts(adapt, tmp_path, monkeypatch):
     learned = []
 
-    def spying(encoder, texts, layers):
+    def spying(encoder, texts, layer):
         learned.extend(texts)
-        return token_moments(encoder, texts, layers)
+        return token_moments(encoder, texts, layer)
 
     monkeypatch.setattr("minitrans.adaptation.search.token_moments", spying)
     (tmp_path / "log.txt").write_text("where is my new card please\nplay some music for me today\n")

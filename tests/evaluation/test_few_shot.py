@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from minitrans.evaluation import few_shot as evaluation
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import COLUMNS, evaluate, notes
 from minitrans.evaluation.journal import Journal
-from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_f1, macro_metrics, student_t
+from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_metrics, student_t
 
 labels = st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd")), min_size=1, max_size=40)
 
@@ -54,7 +55,6 @@ def test_metrics_are_their_definitions(pairs):
     truth, predicted = [list(column) for column in zip(*pairs, strict=True)]
     scores = macro_metrics(truth, predicted)
     assert [scores.precision, scores.recall, scores.f1] == pytest.approx(brute_force(truth, predicted))
-    assert macro_f1(truth, predicted) == scores.f1
 
 
 @settings(max_examples=25)
@@ -69,11 +69,11 @@ def test_metrics_agree_with_scikit_learn(pairs):
 
 
 def test_perfect_and_hopeless_predictions():
-    assert accuracy(["a", "b"], ["a", "b"]) == macro_f1(["a", "b"], ["a", "b"]) == 1
-    assert accuracy(["a", "b"], ["b", "a"]) == macro_f1(["a", "b"], ["b", "a"]) == 0
+    assert accuracy(["a", "b"], ["a", "b"]) == macro_metrics(["a", "b"], ["a", "b"]).f1 == 1
+    assert accuracy(["a", "b"], ["b", "a"]) == macro_metrics(["a", "b"], ["b", "a"]).f1 == 0
 
 
-@pytest.mark.parametrize("metric", [accuracy, macro_f1, macro_metrics])
+@pytest.mark.parametrize("metric", [accuracy, macro_metrics])
 @pytest.mark.parametrize(("truth", "predicted"), [([], []), (["a"], ["a", "b"]), (np.array(["a", "b"]), ["a"])])
 def test_lists_that_do_not_match_are_refused(metric, truth, predicted):
     with pytest.raises(InputError, match=f"{len(truth)} true and {len(predicted)} predicted"):
@@ -101,13 +101,12 @@ def test_confidence_intervals():
     interval = confidence_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2
     assert interval.half_width == pytest.approx(4.30265 / math.sqrt(3), rel=1e-5)
-    assert confidence_interval([1.0, 2.0, 3.0], level=0.5).half_width < interval.half_width
 
 
-@pytest.mark.parametrize(("values", "level"), [([], 0.95), ([math.nan], 0.95), ([1.0], 0), ([1.0], 1), ([1.0], 95)])
-def test_confidence_intervals_of_nothing_are_refused(values, level):
+@pytest.mark.parametrize("values", [[], [math.nan]])
+def test_confidence_intervals_of_nothing_are_refused(values):
     with pytest.raises(InputError, match="wanted"):
-        confidence_interval(values, level)
+        confidence_interval(values)
 
 
 def test_one_row_per_task_shots_and_policy_then_the_means(encoder):
@@ -145,7 +144,7 @@ def test_a_cell_is_a_classifier_fitted_and_tested_on_the_draw(plain, encoder, po
     predicted = list(classifier.predict(few.test.texts))
     (cell,) = [cell for cell in found.cells if cell.pruning == "it"]
     assert cell.accuracy == accuracy(few.test.labels, predicted)
-    assert cell.f1 == macro_f1(few.test.labels, predicted)
+    assert cell.f1 == macro_metrics(few.test.labels, predicted).f1
     assert (cell.train_examples, cell.test_examples) == (6, 6)
 
 
@@ -199,8 +198,9 @@ def test_the_share_of_tokens_counts_specials_and_stages(encoder):
 
 
 def test_peak_memory_follows_what_is_taken():
-    if not measurement.reset_peak_memory():
+    if not os.access("/proc/self/clear_refs", os.W_OK):
         pytest.skip("this system does not reset the peak")
+    measurement.reset_peak_memory()
     before = measurement.peak_memory()
     block = np.ones(64 << 20, np.uint8)
     assert measurement.peak_memory() >= before + len(block) * 0.9
@@ -212,7 +212,7 @@ def test_peak_memory_follows_what_is_taken():
 def test_peak_memory_where_the_system_has_no_proc(monkeypatch, tmp_path):
     pytest.importorskip("resource")
     monkeypatch.setattr(measurement, "_PROCESS", tmp_path / "nowhere")
-    assert not measurement.reset_peak_memory()
+    measurement.reset_peak_memory()
     assert 10 << 20 < measurement.peak_memory() < 1 << 40
     monkeypatch.setitem(sys.modules, "resource", None)
     assert measurement.peak_memory() is None
