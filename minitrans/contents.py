@@ -34,8 +34,7 @@ SENTENCE_CONFIGS = (
 OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
 # Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, *TOKEN_FILES)
-TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
+TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *SENTENCE_CONFIGS, *TOKEN_FILES)
 _ADAPTER = (
     "a PEFT adapter, which changes the weights; merge it into the model with peft "
     "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged folder, "

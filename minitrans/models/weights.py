@@ -39,8 +39,7 @@ from minitrans.models.parameters import (
     tensor_shapes,
 )
 
-_FLOAT_DTYPES = ("F32", "F16", "BF16")
-_KIND_DTYPES = {"float": _FLOAT_DTYPES, "int8": ("I8",), "scale": ("F32",)}
+_KIND_DTYPES = {"float": ("F32", "F16", "BF16"), "int8": ("I8",), "scale": ("F32",)}
 # Where the encoder's tensors lie; all else is a head, whatever its name, and not used by a sentence encoder.
 _ENCODER_PREFIXES = ("embeddings.", "encoder.")
 _IGNORED_NAMES = ("embeddings.position_ids", "embeddings.token_type_ids")
@@ -232,7 +231,13 @@ def convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) 
         )
     if kind == "int8":
         return np.frombuffer(tensor.data, np.int8).reshape(shape)
-    array = _to_float32(tensor).reshape(shape)
+    array: Float32
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        array = (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        with np.errstate(invalid="ignore"):  # a NaN is reported below, with its place
+            array = np.frombuffer(tensor.data, f"<f{4 if tensor.dtype == 'F32' else 2}").astype(np.float32, copy=False)
+    array = array.reshape(shape)
     finite = np.isfinite(array)
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -242,12 +247,3 @@ def convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) 
     if kind == "scale" and (array <= 0).any():
         raise WeightsError(f"{tensor.file}: tensor {name!r} holds {array.min()}, wanted scales above 0")
     return array
-
-
-def _to_float32(tensor: StoredTensor) -> Float32:
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    if tensor.dtype == "F16":
-        with np.errstate(invalid="ignore"):  # a NaN is reported by the caller, with its place
-            return np.frombuffer(tensor.data, "<f2").astype(np.float32)
-    return np.frombuffer(tensor.data, "<f4").astype(np.float32, copy=False)

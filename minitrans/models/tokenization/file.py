@@ -27,13 +27,7 @@ FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "XLMRobertaToken
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_BERT_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
+_BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _BLANKS = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
@@ -143,7 +137,9 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
     whole = "added_tokens_decoder" in settings
     values = dict(settings)
     if whole:
-        decoder = _object(settings["added_tokens_decoder"] or {}, "added_tokens_decoder", source)
+        decoder = settings["added_tokens_decoder"] or {}
+        if not isinstance(decoder, dict):
+            raise ConfigError(f"{source}: added_tokens_decoder is {decoder!r:.100}, wanted a JSON object")
         for key, value in decoder.items():
             if not key.isascii() or not key.isdigit():
                 raise ConfigError(f"{source}: added_tokens_decoder has the id {key!r:.50}, wanted digits")
@@ -224,12 +220,6 @@ def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: st
 def _contents(tokens: object) -> list[str]:
     each = tokens if isinstance(tokens, list) else []
     return [str(token.get("content")) if isinstance(token, dict) else str(token) for token in each]
-
-
-def _object(value: object, name: str, source: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{source}: {name} is {value!r:.100}, wanted a JSON object")
-    return value
 
 
 def _token(value: object, source: str, special: bool | None) -> AddedToken:

@@ -80,7 +80,8 @@ class Tokenizer:
         if any(around.type_ids):
             raise TokenizerError(f"the template gives token types {sorted({*around.type_ids})}, wanted 0 throughout")
         self._truncation_side = truncation_side
-        self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
+        mask = around.special_tokens_mask
+        self.prefix, self.suffix = mask.index(0), mask[::-1].index(0)  # special tokens before and behind a text
         self.least = self.prefix + self.suffix + 1
         self.max_seq_length = max_seq_length
 
@@ -100,7 +101,11 @@ class Tokenizer:
             raise ConfigError(f"{there.file(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
         if lower:
             lowercase_first(fast)
-        limit, side = _max_seq_length(there, config), _truncation_side(there)
+        side = there.settings("tokenizer_config.json").get("truncation_side", "right")
+        if side not in ("right", "left"):
+            place = there.place("tokenizer_config.json")
+            raise ConfigError(f"{place}: truncation_side is {side!r}, wanted 'right' or 'left'")
+        limit = _max_seq_length(there, config)
         try:
             return cls(fast, config.vocab_size, limit, side)
         except TokenizerError as error:
@@ -166,37 +171,22 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         """Digest of all that decides the ids of a text, as the library writes it down; the files do not matter."""
-        return hashlib.sha256(repr((self._fast_sha256, *self._options)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((self._fast_sha256, self._max_seq_length, self._truncation_side)).encode()
+        ).hexdigest()
 
     @cached_property
     def _fast_sha256(self) -> str:
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
-    @property
-    def _options(self) -> tuple[int, str]:
-        return self._max_seq_length, self._truncation_side
-
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), *self._options)
-
-
-def _special_tokens(mask: list[int]) -> tuple[int, int]:
-    """How many special tokens the template puts before and behind a text."""
-    return mask.index(0), mask[::-1].index(0)
+        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._truncation_side)
 
 
 def _rebuild(text: str, *options: Any) -> Tokenizer:
     from tokenizers import Tokenizer as FastTokenizer
 
     return Tokenizer(FastTokenizer.from_str(text), 2**31, *options)
-
-
-def _truncation_side(folder: ModelFolder) -> str:
-    side = folder.settings("tokenizer_config.json").get("truncation_side", "right")
-    if side not in ("right", "left"):
-        place = folder.place("tokenizer_config.json")
-        raise ConfigError(f"{place}: truncation_side is {side!r}, wanted 'right' or 'left'")
-    return str(side)
 
 
 def _max_seq_length(folder: ModelFolder, config: EncoderConfig) -> int:
