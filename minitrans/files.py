@@ -331,10 +331,9 @@ def _leftovers(folder: Path, name: str) -> Iterator[Path]:
 
 
 def _is_old(path: Path) -> bool:
-    try:
+    with suppress(OSError):
         return time.time() - path.stat().st_ctime > STALE_SECONDS
-    except OSError:
-        return False
+    return False
 
 
 @contextmanager

@@ -184,8 +184,7 @@ def _special_tokens(
     given: dict[str, Any] = {name: values.get(name) for name in _NAMED}
     given |= {key: value for key, value in values.items() if is_token_key(key) and value is not None}
     extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-    for key, more in (("extra_special_tokens", extra), ("model_specific_special_tokens", None)):
-        more = values.get(key) if more is None else more
+    for more in (extra, values.get("model_specific_special_tokens")):
         if isinstance(more, dict):
             given |= more
     extra = [] if isinstance(extra, dict) else extra
@@ -260,12 +259,17 @@ def _add(fast: FastTokenizer, added: Added, rows: int, folder: ModelFolder) -> N
                 f"{seen} in the vocabulary; save the tokenizer again with transformers"
             )
         if seen >= rows:
-            raise TokenizerError(
-                f"{where}: the tokenizer has id {seen}, but the model's vocabulary ends at {rows - 1}: the token "
-                f"{token.content!r:.50} was added to the tokenizer and not to the weights; call "
-                "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token from "
-                f"{_naming(folder, token.content)}"
-            )
+            named = _naming(folder, token.content)
+            raise TokenizerError(f"{where}: {added_without_row(token.content, seen, rows)} from {named}")
+
+
+def added_without_row(token: str | None, place: int, rows: int) -> str:
+    """What is wrong with an added token whose id lies behind the word embedding, and the remedy, for messages."""
+    return (
+        f"the tokenizer has id {place}, but the model's vocabulary ends at {rows - 1}: the token {token!r:.50} was "
+        "added to the tokenizer and not to the weights; call model.resize_token_embeddings(len(tokenizer)) in "
+        "transformers and save both, or remove the token"
+    )
 
 
 def _naming(folder: ModelFolder, content: str) -> str:
@@ -374,7 +378,7 @@ def _from_vocabulary(file: Path, added: Added) -> FastTokenizer:
 
 
 def _text(file: Path, what: str) -> str:
-    try:
+    with library_errors(lambda: what):
         with file.open("rb") as opened:
             data = opened.read(FILE_LIMIT + 1)
         if len(data) > FILE_LIMIT:
@@ -382,8 +386,6 @@ def _text(file: Path, what: str) -> str:
         if wrong := lfs_pointer(file):
             raise TokenizerError(f"{file} {wrong}")
         return data.decode().replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
 
 
 # tokenizer.json
@@ -394,10 +396,8 @@ def _from_file(file: Path) -> FastTokenizer:
 
     what = f"{file} is not a tokenizer that can be read"
     text = _text(file, what)
-    try:
+    with library_errors(lambda: what):
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise TokenizerError(f"{what} (it holds no model); fetch the model again")
     remedy = (

@@ -16,7 +16,7 @@ from minitrans.arguments import as_int
 from minitrans.errors import ConfigError, InputError, TokenizerError
 from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import ModelFolder
-from minitrans.models.tokenization.file import library_errors, lowercase_first, read_tokenizer
+from minitrans.models.tokenization.file import added_without_row, library_errors, lowercase_first, read_tokenizer
 from minitrans.words import without_surrogates
 
 if TYPE_CHECKING:
@@ -69,13 +69,10 @@ class Tokenizer:
         if largest >= vocab_size:
             token = fast.id_to_token(largest)
             raise TokenizerError(
-                f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}: "
-                + (
-                    f"the token {token!r:.50} was added to the tokenizer and not to the weights; call "
-                    "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token"
-                    if largest in fast.get_added_tokens_decoder()
-                    else f"it has no row for {token!r:.50}; tokenizer and weights belong to different models"
-                )
+                added_without_row(token, largest, vocab_size)
+                if largest in fast.get_added_tokens_decoder()
+                else f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}: it has no "
+                f"row for {token!r:.50}; tokenizer and weights belong to different models"
             )
         if any(around.type_ids):
             raise TokenizerError(f"the template gives token types {sorted({*around.type_ids})}, wanted 0 throughout")
@@ -171,9 +168,8 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         """Digest of all that decides the ids of a text, as the library writes it down; the files do not matter."""
-        return hashlib.sha256(
-            repr((self._fast_sha256, self._max_seq_length, self._truncation_side)).encode()
-        ).hexdigest()
+        parts = (self._fast_sha256, self._max_seq_length, self._truncation_side)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @cached_property
     def _fast_sha256(self) -> str:
