@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from minitrans.errors import ConfigError, UnsupportedModelError
-
-_J = TypeVar("_J", dict[str, Any], list[Any])
 
 JSON_LIMIT = 16 * 1024 * 1024  # bytes; the largest honest file of this kind is under 100 kB
 _LFS_POINTER = b"version https://git-lfs.github.com/"
@@ -34,8 +33,7 @@ SENTENCE_CONFIGS = (
 OUTER_FILES = ("modules.json", "config_sentence_transformers.json")
 # Read where they are, in the folder of the transformer: the same folder, or one that modules.json names.
 TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TRANSFORMER_SETTINGS = (*SENTENCE_CONFIGS, *TOKEN_FILES)
-TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *TRANSFORMER_SETTINGS)
+TRANSFORMER_FILES = ("config.json", "tokenizer.json", "vocab.txt", *SENTENCE_CONFIGS, *TOKEN_FILES)
 _ADAPTER = (
     "a PEFT adapter, which changes the weights; merge it into the model with peft "
     "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged folder, "
@@ -250,10 +248,6 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
 # Files
 
 
-@overload
-def read_json(path: Path) -> dict[str, Any]: ...
-@overload
-def read_json(path: Path, kind: type[_J]) -> _J: ...
 def read_json(path: Path, kind: type[Any] = dict) -> Any:
     """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
     try:
@@ -275,13 +269,10 @@ def read_json(path: Path, kind: type[Any] = dict) -> Any:
 
 def lfs_pointer(path: Path) -> str:
     """What is wrong with a file that is a Git LFS pointer, and the remedy; "" if it is none."""
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) != _LFS_POINTER:
-                return ""
-    except OSError:
-        return ""
-    return (
-        f"is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in {path.parent}, or "
-        "fetch the model with `minitrans pull`"
-    )
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return (
+                "is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in "
+                f"{path.parent}, or fetch the model with `minitrans pull`"
+            )
+    return ""

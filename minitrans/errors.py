@@ -1,25 +1,6 @@
 """The exception tree. Every message names the value seen, what was wanted and the remedy.
 
-In parentheses the built-in classes by which an error can be caught too:
-
-    MinitransError
-    ├── InputError            (ValueError)         a bad argument, text or data file
-    │   └── TruncationError                        a text is too long and on_truncation="error"
-    ├── InputTypeError        (TypeError)          a text or argument of the wrong type
-    ├── ModelError            (ValueError)         a model folder that cannot be used
-    │   ├── ConfigError                            its JSON files are missing, broken or contradictory
-    │   ├── UnsupportedModelError                  a valid model of a kind that is not supported
-    │   ├── WeightsError                           its safetensors files are broken or do not fit
-    │   └── TokenizerError                         its tokenizer is broken or does not fit
-    ├── PolicyError           (ValueError)         a pruning policy that is invalid or does not fit
-    ├── ClassifierError       (ValueError)         a saved classifier that cannot be used
-    ├── ModelNotFoundError    (FileNotFoundError)  no such model folder, name or file
-    ├── DownloadError         (OSError)            neither the hub nor a mirror could deliver
-    ├── DigestError           (ValueError)         a file whose sha256 is not the published one
-    ├── WriteError            (OSError)            a file or folder that could not be written
-    ├── BackendError          (RuntimeError)       the backend asked for cannot run here
-    ├── NumericalError        (ArithmeticError)    NaN or infinity during the forward pass
-    └── NotFittedError        (ValueError, AttributeError)  predict before fit
+Each class can be caught as its built-in base class, too.
 """
 
 from __future__ import annotations

@@ -178,7 +178,12 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False, size: 
                 _keep_permissions(temporary, path)
                 _swap(temporary, path)
             else:
-                _rename_new(temporary, path)
+                _refuse_existing(path)
+                try:
+                    temporary.rename(path)
+                except OSError:
+                    _refuse_existing(path)  # another process was quicker
+                    raise
             sync_folder(path.parent)
 
 
@@ -188,9 +193,8 @@ def recover_folder(path: Path) -> None:
         return
     for left in _leftovers(path.parent, path.name):
         if left.name.endswith(_OLD) and left.name.startswith(f".{path.name}."):
-            with _left(left) as ours, suppress(OSError):  # another process may be quicker
-                if ours:
-                    left.rename(path)
+            with suppress(OSError):  # another process may be quicker
+                left.rename(path)
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
@@ -222,19 +226,16 @@ def reporting(path: Path, size: int | None = None, temporary: Path | None = None
         # Without a number it was not the system that raised it.
         if isinstance(error, MinitransError) or error.errno is None:
             raise
-        if temporary is not None and error.errno not in _NO_ROOM and not _is_about(error, temporary):
-            raise
+        if temporary is not None and error.errno not in _NO_ROOM:
+            named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+            if not any(Path(name).is_relative_to(temporary) for name in named):
+                raise
         told = WriteError(_told(path, error, size))
         told.errno, told.filename = error.errno, str(path)
         raise told from error
 
 
 _NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-def _is_about(error: OSError, temporary: Path) -> bool:
-    named = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-    return any(Path(name).is_relative_to(temporary) for name in named)
 
 
 def _told(path: Path, error: OSError, size: int | None) -> str:
@@ -283,19 +284,11 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[bool]:
 
     Yields whether that worked: some systems have no locks, and a process may keep one for longer than LOCK_SECONDS.
     """
-    descriptor = _open(folder)
-    held: bool | None = None
-    try:
-        end = time.monotonic() + LOCK_SECONDS
-        while descriptor is not None:
-            held = _flock(descriptor, shared)
-            if held is not False or time.monotonic() > end:
-                break
+    end = time.monotonic() + LOCK_SECONDS
+    with _opened(folder) as descriptor:
+        while (held := _flock(descriptor, shared)) is False and time.monotonic() <= end:
             time.sleep(0.002)
         yield bool(held)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 def remove_unnamed(folder: Path, names: re.Pattern[str], named: Collection[str], held: bool) -> None:
@@ -318,40 +311,29 @@ def remove_unnamed(folder: Path, names: re.Pattern[str], named: Collection[str],
 def remove_stale(folder: Path, name: str) -> None:
     """Remove the temporary files and folders that killed processes left of writing ``name...`` in a folder."""
     for left in _leftovers(folder, name):
-        with _left(left) as ours:
-            if ours:
-                _remove(left)
+        _remove(left)
 
 
-def _leftovers(folder: Path, name: str) -> list[Path]:
+def _leftovers(folder: Path, name: str) -> Iterator[Path]:
+    """The temporaries of ``name...`` whose writers are gone, as their locks are; each is locked until the next."""
     try:
-        found = [Path(entry.path) for entry in os.scandir(folder)]
+        entries = [*os.scandir(folder)]
     except OSError:
-        return []
-    return [each for each in found if each.name.startswith(f".{_short(name)}") and _TEMPORARY.fullmatch(each.name)]
-
-
-@contextmanager
-def _left(temporary: Path) -> Iterator[bool]:
-    """Whether the writer is gone, as its lock went with it; if so, the temporary is locked for the block."""
-    try:
-        kind = stat.S_IFMT(temporary.lstat().st_mode)
-    except OSError:
-        kind = 0
-    descriptor = _open(temporary) if kind in (stat.S_IFREG, stat.S_IFDIR) else None
-    try:
-        free = None if descriptor is None else _flock(descriptor)
-        yield _is_old(temporary) if free is None else free
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        return
+    for entry in entries:
+        if entry.name.startswith(f".{_short(name)}") and _TEMPORARY.fullmatch(entry.name):
+            left = Path(entry.path)
+            plain = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+            with _opened(left if plain else None) as descriptor:
+                free = _flock(descriptor)
+                if _is_old(left) if free is None else free:
+                    yield left
 
 
 def _is_old(path: Path) -> bool:
-    try:
+    with suppress(OSError):
         return time.time() - path.stat().st_ctime > STALE_SECONDS
-    except OSError:
-        return False
+    return False
 
 
 @contextmanager
@@ -360,20 +342,16 @@ def _claimed(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     while True:
         # Not tempfile: its files and folders are readable by their owner only, also in a cache that a group shares.
         temporary = path.with_name(f".{_short(path.name)}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
-        descriptor = None
         try:
             with reporting(path):
                 make(temporary)
-            descriptor = _open(temporary)
-            taken = descriptor is not None and _flock(descriptor) is False
-            if taken or not os.path.lexists(temporary):
-                continue  # another process took it for a leftover before it was locked
-            yield temporary
-            return
+            with _opened(temporary) as descriptor:
+                if _flock(descriptor) is False or not os.path.lexists(temporary):
+                    continue  # another process took it for a leftover before it was locked
+                yield temporary
+                return
         finally:
             _remove(temporary)  # unless it was renamed
-            if descriptor is not None:
-                os.close(descriptor)
 
 
 def _make_file(path: Path, mode: int) -> None:
@@ -385,19 +363,23 @@ def _short(name: str) -> str:
     return name if len(os.fsencode(name)) <= 200 else name[:48]  # a name has at most 255 bytes
 
 
-def _open(path: Path) -> int | None:
-    """A descriptor to lock a file or folder by; None where that cannot be had."""
-    if sys.platform == "win32":
-        return None
+@contextmanager
+def _opened(path: Path | None) -> Iterator[int | None]:
+    """A descriptor to lock a file or folder by, which is unlocked at the end; None where that cannot be had."""
+    descriptor = None
+    if path is not None and sys.platform != "win32":
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return None
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _flock(descriptor: int, shared: bool = False) -> bool | None:
+def _flock(descriptor: int | None, shared: bool = False) -> bool | None:
     """Whether the lock could be had at once; None where there are no locks."""
-    if sys.platform == "win32":
+    if descriptor is None or sys.platform == "win32":
         return None
     import fcntl
 
@@ -426,31 +408,18 @@ def _keep_permissions(new: Path, old: Path) -> None:
     new.chmod(mode)
 
 
-def _rename_new(temporary: Path, path: Path) -> None:
-    _refuse_existing(path)
-    try:
-        temporary.rename(path)
-    except OSError:
-        _refuse_existing(path)  # another process was quicker
-        raise
-
-
 def _swap(temporary: Path, path: Path) -> None:
     # No system call exchanges two folders everywhere, so the old one steps aside and returns if the rename fails.
     aside = path.with_name(f".{_short(path.name)}.{os.getpid()}-{os.urandom(4).hex()}{_OLD}")
-    descriptor = _open(path)
-    try:
-        if descriptor is not None:
-            _flock(descriptor)
-        path.rename(aside)
-        temporary.rename(path)
-    except BaseException:
-        if os.path.lexists(aside) and not os.path.lexists(path):
-            aside.rename(path)
-        raise
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+    with _opened(path) as descriptor:
+        _flock(descriptor)
+        try:
+            path.rename(aside)
+            temporary.rename(path)
+        except BaseException:
+            if os.path.lexists(aside) and not os.path.lexists(path):
+                aside.rename(path)
+            raise
     _remove(aside)
 
 

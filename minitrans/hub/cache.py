@@ -7,6 +7,8 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,26 +37,23 @@ def missing_files(snapshot: Path, known: KnownModel | None = None) -> list[str]:
 
 def lacking(folder: Path, missing: list[str]) -> str:
     """What a folder lacks, for messages."""
-    return (
-        f"{folder}: lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}"
-        if folder.is_dir()
-        else f"no {folder}"
-    )
+    lacks = f"{folder}: lacks {', '.join(missing[:4])}{' ...' if missing[4:] else ''}"
+    return lacks if folder.is_dir() else f"no {folder}"
 
 
+@dataclass(frozen=True)
 class Seal:
     """A note of size and times of a cached model's files when they were checked, which spares later loads the digests.
 
-    Args:
+    Attributes:
         path: of the note, in our own cache.
         folder: the model that it vouches for.
         known: whose digests apply, or None.
     """
 
-    def __init__(self, path: Path, folder: Path, known: KnownModel | None) -> None:
-        self.path = path
-        self.folder = folder
-        self.known = known
+    path: Path
+    folder: Path
+    known: KnownModel | None
 
     def holds(self) -> bool:
         """Whether the note is there and still true: no file that an encoder reads was changed, added or removed."""
@@ -105,10 +104,8 @@ class Seal:
         self._write({"folder": str(self.folder), "digests": published, "files": states, "sha256": seen})
 
     def _write(self, note: dict[str, Any]) -> None:
-        try:
+        with suppress(OSError, MinitransError):  # a cache that cannot be written costs a check at each load
             write_file(self.path, json.dumps(note, indent=1).encode())
-        except (OSError, MinitransError):
-            return  # a cache that cannot be written costs a check at each load, nothing else
 
     def _note(self) -> dict[str, Any]:
         try:
@@ -122,11 +119,10 @@ class Seal:
 
 
 def _state(path: Path) -> list[int] | None:
-    try:
+    with suppress(OSError):
         state = path.stat()
-    except OSError:
-        return None
-    return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+        return [state.st_size, state.st_mtime_ns, state.st_ctime_ns]
+    return None
 
 
 def _can_write(path: Path) -> bool:
@@ -176,10 +172,9 @@ def constants_of_the_hub() -> ModuleType:
 
 def cached(wanted: Wanted) -> tuple[Path | None, list[str]]:
     """The cached folder, or None and where it was looked for. DigestError if the only complete copy is a wrong one."""
-    own, hub = caches(wanted.cache_folder)
     tried: list[str] = []
     wrong: DigestError | None = None
-    for folder, note in _copies(wanted, own, hub):
+    for folder, note in _copies(wanted):
         mirrored = note.name.endswith(MIRRORED)
         seal = Seal(note, folder, wanted.known)
         try:
@@ -209,8 +204,9 @@ def cached(wanted: Wanted) -> tuple[Path | None, list[str]]:
     return None, tried
 
 
-def _copies(wanted: Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]:
+def _copies(wanted: Wanted) -> Iterator[tuple[Path, Path]]:
     """The folders that may hold the model, the likeliest first, and for each the note that it was checked."""
+    own, hub = caches(wanted.cache_folder)
     notes = own / wanted.folder
     if wanted.known is not None and wanted.known.mirrors:
         recover_folder(notes / str(wanted.revision))
@@ -220,20 +216,17 @@ def _copies(wanted: Wanted, own: Path, hub: Path) -> Iterator[tuple[Path, Path]]
     revision = wanted.revision or "main"
     if not COMMIT.fullmatch(revision):
         reference = repository / "refs" / revision
-        try:
+        with suppress(OSError, ValueError):
             revision = reference.read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            revision = ""
         if not COMMIT.fullmatch(revision):  # the file could say "../.."
             yield reference, notes / f"{reference.name}.json"
             return
     yield snapshots / revision, notes / f"{revision}.json"
     # A known model's bytes are what counts: other revisions with the same files serve as well.
     if wanted.known is not None:
-        try:
+        others: list[Path] = []
+        with suppress(OSError):
             others = sorted(path for path in snapshots.iterdir() if path.name != revision and path.is_dir())
-        except OSError:
-            others = []
         yield from ((path, notes / f"{path.name}.json") for path in others)
 
 

@@ -100,24 +100,22 @@ def fetch_from_hub(wanted: Wanted, *, force: bool = False, progress: bool = Fals
 def _within(seconds: float, call: Callable[[], T]) -> T:
     """Call with a deadline that holds for name resolution and for hosts with many addresses, too."""
     import threading
+    from concurrent.futures import Future, wait
 
-    results: list[T] = []
-    errors: list[BaseException] = []
+    answer: Future[T] = Future()
 
     def run() -> None:
         try:
-            results.append(call())
+            answer.set_result(call())
         except BaseException as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="minitrans-hub")
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not results:
+    # Not an executor: the end of the program would wait for its threads.
+    threading.Thread(target=run, daemon=True, name="minitrans-hub").start()
+    wait([answer], seconds)
+    if not answer.done():
         raise DownloadError(f"no answer within {seconds:g} s (HF_HUB_ETAG_TIMEOUT sets how long to wait)")
-    return results[0]
+    return answer.result()
 
 
 @contextmanager

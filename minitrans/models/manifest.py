@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -148,10 +149,9 @@ def check_digest(path: Path, wanted: str, what: str) -> None:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, 0 if it is not there: small files are checked first, before 90 MB are hashed."""
-    try:
+    with suppress(OSError):
         return path.stat().st_size
-    except OSError:
-        return 0
+    return 0
 
 
 # What the texts of a model and of a mirror look like.

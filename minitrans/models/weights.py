@@ -25,8 +25,6 @@ from minitrans.models.parameters import (
     EMBEDDINGS_NORM,
     LINEARS,
     NORMS,
-    AnyEmbedding,
-    AnyLinear,
     Embedding,
     Float32,
     Int8Embedding,
@@ -39,11 +37,7 @@ from minitrans.models.parameters import (
     tensor_shapes,
 )
 
-_FLOAT_DTYPES = ("F32", "F16", "BF16")
-_KIND_DTYPES = {"float": _FLOAT_DTYPES, "int8": ("I8",), "scale": ("F32",)}
-# Where the encoder's tensors lie; all else is a head, whatever its name, and not used by a sentence encoder.
-_ENCODER_PREFIXES = ("embeddings.", "encoder.")
-_IGNORED_NAMES = ("embeddings.position_ids", "embeddings.token_type_ids")
+_KIND_DTYPES = {"float": ("F32", "F16", "BF16"), "int8": ("I8",), "scale": ("F32",)}
 _ADAPTER = re.compile(r"\b(lora|adapter)", re.IGNORECASE)
 # Pickle files are never opened; other formats are not read.
 _OTHER_FORMATS = (
@@ -165,33 +159,26 @@ def load_parameters(folder: Path | ModelFolder) -> Parameters:
 def assemble(config: EncoderConfig, arrays: Mapping[str, NDArray[Any]]) -> Parameters:
     """Build the records from arrays under their checkpoint names; a matrix with a ``_scale`` becomes int8."""
 
-    def embedding(name: str) -> AnyEmbedding:
-        weight, scale = arrays[f"{name}.weight"], arrays.get(f"{name}.weight_scale")
-        return Embedding(weight) if scale is None else Int8Embedding(weight, scale)
+    def record(name: str, plain: type[Any], int8: type[Any]) -> Any:
+        names = [f"{name}.{each}" for each in ("weight", "weight_scale", "bias")]
+        return (int8 if names[1] in arrays else plain)(*(arrays[each] for each in names if each in arrays))
 
-    def linear(name: str) -> AnyLinear:
-        weight, scale = arrays[f"{name}.weight"], arrays.get(f"{name}.weight_scale")
-        bias = arrays[f"{name}.bias"]
-        return Linear(weight, bias) if scale is None else Int8Linear(weight, scale, bias)
-
-    def norm(name: str) -> LayerNorm:
-        return LayerNorm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
-
-    def layer(index: int) -> LayerParameters:
-        prefix = layer_prefix(index)
-        linears: dict[str, Any] = {field: linear(prefix + name) for field, (name, *_) in LINEARS.items()}
-        norms: dict[str, Any] = {field: norm(prefix + name) for field, name in NORMS.items()}
+    def layer(prefix: str) -> LayerParameters:
+        linears = {field: record(prefix + name, Linear, Int8Linear) for field, (name, *_) in LINEARS.items()}
+        norms = {field: record(prefix + name, LayerNorm, LayerNorm) for field, name in NORMS.items()}
         return LayerParameters(**linears, **norms)
 
-    tables: dict[str, Any] = {field: embedding(name) for field, (name, *_) in EMBEDDINGS.items()}
-    layers = tuple(layer(index) for index in range(config.num_hidden_layers))
-    return Parameters(config, **tables, embeddings_norm=norm(EMBEDDINGS_NORM), layers=layers)
+    tables = {field: record(name, Embedding, Int8Embedding) for field, (name, *_) in EMBEDDINGS.items()}
+    norm = record(EMBEDDINGS_NORM, LayerNorm, LayerNorm)
+    layers = tuple(layer(layer_prefix(index)) for index in range(config.num_hidden_layers))
+    return Parameters(config, **tables, embeddings_norm=norm, layers=layers)
 
 
 def is_ignored(name: str) -> bool:
     """Whether a tensor belongs to a part of a BERT checkpoint that a sentence encoder does not use."""
-    outside = not name.startswith(_ENCODER_PREFIXES) and not _ADAPTER.search(name)
-    return outside or name in _IGNORED_NAMES
+    # What lies elsewhere is a head, whatever its name.
+    outside = not name.startswith(("embeddings.", "encoder.")) and not _ADAPTER.search(name)
+    return outside or name in ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
 def canonical_name(name: str) -> str:
@@ -200,10 +187,9 @@ def canonical_name(name: str) -> str:
     Checkpoints of BertForMaskedLM and the like put the encoder under "bert."; the oldest ones say gamma and beta.
     """
     name = name.removeprefix("bert.")
-    if name.endswith("LayerNorm.gamma"):
-        return name.removesuffix("gamma") + "weight"
-    if name.endswith("LayerNorm.beta"):
-        return name.removesuffix("beta") + "bias"
+    for old, new in (("gamma", "weight"), ("beta", "bias")):
+        if name.endswith(f"LayerNorm.{old}"):
+            return name.removesuffix(old) + new
     return name
 
 
@@ -232,7 +218,13 @@ def convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) 
         )
     if kind == "int8":
         return np.frombuffer(tensor.data, np.int8).reshape(shape)
-    array = _to_float32(tensor).reshape(shape)
+    array: Float32
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        array = (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        with np.errstate(invalid="ignore"):  # a NaN is reported below, with its place
+            array = np.frombuffer(tensor.data, f"<f{4 if tensor.dtype == 'F32' else 2}").astype(np.float32, copy=False)
+    array = array.reshape(shape)
     finite = np.isfinite(array)
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -242,12 +234,3 @@ def convert(name: str, tensor: StoredTensor, kind: str, shape: tuple[int, ...]) 
     if kind == "scale" and (array <= 0).any():
         raise WeightsError(f"{tensor.file}: tensor {name!r} holds {array.min()}, wanted scales above 0")
     return array
-
-
-def _to_float32(tensor: StoredTensor) -> Float32:
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        return (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    if tensor.dtype == "F16":
-        with np.errstate(invalid="ignore"):  # a NaN is reported by the caller, with its place
-            return np.frombuffer(tensor.data, "<f2").astype(np.float32)
-    return np.frombuffer(tensor.data, "<f4").astype(np.float32, copy=False)

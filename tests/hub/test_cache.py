@@ -1,5 +1,6 @@
 """Copies on this machine: what a snapshot lacks, and the seal that spares later loads the digests."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -79,9 +80,9 @@ def test_seal_breaks(seal, change):
     elif change == "gone":
         file.unlink()
     elif change == "digests":
-        seal.known = KnownModel("m", "MIT", files={"config.json": DIGEST})
+        seal = dataclasses.replace(seal, known=KnownModel("m", "MIT", files={"config.json": DIGEST}))
     elif change == "moved":
-        seal.folder = seal.folder.rename(seal.folder.with_name("other"))
+        seal = dataclasses.replace(seal, folder=seal.folder.rename(seal.folder.with_name("other")))
     else:
         seal.path.write_text("{")
     assert not seal.holds()
@@ -97,7 +98,7 @@ def test_seal_is_not_given_to_wrong_files(seal):
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("change", ["bytes", "gone", "added"])
 def test_seal_without_digests_keeps_what_it_saw(seal, whole, change):
-    seal.known = None
+    seal = dataclasses.replace(seal, known=None)
     seal.check(whole=whole)
     assert seal.holds()
     file = seal.folder / "config.json"
@@ -118,7 +119,7 @@ def test_seal_without_digests_keeps_what_it_saw(seal, whole, change):
 
 
 def test_seal_of_a_file_that_was_touched_is_renewed(seal):
-    seal.known = None
+    seal = dataclasses.replace(seal, known=None)
     seal.check()
     os.utime(seal.folder / "config.json", ns=(1, 1))
     assert not seal.holds()
@@ -167,7 +168,7 @@ def test_the_hub_s_cache_says_what_a_file_has_to_be(tmp_path, name, blob):
 
 
 def test_nothing_to_compare_with_and_nowhere_to_note_it(seal, monkeypatch):
-    seal.known = None
+    seal = dataclasses.replace(seal, known=None)
     monkeypatch.setattr(cache, "_can_write", lambda path: False)
     monkeypatch.setattr(cache, "sha256_of", None)
     seal.check()

