@@ -70,7 +70,11 @@ class CompiledBlocks:
         self.num_layers = len(parameters.layers)
         self.kernels = kernels
         self._model = pack_model(parameters, kernels.level)
-        self._weight_bytes = self._model.weight_bytes
+        self._weight_bytes = sum(
+            linear.weight.nbytes
+            for layer in self._model.layers
+            for linear in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
+        )
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
         self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept

@@ -5,7 +5,7 @@ These records hold all that kernels read of a model. They can be turned back int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -85,27 +85,17 @@ def pack_linears(level: Level, *linears: AnyLinear) -> PackedLinear:
     columns = round_up(outputs, level.panel)
     weight = np.zeros((columns, depth), linears[0].weight.dtype)  # [N rounded up, K rounded up]
     weight[:outputs, :inputs] = np.concatenate([linear.weight for linear in linears])
+    bias = _row([linear.bias for linear in linears], columns)
     panels = weight.reshape(-1, level.panel, depth)  # [panels, panel, K]
     if not is_int8:
-        packed = _copy(panels.transpose(0, 2, 1), np.float32)  # [panels, K, panel]
-        return PackedLinear(
-            outputs, inputs, depth, packed, _row([linear.bias for linear in linears], columns), None, None
-        )
+        return PackedLinear(outputs, inputs, depth, _copy(panels.transpose(0, 2, 1)), bias, None, None)
     fours = panels.reshape(-1, level.panel, depth // 4, 4).transpose(0, 2, 1, 3)  # [panels, K / 4, panel, 4]
-    scales = [linear.scale for linear in linears if isinstance(linear, Int8Linear)]
-    return PackedLinear(
-        outputs,
-        inputs,
-        depth,
-        _copy(fours, np.int8),
-        _row([linear.bias for linear in linears], columns),
-        _row(scales, columns),
-        _copy(weight.sum(axis=1, dtype=np.int32), np.int32),
-    )
+    scale = _row([linear.scale for linear in linears if isinstance(linear, Int8Linear)], columns)
+    return PackedLinear(outputs, inputs, depth, _copy(fours), bias, scale, _copy(weight.sum(axis=1, dtype=np.int32)))
 
 
-def _copy(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    array = aligned(values.shape, dtype)
+def _copy(values: NDArray[Any]) -> NDArray[Any]:
+    array = aligned(values.shape, values.dtype)
     array[...] = values
     return array
 
@@ -117,22 +107,14 @@ def _row(parts: list[Float32], columns: int) -> Float32:
     return row
 
 
-def unpack_linears(packed: PackedLinear, sizes: Sequence[int]) -> list[AnyLinear]:
-    """The linear maps that were laid out side by side, with ``sizes`` outputs."""
-    if packed.is_int8:
-        weight = packed.weight.transpose(0, 2, 1, 3).reshape(-1, packed.depth)  # [N rounded up, K rounded up]
-    else:
-        weight = packed.weight.transpose(0, 2, 1).reshape(-1, packed.depth)
-    linears: list[AnyLinear] = []
-    begin = 0
-    for size in sizes:
+def unpack_linears(packed: PackedLinear, count: int = 1) -> Iterator[AnyLinear]:
+    """The ``count`` linear maps, with as many outputs each, that were laid out side by side."""
+    weight = np.moveaxis(packed.weight, 2, 1).reshape(-1, packed.depth)  # [N rounded up, K rounded up]
+    size = packed.outputs // count
+    for begin in range(0, packed.outputs, size):
         rows = slice(begin, begin + size)
         values, bias = weight[rows, : packed.inputs].copy(), packed.bias[rows].copy()
-        linears.append(
-            Linear(values, bias) if packed.scale is None else Int8Linear(values, packed.scale[rows].copy(), bias)
-        )
-        begin += size
-    return linears
+        yield Linear(values, bias) if packed.scale is None else Int8Linear(values, packed.scale[rows].copy(), bias)
 
 
 @dataclass(frozen=True)
@@ -146,15 +128,6 @@ class PackedModel:
     positions: Float32  # [P, H], the token type's embedding added
     embeddings_norm: LayerNorm  # [H]
     layers: tuple[PreparedLayer[PackedLinear], ...]
-
-    @property
-    def weight_bytes(self) -> int:
-        """The size of all matrices that a text passes through."""
-        return sum(
-            linear.weight.nbytes
-            for layer in self.layers
-            for linear in (layer.qkv, layer.attention_output, layer.intermediate, layer.output)
-        )
 
 
 def pack_model(parameters: Parameters, level: Level) -> PackedModel:
@@ -176,26 +149,19 @@ def pack_model(parameters: Parameters, level: Level) -> PackedModel:
 
 def unpack_model(model: PackedModel) -> Parameters:
     """The parameters that were laid out; the token type's embedding is found in that of the positions."""
-    hidden, vocabulary = model.config.hidden_size, model.config.vocab_size
     layers = []
     for layer in model.layers:
-        (query, key, value), (attention_output,), (intermediate,), (output,) = (
-            unpack_linears(linear, sizes)
-            for linear, sizes in (
-                (layer.qkv, [hidden] * 3),
-                (layer.attention_output, [hidden]),
-                (layer.intermediate, [model.config.intermediate_size]),
-                (layer.output, [hidden]),
-            )
-        )
+        query, key, value = unpack_linears(layer.qkv, 3)
+        maps = layer.attention_output, layer.intermediate, layer.output
+        (attention_output,), (intermediate,), (output,) = map(unpack_linears, maps)
         norms = layer.attention_norm, layer.output_norm
         layers.append(LayerParameters(query, key, value, attention_output, norms[0], intermediate, output, norms[1]))
-    table = model.table[:vocabulary].copy()
+    table = model.table[: model.config.vocab_size].copy()
     return Parameters(
         model.config,
         Embedding(table) if model.table_scale is None else Int8Embedding(table, model.table_scale),
         Embedding(model.positions),
-        Embedding(np.zeros((model.config.type_vocab_size, hidden), np.float32)),
+        Embedding(np.zeros((model.config.type_vocab_size, model.config.hidden_size), np.float32)),
         model.embeddings_norm,
         tuple(layers),
     )

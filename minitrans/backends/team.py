@@ -101,24 +101,13 @@ class _Assistant:
             self.busy = False
 
 
-class _Process:
-    """The assistants of this process, and an entry for each chunk that is being worked on."""
-
-    def __init__(self) -> None:
-        self.assistants: list[_Assistant] = []
-        self.chunks: list[object] = []
+_assistants: list[_Assistant] = []  # of this process
+_chunks: list[object] = []  # an entry for each that is being worked on
 
 
-_process = _Process()
-
-
-def _after_fork() -> None:
-    global _process
-    _process = _Process()  # the threads are gone
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # the threads are gone
+    os.register_at_fork(after_in_child=_assistants.clear)
+    os.register_at_fork(after_in_child=_chunks.clear)
 
 
 def _idle_assistants(count: int) -> list[_Assistant]:
@@ -126,11 +115,11 @@ def _idle_assistants(count: int) -> list[_Assistant]:
 
     Called by one thread at a time: that of the only chunk.
     """
-    idle = [assistant for assistant in _process.assistants if not assistant.busy][:count]
+    idle = [assistant for assistant in _assistants if not assistant.busy][:count]
     with suppress(RuntimeError):
-        while len(idle) < count and len(_process.assistants) < MOST_ASSISTANTS:
+        while len(idle) < count and len(_assistants) < MOST_ASSISTANTS:
             idle.append(_Assistant())
-            _process.assistants.append(idle[-1])
+            _assistants.append(idle[-1])
     return idle
 
 
@@ -141,19 +130,15 @@ def _other_processors() -> set[int]:
     """
     if sys.platform != "linux":
         return set()
-    return os.sched_getaffinity(0) - {_current_processor()}
+    processors = os.sched_getaffinity(0)
+    with suppress(AttributeError):  # a C library without it
+        processors.discard(_libc().sched_getcpu())
+    return processors
 
 
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None)
-
-
-def _current_processor() -> int:
-    try:
-        return int(_libc().sched_getcpu())
-    except AttributeError:
-        return -1
 
 
 @contextmanager
@@ -162,10 +147,10 @@ def register_chunk() -> Iterator[bool]:
 
     Without a lock, which a signal handler that encodes too would wait for in vain: changes of a list are atomic.
     """
-    chunks, chunk = _process.chunks, object()
+    chunk = object()
     try:
-        chunks.append(chunk)
-        yield chunks[0] is chunk
+        _chunks.append(chunk)
+        yield _chunks[:1] == [chunk]
     finally:
-        if chunk in chunks:
-            chunks.remove(chunk)
+        if chunk in _chunks:  # a forked child has none
+            _chunks.remove(chunk)

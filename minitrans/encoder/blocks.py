@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -101,6 +102,10 @@ class Tapped:
         self.blocks, self.tap = blocks, tap
         self.name, self.num_layers = blocks.name, blocks.num_layers
         self.info, self.session = blocks.info, blocks.session
+        self.embed = partial(self._shown, "embed")
+        self.attention_block = partial(self._shown, "attention_block")
+        self.feed_forward_block = partial(self._shown, "feed_forward_block")
+        self.select, self.project = partial(self._shown, "select"), partial(self._shown, "project")
 
     @contextmanager
     def chunk(self, rows: int, helpers: int) -> Iterator[Tapped]:
@@ -108,27 +113,7 @@ class Tapped:
         with self.blocks.chunk(rows, helpers) as inside:
             yield Tapped(inside, self.tap)
 
-    def embed(self, *arguments: Any) -> Float32:
-        """See `Blocks.embed`."""
-        return self._shown("embed", arguments)
-
-    def attention_block(self, *arguments: Any) -> tuple[Float32, Float32 | None]:
-        """See `Blocks.attention_block`."""
-        return self._shown("attention_block", arguments)
-
-    def feed_forward_block(self, *arguments: Any) -> Float32:
-        """See `Blocks.feed_forward_block`."""
-        return self._shown("feed_forward_block", arguments)
-
-    def select(self, *arguments: Any) -> tuple[Float32, Selection, Float32 | None]:
-        """See `Blocks.select`."""
-        return self._shown("select", arguments)
-
-    def project(self, *arguments: Any) -> Float32:
-        """See `Blocks.project`."""
-        return self._shown("project", arguments)
-
-    def _shown(self, block: str, arguments: tuple[Any, ...]) -> Any:
+    def _shown(self, block: str, *arguments: Any) -> Any:
         result = getattr(self.blocks, block)(*arguments)
         self.tap(block, arguments, result)
         return result

@@ -19,8 +19,6 @@ from minitrans.files import write_file
 from minitrans.models.parameters import Linear
 
 TENSOR_LIMIT = 1 << 30  # bytes of a policy's arrays
-
-
 _TENSOR = re.compile(r"layer\.(0|[1-9][0-9]{0,3})\.(scorer|restore)\.(weight|bias)")
 
 

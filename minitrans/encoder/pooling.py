@@ -76,12 +76,11 @@ def _pool_text(
         total, count = hidden.sum(axis=0), np.float32(len(hidden))  # [H]
         if more is not None:
             total, count = total + more[0], count + np.float32(more[1])
-        return total / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
-    weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
-    if mode == "weightedmean":
-        weight = weight * (position + 1).astype(np.float32)  # [n] later tokens count more
-    total = (hidden * weight[:, None]).sum(axis=0)  # [H]
-    count = weight.sum()
+    else:
+        weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
+        if mode == "weightedmean":
+            weight = weight * (position + 1).astype(np.float32)  # [n] later tokens count more
+        total, count = (hidden * weight[:, None]).sum(axis=0), weight.sum()  # [H]
     return total / (np.sqrt(count) if mode == "mean_sqrt_len_tokens" else count)
 
 

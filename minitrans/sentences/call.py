@@ -1,4 +1,4 @@
-"""What a call of ``SentenceEncoder.encode`` is given, checked; and the settings of a sentence-transformers folder."""
+"""What a call of ``SentenceEncoder.encode`` is given, checked."""
 
 from __future__ import annotations
 

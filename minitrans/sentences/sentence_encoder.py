@@ -138,13 +138,13 @@ class SentenceEncoder:
         self.backend = self.blocks.name
         policy = as_policy(pruning)
         if policy is not None and policy.fitted is not None:  # while the weights are at hand
-            self._weights = weights_identity(folder, stored)
+            self.fingerprint = weights_identity(folder, stored)
         self.pruning = self._check_policy(policy)
         self.truncate_dim = settings.get("truncate_dim") if truncate_dim is None else truncate_dim
         self.prompts: dict[str, str] = settings.get("prompts", {}) | given
         default = settings.get("default_prompt_name") if default_prompt_name is None else default_prompt_name
         self.default_prompt_name: str | None = default
-        self._prompt(None, None)
+        self._prompt(None, None)  # refuses a default that there is not
         self.similarity_fn_name: SimilarityName = similarity_fn_name or settings.get("similarity_fn_name") or "cosine"
 
     @property
@@ -171,22 +171,18 @@ class SentenceEncoder:
         dimension = self._dimension(None)
         whole = self.config.hidden_size * len(self.pooling.modes)
         return Identity.of(
-            self._weights,
+            self.fingerprint,
             self.tokenizer.sha256,
             self.pooling,
             None if dimension == whole else dimension,
-            self._checked_prompts(),
+            check_prompts(self.prompts, "SentenceEncoder.prompts"),
             self.default_prompt,
             "float32 from int8" if self._dequantized else self.precision,
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """The weights' part of `identity`: what a policy with fitted arrays is for (``Fitted.model``)."""
-        return self._weights
-
-    @cached_property
-    def _weights(self) -> str:
         return weights_read_again(self.folder, self.config, self._weight_files)
 
     @overload
@@ -296,7 +292,6 @@ class SentenceEncoder:
         texts = as_texts(sentences)
         prompt = self._prompt(prompt, prompt_name)
         call = self._call(pruning, batch_size, precision, normalize_embeddings, truncate_dim)
-        progress = Progress(len(texts), show_progress_bar)
         single = isinstance(sentences, str)
         if output_value == "token_embeddings":
             if out is not None or call.precision != "float32":
@@ -304,12 +299,13 @@ class SentenceEncoder:
             if call.normalize or truncate_dim is not None:
                 raise InputError("token_embeddings come whole: leave out `normalize_embeddings` and `truncate_dim`")
             tokens: list[NDArray[Any]] = [np.empty(0)] * len(texts)
-            for place, encoded in self._run(texts, prompt, call, progress, lambda encoded: encoded):
+            for place, encoded in self._run(texts, prompt, call, show_progress_bar, lambda encoded: encoded):
                 tokens[place] = [encoded.hidden[rows] for rows in segments(encoded.offsets)]
             return tokens[0] if single else tokens
         shape = (len(texts), output_width(call.dimension, call.precision))
         vectors = output_array(out, shape, DTYPES[call.precision])
-        for place, pooled in self._run(texts, prompt, call, progress, lambda encoded: self._pool(encoded, call)):
+        run = self._run(texts, prompt, call, show_progress_bar, lambda encoded: self._pool(encoded, call))
+        for place, pooled in run:
             vectors[place] = pooled
         return vectors[0] if single else vectors
 
@@ -329,8 +325,7 @@ class SentenceEncoder:
         call = self._call(pruning)
         texts = as_texts(sentences)
         results: list[PrunedText] = []
-        progress = Progress(len(texts), False)
-        for _, encoded in self._run(texts, self._prompt(None, None), call, progress, lambda encoded: encoded):
+        for _, encoded in self._run(texts, self._prompt(None, None), call, False, lambda encoded: encoded):
             left = np.isin(np.arange(len(encoded.batch.ids)), encoded.rows)  # [T]
             for text in segments(encoded.batch.offsets):
                 tokens = self.tokenizer.tokens(encoded.batch.ids[text].tolist())
@@ -393,14 +388,14 @@ class SentenceEncoder:
 
     def __getstate__(self) -> dict[str, Any]:
         with suppress(MinitransError):
-            _ = self._weights  # where it goes, the files may be others
+            _ = self.fingerprint  # where it goes, the files may be others
         return self.__dict__
 
     def __repr__(self) -> str:
         return f"SentenceEncoder({self.name_or_path!r}, backend={self.backend!r}, precision={self.precision!r})"
 
     def _run(
-        self, texts: Sequence[str], prompt: str, call: Call, progress: Progress, work: Callable[[Encoded], T]
+        self, texts: Sequence[str], prompt: str, call: Call, bar: bool | None, work: Callable[[Encoded], T]
     ) -> Iterator[tuple[slice, T]]:
         """Encode all texts; yields which texts, and what ``work`` made of them, in order."""
         lengths = Lengths(call)
@@ -414,7 +409,7 @@ class SentenceEncoder:
             batch_size=call.batch_size,
             told=lengths.add,
         )
-        with progress:
+        with (progress := Progress(len(texts), bar)):
             for place, result in results:
                 yield place, result
                 progress.update(place.stop - place.start)
@@ -451,19 +446,14 @@ class SentenceEncoder:
     def _check_policy(self, policy: object) -> PruningPolicy | None:
         policy = as_policy(policy)
         if policy is not None:
-            weights = None if policy.fitted is None else self._weights
+            weights = None if policy.fitted is None else self.fingerprint
             policy.check_fits(self.config, self.pooling.modes, weights)
         return policy
 
     def _dimension(self, truncate_dim: int | None) -> int:
         whole = self.config.hidden_size * len(self.pooling.modes)
         value = self.truncate_dim if truncate_dim is None else truncate_dim
-        if value is None:
-            return whole
-        return min(check_int("truncate_dim", value), whole)
-
-    def _checked_prompts(self) -> dict[str, str]:
-        return check_prompts(self.prompts, "SentenceEncoder.prompts")
+        return whole if value is None else min(check_int("truncate_dim", value), whole)
 
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
@@ -471,7 +461,7 @@ class SentenceEncoder:
         name = self.default_prompt_name if name is None else name
         if name is None:
             return ""
-        prompts = self._checked_prompts()
+        prompts = check_prompts(self.prompts, "SentenceEncoder.prompts")
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"prompt_name is {name!r:.100}, this model has {sorted(prompts) or 'no prompts'}")
         return prompts[name]
@@ -479,7 +469,7 @@ class SentenceEncoder:
     def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         check_options(options, SentenceEncoder.encode.__code__)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            prompts = self._checked_prompts()
+            prompts = check_prompts(self.prompts, "SentenceEncoder.prompts")
             name = next((name for name in names if name in prompts), None)
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}

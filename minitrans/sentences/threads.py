@@ -49,23 +49,18 @@ def _cgroup_quota(root: Path, self_cgroup: Path) -> float | None:
         base = root / "cpu" if controllers else root
         place = base / path.lstrip("/")
         for folder in (place, *place.parents):
-            quotas.append(_quota_v1(folder) if controllers else _quota_v2(folder))
+            files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+            quotas.append(_quota([field for file in files for field in _read(folder / file).split()]))
             if folder == base:
                 break
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quota_v2(folder: Path) -> float | None:
-    fields = _read(folder / "cpu.max").split()  # "max 100000" or "<quota> <period>", microseconds
+def _quota(fields: list[str]) -> float | None:
+    """In processors, of a quota and its period in microseconds; a quota of "max" (version 2) or -1 (1) is none."""
     if len(fields) != 2 or not all(field.isdigit() for field in fields) or int(fields[1]) == 0:
         return None
     return int(fields[0]) / int(fields[1])
-
-
-def _quota_v1(folder: Path) -> float | None:
-    quota = _read(folder / "cpu.cfs_quota_us").strip()  # -1 means unlimited
-    period = _read(folder / "cpu.cfs_period_us").strip()
-    return int(quota) / int(period) if quota.isdigit() and period.isdigit() and int(period) else None
 
 
 def _read(path: Path) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from minitrans.arguments import check_choice
 from minitrans.encoder.pooling import normalized
 from minitrans.errors import InputError
 from minitrans.files import atomic_file, target_of
@@ -64,10 +65,8 @@ def to_precision(vectors: Float32, precision: Precision) -> Vectors:
 
 def check_precision(precision: str) -> Precision:
     """Validate the ``precision`` of an encode call. InputError if it is not one of the five."""
-    for known in get_args(Precision):
-        if isinstance(precision, str) and precision == known:
-            return known
-    raise InputError(f"precision is {precision!r:.100}, wanted one of {', '.join(get_args(Precision))}")
+    check_choice("precision", precision, DTYPES)
+    return cast(Precision, precision)
 
 
 def check_output(path: str | Path) -> None:
@@ -122,17 +121,11 @@ def _matrix(vectors: ArrayLike) -> Float32:
     return rows
 
 
-def _distances(a: Float32, b: Float32, norm: Callable[[Float32], Float32]) -> Float32:
-    # One row of a at a time: [B, B', H] at once would not fit in memory for a large B.
-    return np.stack([-norm(row - b) for row in a]) if len(a) else np.empty((0, len(b)), np.float32)
-
-
-def _manhattan(difference: Float32) -> Float32:
-    return np.abs(difference).sum(axis=-1)
-
-
-def _euclidean(difference: Float32) -> Float32:
-    return np.sqrt(np.square(difference).sum(axis=-1))
+def _distances(difference: Float32, name: SimilarityName) -> Float32:
+    """Lengths, negated, of differences of embeddings: [.., H] -> [..]"""
+    if name == "manhattan":
+        return -np.abs(difference).sum(axis=-1)
+    return -np.sqrt(np.square(difference).sum(axis=-1))
 
 
 def similarity(a: ArrayLike, b: ArrayLike, name: SimilarityName = "cosine") -> Float32:
@@ -142,11 +135,10 @@ def similarity(a: ArrayLike, b: ArrayLike, name: SimilarityName = "cosine") -> F
         InputError: the widths differ, or an unknown name.
     """
     x, y = _checked(a, b, name)
-    if name == "cosine":
-        return normalized(x) @ normalized(y).T
-    if name == "dot":
+    if name in ("cosine", "dot"):
         return x @ y.T
-    return _distances(x, y, _euclidean if name == "euclidean" else _manhattan)
+    # One row of x at a time: [B, B', H] at once would not fit in memory for a large B.
+    return np.stack([_distances(row - y, name) for row in x]) if len(x) else np.empty((0, len(y)), np.float32)
 
 
 def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: SimilarityName = "cosine") -> Float32:
@@ -158,17 +150,13 @@ def similarity_pairwise(a: ArrayLike, b: ArrayLike, name: SimilarityName = "cosi
     x, y = _checked(a, b, name)
     if len(x) != len(y):
         raise InputError(f"pairs of embeddings: {len(x)} and {len(y)} rows, wanted as many in both")
-    if name in ("cosine", "dot"):
-        if name == "cosine":
-            x, y = normalized(x), normalized(y)
-        return (x * y).sum(axis=-1)
-    return -(_euclidean if name == "euclidean" else _manhattan)(x - y)
+    return (x * y).sum(axis=-1) if name in ("cosine", "dot") else _distances(x - y, name)
 
 
 def _checked(a: ArrayLike, b: ArrayLike, name: str) -> tuple[Float32, Float32]:
-    if not isinstance(name, str) or name not in get_args(SimilarityName):
-        raise InputError(f"similarity is {name!r:.100}, wanted one of {', '.join(get_args(SimilarityName))}")
+    """Both as float32 [B, H] and [B', H], of length 1 for the cosine."""
+    check_choice("similarity", name, get_args(SimilarityName))
     x, y = _matrix(a), _matrix(b)
     if x.shape[1] != y.shape[1]:
         raise InputError(f"embeddings have {x.shape[1]} and {y.shape[1]} dimensions, wanted the same")
-    return x, y
+    return (normalized(x), normalized(y)) if name == "cosine" else (x, y)

@@ -231,7 +231,7 @@ def test_attention_block(parameters, with_sizes):
 
 
 @pytest.mark.parametrize("want", [None, "random", "first"])
-def test_attention_block_gathers_no_score_that_it_was_not_asked_for(parameters, want):
+def test_attention_block_gathers_only_the_wanted_score(parameters, want):
     hidden, offsets = normal(13, 6, parameters.config.hidden_size), offsets_of([4, 2])
     blocks = ReferenceBlocks(parameters)
     seen, scores = blocks.attention_block(hidden, offsets, None, 0, want)

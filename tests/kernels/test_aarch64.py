@@ -28,7 +28,7 @@ from minitrans.backends.panels import round_up
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder.selection import score_rows
 from minitrans.kernels.library.loading import Kernels
-from minitrans.kernels.vector.levels import FAMILIES, find_level
+from minitrans.kernels.vector.levels import FAMILIES
 from minitrans.models.parameters import Int8Linear
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="qemu emulates Linux processes on Linux alone")
@@ -91,11 +91,11 @@ def _tools():
     return build, emulator, compiler
 
 
-@pytest.fixture(scope="module", params=[level.name for level in FAMILIES["aarch64"]])
+@pytest.fixture(scope="module", params=FAMILIES["aarch64"], ids=lambda level: level.name)
 def machine(request, arena, tmp_path_factory):
     """One level: its ``kernels``, which run in the emulator, how many ``calls`` of each there were, its ``object``."""
     build, emulator, compiler = _tools()
-    level = find_level(request.param)
+    level = request.param
     triple = build.triple_of("aarch64", "linux")
     folder = tmp_path_factory.mktemp(level.name)
     compiled, program = folder / "kernels.o", folder / "runner"

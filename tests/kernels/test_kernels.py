@@ -789,7 +789,7 @@ def test_eight_threads_share_blocks(plain_models, helpers_always_pay, level):
 
     with ThreadPoolExecutor(callers) as pool:
         list(pool.map(call, range(callers)))
-    assert team._process.chunks == []
+    assert team._chunks == []
 
 
 def test_a_chunk_ends_well_after_an_error(plain_models, helpers_always_pay):
@@ -798,7 +798,7 @@ def test_a_chunk_ends_well_after_an_error(plain_models, helpers_always_pay):
     wanted = model.results(blocks, rows)
     with pytest.raises(InputError), blocks.chunk(9, helpers=3) as inside:
         inside.embed(rows.ids - 1, rows.offsets)
-    assert team._process.chunks == []
+    assert team._chunks == []
     with blocks.chunk(9, helpers=3) as inside:
         assert all(map(np.array_equal, model.results(inside, rows), wanted))
 
@@ -811,13 +811,13 @@ def test_a_chunk_runs_alone_where_the_system_refuses_a_thread(plain_models, help
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(team, "_process", team._Process())
+    monkeypatch.setattr(team, "_assistants", [])
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with blocks.chunk(9, helpers=3) as inside:
             assert inside._chunk.team is None
             assert all(map(np.array_equal, model.results(inside, rows), wanted))
-    assert team._process.chunks == []
+    assert team._chunks == []
     with blocks.chunk(9, helpers=3) as inside:
         assert inside._chunk.team is not None
         assert all(map(np.array_equal, model.results(inside, rows), wanted))

@@ -272,7 +272,7 @@ def test_binary_of_a_width_that_is_no_multiple_of_eight(encoder, vectors):
 
 
 def test_precision_is_one_of_five(encoder):
-    with pytest.raises(InputError, match="precision is 'int4', wanted one of float32, int8, uint8, binary, ubinary"):
+    with pytest.raises(InputError, match=r"precision is 'int4', wanted 'float32', .* or 'ubinary'"):
         encoder.encode(TEXTS, precision="int4")
 
 

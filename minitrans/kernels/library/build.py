@@ -28,7 +28,7 @@ from numba.core import sigutils
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
 
-from minitrans.files import atomic_file
+from minitrans.files import write_file
 from minitrans.kernels.attention import attention
 from minitrans.kernels.library.record import HERE, LIBRARY, RECORD, source_digest
 from minitrans.kernels.products import float32_product, int8_product
@@ -43,20 +43,10 @@ class BuildError(Exception):
     """The kernels could not be built."""
 
 
-_MAKERS = (
-    embed,
-    load_rows,
-    quantize_activations,
-    float32_product,
-    int8_product,
-    attention,
-    prune,
-    layer_norm,
-    run,
-    lead,
-    assist,
-)
-MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {maker.__name__: maker for maker in _MAKERS}
+_STEPS = embed, load_rows, quantize_activations, float32_product, int8_product, attention, prune, layer_norm
+MAKERS: dict[str, Callable[[Level], Callable[..., None]]] = {
+    maker.__name__: maker for maker in (*_STEPS, run, lead, assist)
+}
 
 
 def kernel_ir(function: Callable[..., None], symbol: str) -> str:
@@ -152,6 +142,7 @@ def build(folder: Path, machine: str, system: str, link: Sequence[str]) -> None:
         done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)  # noqa: S603
         if done.returncode:
             raise BuildError(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+        library = (Path(temporary) / LIBRARY).read_bytes()
         record = {
             "machine": machine,
             "platform": system,
@@ -159,12 +150,10 @@ def build(folder: Path, machine: str, system: str, link: Sequence[str]) -> None:
             "source": source_digest(),
             "numba": version("numba"),
             "llvmlite": version("llvmlite"),
-            "sha256": hashlib.sha256((Path(temporary) / LIBRARY).read_bytes()).hexdigest(),
+            "sha256": hashlib.sha256(library).hexdigest(),
         }
-        with atomic_file(folder / LIBRARY) as file:
-            file.write_bytes((Path(temporary) / LIBRARY).read_bytes())
-        with atomic_file(folder / RECORD) as file:
-            file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_file(folder / LIBRARY, library)
+        write_file(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def main() -> None:

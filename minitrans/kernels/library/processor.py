@@ -18,11 +18,6 @@ from minitrans.kernels.vector.levels import FAMILIES, Level, this_machine
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18  # Linux on x86-64
 
 
-def family() -> tuple[Level, ...]:
-    """The levels of this machine's architecture, best first; none for other architectures."""
-    return FAMILIES.get(this_machine(), ())
-
-
 @cache
 def processor_features() -> frozenset[str]:
     """What the processor and the system offer, by the names that levels use."""
@@ -41,7 +36,7 @@ def processor_features() -> frozenset[str]:
 
 def usable_levels() -> Iterator[Level]:
     """The levels of this machine that its processor can run, best first."""
-    for level in family():
+    for level in FAMILIES.get(this_machine(), ()):
         if level.needs <= processor_features() and (level.int8_dot != "amx" or _allow_amx()):
             yield level
 
@@ -67,8 +62,7 @@ def choose_level(name: str | None = None) -> Level:
     for level in levels:
         if name is None or level.name == name:
             return level
-    known = ", ".join(level.name for level in levels) or "none"
-    wanted = f"one that this processor runs: {known}"
     if name is None:
         raise BackendError(f"there are no compiled kernels for {this_machine()}; use backend='reference'")
-    raise BackendError(f"instruction-set level is {name!r}, wanted {wanted}")
+    known = ", ".join(level.name for level in levels) or "none"
+    raise BackendError(f"instruction-set level is {name!r}, wanted one that this processor runs: {known}")

@@ -331,8 +331,9 @@ class Part:
         return value if self.rest is None else self.emitter.keep_first(value, self.rest, otherwise)
 
 
-def _intrinsic(emit: Callable[..., Any], returns: types.Type, names: Sequence[str]) -> Any:
-    """A function of words, named so, that Numba kernels can call; ``emit`` gets the builder and their values."""
+def _intrinsic(emit: Callable[..., Any], returns: types.Type) -> Any:
+    """A function of words that Numba kernels can call, of ``emit``, which takes the builder and their values."""
+    names = list(inspect.signature(emit).parameters)[1:]
 
     def typing(context: Any, *_: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, _: Any, values: Sequence[ir.Value]) -> Any:
@@ -348,11 +349,6 @@ def _intrinsic(emit: Callable[..., Any], returns: types.Type, names: Sequence[st
     return intrinsic(typing)
 
 
-def _names(function: Callable[..., Any]) -> list[str]:
-    """The parameters of a function, but for the first."""
-    return list(inspect.signature(function).parameters)[1:]
-
-
 def vector_code(level: Level, returns: types.Type = nothing) -> Callable[[Callable[..., Lanes | None]], Any]:
     """Decorator: a function (emitter, *words) that emits code becomes one of words that Numba kernels can call."""
 
@@ -363,14 +359,14 @@ def vector_code(level: Level, returns: types.Type = nothing) -> Callable[[Callab
             result = function(emitter, *(Lanes(emitter, value) for value in values))
             return None if result is None else result.value
 
-        return _intrinsic(emit, returns, _names(function))
+        return _intrinsic(emit, returns)  # which sees the parameters of the function
 
     return decorate
 
 
 def _word_code(returns: types.Type) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: the same for a function (builder, *words) of no level."""
-    return lambda emit: _intrinsic(emit, returns, _names(emit))
+    return lambda emit: _intrinsic(emit, returns)
 
 
 @_word_code(word)

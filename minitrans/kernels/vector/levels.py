@@ -74,11 +74,6 @@ def this_machine() -> str:
     return _MACHINES.get(name, name)
 
 
-def find_level(name: str) -> Level:
-    """The level of that name, of whatever family."""
-    return next(level for levels in FAMILIES.values() for level in levels if level.name == name)
-
-
 ENTRY_POINTS = ("run", "lead", "assist")  # what can be called from outside: see kernels/run.py
 
 
