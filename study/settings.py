@@ -11,7 +11,7 @@ from benchmarks.models import float32_folder
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.adaptation.search import Limits
 from minitrans.data.tasks import Task, load_task
-from minitrans.encoder.policy import shipped_policies
+from minitrans.encoder.policy_files import shipped_policies
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.tables import save_text
 

@@ -43,7 +43,8 @@ from minitrans.audit.invariance import invariance_check
 from minitrans.audit.tensors import NO_ORIGINAL
 from minitrans.backends import load_blocks
 from minitrans.encoder.blocks import Blocks
-from minitrans.encoder.policy import PruningPolicy, shipped_policies
+from minitrans.encoder.policy import PruningPolicy
+from minitrans.encoder.policy_files import shipped_policies
 from minitrans.errors import BackendError, DigestError, InputError, MinitransError, ModelNotFoundError, PolicyError
 from minitrans.hub.names import DEFAULT_MODEL
 from minitrans.hub.resolve import find_local

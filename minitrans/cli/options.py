@@ -34,14 +34,11 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options; POLICIES and SCORES stand for the names that there are."""
-        from minitrans.encoder.policy import DEFAULT, shipped_policies
-        from minitrans.fewshot.rejection import SCORES
-
-        names = {"POLICIES": (DEFAULT, *shipped_policies(), "none"), "SCORES": ("auto", *SCORES)}
         for option in self.params:
             if isinstance(option, click.Option) and option.help:
-                for word, known in names.items():
-                    option.help = option.help.replace(word, ", ".join(known))
+                for word, known in {"POLICIES": _policies, "SCORES": _scores}.items():
+                    if word in option.help:
+                        option.help = option.help.replace(word, ", ".join(known()))
         super().format_options(ctx, formatter)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -50,6 +47,18 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.epilog.strip().splitlines():
                     formatter.write_text(line.strip())
+
+
+def _policies() -> tuple[str, ...]:
+    from minitrans.encoder.policy_files import DEFAULT, shipped_policies
+
+    return DEFAULT, *shipped_policies(), "none"
+
+
+def _scores() -> tuple[str, ...]:
+    from minitrans.fewshot.rejection import SCORES
+
+    return "auto", *SCORES
 
 
 def _possible(argument: str) -> bool:

@@ -16,9 +16,16 @@ import numpy as np
 from minitrans.arguments import as_int, as_number
 from minitrans.contents import read_json
 from minitrans.encoder.fitted import NOTHING_FITTED, Fitted
-from minitrans.encoder.policy_files import arrays_in_use, arrays_of, remove_old_arrays
-from minitrans.errors import ConfigError, ModelNotFoundError, PolicyError
-from minitrans.files import bundled, target_of
+from minitrans.encoder.policy_files import (
+    DEFAULT,
+    arrays_in_use,
+    arrays_of,
+    remove_old_arrays,
+    shipped_file,
+    shipped_policies,
+)
+from minitrans.errors import ConfigError, PolicyError
+from minitrans.files import target_of
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import Linear
 from minitrans.models.sentence import PoolingMode
@@ -29,8 +36,6 @@ Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
 
 FORMAT, VERSION = "minitrans-pruning-policy", 1
-DEFAULT = "default"  # the name of PruningPolicy()
-SHIPPED = "weights/policies"
 RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a dropped token can still be added
 
 
@@ -299,19 +304,7 @@ class PruningPolicy:
                 f"there is no pruning policy {name!r}, wanted {one_of((DEFAULT, *known))}; "
                 "for a policy of your own, PruningPolicy.load its file, or give --pruning the path"
             )
-        return _read_shipped(bundled(f"{SHIPPED}/{name}.json"))
-
-
-def shipped_policies() -> tuple[str, ...]:
-    """Names of the policies that travel with minitrans: for all-MiniLM-L6-v2, and for classifying short texts.
-
-    All but "long", which is for classifying texts of hundreds of tokens. On texts of some 200 tokens "balanced" turns
-    embeddings by 55 degrees, and a search loses a third of its hits.
-    """
-    try:
-        return _shipped_names(bundled(SHIPPED))
-    except ModelNotFoundError:
-        return ()
+        return _read_shipped(shipped_file(name))
 
 
 def as_policy(pruning: object) -> PruningPolicy | None:
@@ -324,11 +317,6 @@ def as_policy(pruning: object) -> PruningPolicy | None:
 
 
 # A call of `encode` may name its policy: what was read once is not read again.
-
-
-@lru_cache(maxsize=4)
-def _shipped_names(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in folder.glob("*.json")))
 
 
 @lru_cache(maxsize=16)

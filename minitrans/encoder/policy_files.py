@@ -1,17 +1,43 @@
-"""The files of a pruning policy: which arrays belong to a JSON file, and which are no longer used."""
+"""The files of pruning policies: those that travel with minitrans, and which arrays belong to a JSON file."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from minitrans.contents import JSON_LIMIT, read_json
-from minitrans.errors import ConfigError
-from minitrans.files import is_sha256, remove_stale, remove_unnamed, sha256_of
+from minitrans.errors import ConfigError, ModelNotFoundError
+from minitrans.files import bundled, is_sha256, remove_stale, remove_unnamed, sha256_of
 from minitrans.together import content_name
+
+DEFAULT = "default"  # the name of PruningPolicy()
+SHIPPED = "weights/policies"
+
+
+def shipped_policies() -> tuple[str, ...]:
+    """Names of the policies that travel with minitrans: for all-MiniLM-L6-v2, and for classifying short texts.
+
+    All but "long", which is for classifying texts of hundreds of tokens. On texts of some 200 tokens "balanced" turns
+    embeddings by 55 degrees, and a search loses a third of its hits.
+    """
+    try:
+        return _names_in(bundled(SHIPPED))
+    except ModelNotFoundError:
+        return ()
+
+
+@lru_cache(maxsize=4)  # a call of `encode` may name its policy
+def _names_in(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in folder.glob("*.json")))
+
+
+def shipped_file(name: str) -> Path:
+    """The JSON file of one of `shipped_policies`."""
+    return bundled(f"{SHIPPED}/{name}.json")
 
 
 def arrays_of(path: Path, values: Mapping[str, Any] | None = None) -> Path:

@@ -69,7 +69,7 @@ class SentenceEncoder:
         backend: "auto", or the name of one; ``encoder.backend`` says which is in use.
         precision: of the weights: "auto" as stored, "int8" or "float32".
         pruning: a PruningPolicy for every call of encode, the name of one that travels with minitrans (see
-            minitrans.encoder.policy.shipped_policies), or None.
+            minitrans.encoder.policy_files.shipped_policies), or None.
         threads: how many chunks run at once; None takes every processor that affinity and cgroup quota allow.
         truncate_dim: keep only the first dimensions of every embedding (for models trained for it).
         prompts: name -> text put before every text; added to the model's own.

@@ -319,7 +319,7 @@ def test_explain_takes_the_classifiers_policy_or_another(run, intents, tmp_path)
 
 
 def test_help_names_the_policies_and_scores_that_there_are(run):
-    from minitrans.encoder.policy import shipped_policies
+    from minitrans.encoder.policy_files import shipped_policies
     from minitrans.fewshot.rejection import SCORES
 
     said = " ".join(run("fit", "--help")[1].split()).replace("- ", "-")

@@ -18,8 +18,7 @@ from random_models import write_safetensors
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.encoder.fitted import Fitted
-from minitrans.encoder.policy import shipped_policies
-from minitrans.encoder.policy_files import arrays_of
+from minitrans.encoder.policy_files import arrays_of, shipped_policies
 from minitrans.errors import PolicyError
 from minitrans.models.config import EncoderConfig
 from minitrans.models.parameters import Linear
@@ -427,21 +426,22 @@ def test_names_that_no_policy_has(plain, name):
 
 
 def test_no_policy_at_all_travels_with_a_broken_installation(monkeypatch, tmp_path):
-    from minitrans.encoder import policy
+    from minitrans.encoder import policy_files
 
-    monkeypatch.setattr(policy, "SHIPPED", "weights/nowhere")
+    monkeypatch.setattr(policy_files, "SHIPPED", "weights/nowhere")
     assert shipped_policies() == ()
     assert "PruningPolicy.load" in refusal(lambda: PruningPolicy.named("balanced"))
 
 
 def test_a_policy_by_its_name(monkeypatch, tmp_path, encoder, plain):
-    from minitrans.encoder import policy
+    from minitrans.encoder import policy_files
 
     folder = tmp_path / "shipped"
     wanted = {"fast": fitted_to(encoder, quantile=0.6, min_tokens=3, **BOTH), "plain": PruningPolicy(min_tokens=3)}
     for name, one in wanted.items():
         one.save(folder / f"{name}.json")
-    monkeypatch.setattr(policy, "bundled", lambda relative: tmp_path / relative.replace(policy.SHIPPED, "shipped"))
+    shipped = policy_files.SHIPPED
+    monkeypatch.setattr(policy_files, "bundled", lambda relative: tmp_path / relative.replace(shipped, "shipped"))
     assert shipped_policies() == ("fast", "plain")
     assert "'default', 'fast' or 'plain'" in refusal(lambda: PruningPolicy.named("slow"))
     text = random_models.texts()[3]

@@ -228,7 +228,7 @@ def test_the_identity_follows_the_settings(plain):
     assert encoder.identity == before
 
 
-def test_weights_replaced_meanwhile_are_not_taken_for_those_read(copy):
+def test_weights_replaced_meanwhile_are_not_taken_as_read(copy):
     encoder = SentenceEncoder(copy)
     rewritten(negated)(copy)
     with pytest.raises(ModelError, match="make a new SentenceEncoder"):

@@ -9,7 +9,7 @@ from fitted_policies import fitted_to, random_fitted
 from numpy.lib.stride_tricks import as_strided
 
 from minitrans import PruningPolicy, SentenceEncoder, TruncationWarning
-from minitrans.encoder.policy import shipped_policies
+from minitrans.encoder.policy_files import shipped_policies
 from minitrans.errors import InputError, InputTypeError, MinitransError, PolicyError, PruningWarning
 from minitrans.sentences import sentence_encoder as model
 from minitrans.sentences.vectors import similarity, similarity_pairwise
