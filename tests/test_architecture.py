@@ -158,9 +158,9 @@ f._restore(x._y)
     assert list(private_names(ast.parse(source))) == ["minitrans.encoder._a", "minitrans.encoder.forward._restore"]
 
 
-# @every_module
-# def test_no_private_name_of_another_module(name):
-#     assert list(private_names(TREES[name])) == []
+@every_module
+def test_no_private_name_of_another_module(name):
+    assert list(private_names(TREES[name])) == []
 
 
 def folder_of(name: str) -> str:

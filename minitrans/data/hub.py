@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minitrans.errors import DownloadError, InputError
-from minitrans.hub.download import HUB_SECONDS, _bars
+from minitrans.hub.download import HUB_SECONDS, bars
 
 _PARQUET = "-00000-of-00001.parquet"
 
@@ -76,7 +76,7 @@ def fetch(name: str, local_files_only: bool = False) -> dict[str, Path]:
         get = partial(huggingface_hub.hf_hub_download, known.repository, local_files_only=local_files_only, **options)
         return {split: Path(get(file)) for split, file in known.files.items()}
 
-    with _bars(False):
+    with bars(False):
         try:
             return download(True)
         except LocalEntryNotFoundError:

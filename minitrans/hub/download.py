@@ -61,7 +61,7 @@ def fetch_from_hub(wanted: Wanted, *, force: bool = False, progress: bool = Fals
         )
 
     def download(names: Iterable[str], force_download: bool) -> Path:
-        with _bars(progress) as bar_class:
+        with bars(progress) as bar_class:
             return Path(
                 huggingface_hub.snapshot_download(
                     wanted.name,
@@ -119,7 +119,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 @contextmanager
-def _bars(progress: bool) -> Iterator[type[tqdm[Any]] | None]:
+def bars(progress: bool) -> Iterator[type[tqdm[Any]] | None]:
     """The progress bar class for huggingface_hub: its own, or one that stays silent."""
     if progress:
         yield None
