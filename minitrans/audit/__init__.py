@@ -1,1 +1,1 @@
-"""Following a text through the encoder, and checking every number of a model."""
+"""Checking a model: its files, weights and tokenizer, its numbers, and what other libraries make of it."""
