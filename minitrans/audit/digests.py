@@ -47,7 +47,7 @@ class TensorDigest:
 
     @classmethod
     def of(cls, tensor: StoredTensor) -> TensorDigest:
-        """That of a tensor which was read."""
+        """The digest of a tensor that was read."""
         return cls(tensor.dtype, tensor.shape, hashlib.sha256(tensor.data).hexdigest())
 
 

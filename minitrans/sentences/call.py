@@ -150,7 +150,7 @@ class Progress:
             self._bar.close()
 
     def update(self, count: int) -> None:
-        """So many more are done."""
+        """Note that ``count`` more are done."""
         if self._bar is not None:
             self._bar.update(count)
 
