@@ -158,7 +158,7 @@ def lay_out(folder: Path, copy: Path, parameters: Parameters) -> None:
     Raises:
         BackendError: a module is none of SentenceTransformer's own, so that loading it would run other code.
     """
-    there = ModelFolder.open(folder)
+    there = ModelFolder(folder)  # not opened, which checks: the other library is to judge by itself
     for each in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         name = each.relative_to(folder).as_posix()
         if not name.endswith(_READ) or name.endswith(_WEIGHTS):

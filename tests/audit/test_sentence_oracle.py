@@ -106,7 +106,7 @@ def test_every_difference_is_found(folder, change, names):
 def test_a_file_that_only_the_other_reads_is_found(folder, monkeypatch):
     """As if minitrans passed over a setting: its own reader does not see it."""
     odd_folders.edit(folder, "sentence_bert_config.json", query_length=5)
-    monkeypatch.setattr("minitrans.contents.check_keys", lambda *_: None)
+    monkeypatch.setattr("minitrans.models.folder.check_keys", lambda *_: None)
     assert failed(checks(folder)) == {"queries"}
 
 
