@@ -31,6 +31,7 @@ NOT_RUN = {
     'pip install -e ".[docs]" && mkdocs build --strict': CI,
     'pip install -e ".[browser,docs]" && pytest -m browser': CI,
     'pytest -m "slow or hypothesis" --hypothesis-profile=thorough': CI,
+    "pip install -r tests/golden/requirements.txt && pytest -m transformers": CI,
     "pytest": "the README's test command once more",
     "pytest -m transformers": "comes with its installation too",
     "bash .ci/run": "is what runs this",
