@@ -99,7 +99,9 @@ def test_the_bundled_model_is_compared_with_its_original(float32_folder):
     assert checks["as quantised"].measured == "140 of 140 tensors"
 
 
-RANDOM = [(spec.name, False) for spec in random_models.SPECS] + [(name, True) for name in ("plain", "odd_sizes")]
+MODELS = [(spec.name, False) for spec in random_models.SPECS] + [(name, True) for name in ("plain", "odd_sizes")]
+SOON = {("odd_sizes", False), ("sharded", False), ("cls_pooling", False), ("plain", True)}  # the others are slow
+RANDOM = [pytest.param(*each, marks=[pytest.mark.slow] * (each not in SOON)) for each in MODELS]
 
 
 @pytest.mark.parametrize(("name", "int8"), RANDOM, ids=lambda each: each if isinstance(each, str) else None)

@@ -25,10 +25,18 @@ SPECS = {spec.hidden_size: spec for spec in guarded.SPECS if spec.hidden_size in
 by_level = pytest.mark.parametrize("level", LEVELS)
 
 
-@pytest.fixture(scope="module", params=product(LEVELS, BUILDS), ids=lambda chosen: f"{chosen[0]} {chosen[1]}")
+EVERY_BUILD = [
+    # Compiling takes seconds: one level of it is enough for most runs.
+    pytest.param(
+        (built, level), marks=[pytest.mark.slow] * (built == IN_TIME and level != LEVELS[0]), id=f"{level} {built}"
+    )
+    for level, built in product(LEVELS, BUILDS)
+]
+
+
+@pytest.fixture(scope="module", params=EVERY_BUILD)
 def kernels(request):
-    level, built = request.param
-    return kernels_of(built, level)
+    return kernels_of(*request.param)
 
 
 @cache

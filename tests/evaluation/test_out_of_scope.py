@@ -251,6 +251,7 @@ def test_progress_is_shown_when_asked_for(encoder, task, capsys):
     assert "cells" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_rejection_on_clinc150(data_folder):
     data, model = data_folder / "clinc150", SentenceEncoder()

@@ -392,6 +392,7 @@ def read_elf(data):
     return SimpleNamespace(machine=machine, undefined=undefined, seen=seen, loaded=loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", FAMILIES["aarch64"], ids=lambda level: level.name)
 def test_objects_for_another_machine(build, level):
     triple = build.triple_of("aarch64", "linux")
