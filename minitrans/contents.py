@@ -13,9 +13,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from minitrans.errors import ConfigError, UnsupportedModelError
+
+_J = TypeVar("_J", dict[str, Any], list[Any])
 
 JSON_LIMIT = 16 * 1024 * 1024  # bytes; the largest honest file of this kind is under 100 kB
 _LFS_POINTER = b"version https://git-lfs.github.com/"
@@ -248,6 +250,10 @@ def check_keys(values: Mapping[str, Any], kind: str, source: str) -> None:
 # Files
 
 
+@overload
+def read_json(path: Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: Path, kind: type[_J]) -> _J: ...
 def read_json(path: Path, kind: type[Any] = dict) -> Any:
     """Read a JSON object (or a list). ConfigError if it is missing, too large, not JSON, or of another kind."""
     try:

@@ -67,8 +67,11 @@ def sentence_checks(folder: Path, encoder: SentenceEncoder, parameters: Paramete
     with _sentence_transformer(folder, parameters) as model:
         yield _settings(encoder, model)
         tokenize = model.preprocess if hasattr(model, "preprocess") else model.tokenize
-        ids = (tokenize([without_surrogates(text)])["input_ids"][0] for text in sample.texts)
-        yield token_check(SENTENCES, sample, lambda: [list(map(int, each)) for each in ids])
+
+        def token_ids() -> list[list[int]]:
+            return [list(map(int, tokenize([without_surrogates(text)])["input_ids"][0])) for text in sample.texts]
+
+        yield token_check(SENTENCES, sample, token_ids)
         by_length = sorted(sample.texts, key=len)
         few = Sample.of(dict.fromkeys((by_length[0], sample.texts[0], by_length[-1])), encoder.tokenizer)
         yield _compared("embeddings", encoder.encode, model.encode, sample)

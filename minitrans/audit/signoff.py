@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -240,16 +241,16 @@ def _policies(encoder: SentenceEncoder, given: Mapping[str, PruningPolicy]) -> d
         PolicyError: one of these does not fit.
     """
     policies = {"default": PruningPolicy.default_for(encoder.config, encoder.pooling.modes)}
-    for name, policy in {**{name: PruningPolicy.named(name) for name in shipped_policies()}, **given}.items():
-        try:
-            policy.check_fits(encoder.config, encoder.pooling.modes, encoder.fingerprint)
-        except PolicyError:
-            if name in given:
-                raise
-            continue  # it belongs to another model
-        if name in given or policy.fitted is not None:
-            policies[name] = policy
-    return policies
+    model = encoder.config, encoder.pooling.modes, encoder.fingerprint
+    for name in shipped_policies():
+        policy = PruningPolicy.named(name)
+        if policy.fitted is not None:
+            with suppress(PolicyError):  # it belongs to another model
+                policy.check_fits(*model)
+                policies[name] = policy
+    for policy in given.values():
+        policy.check_fits(*model)
+    return {**policies, **given}
 
 
 def _numbers(loaded: Loaded, original: Path | None, tell: Tell) -> Iterator[Check]:
@@ -318,26 +319,31 @@ def _peers(
     """All that the two libraries can be asked about the float32 form; of one that cannot be asked, a line with why."""
     encoder, full = loaded.encoder, loaded.parameters.get("float32")
     blocks = {} if full is None else loaded.backends("float32")
+
+    def transformers(full: Parameters) -> Iterator[Check]:
+        samples, limit = (loaded.sample, loaded.probes), encoder.max_seq_length
+        return oracle.oracle_checks(folder, full, blocks, *samples, encoder.pooling, limit, policies)
+
+    def sentence_transformers(full: Parameters) -> Iterator[Check]:
+        plain = encoder
+        if plain.precision != "float32":
+            plain = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
+        yield from sentence_oracle.sentence_checks(folder, plain, full, loaded.probes)
+
+    ask = {PEER: transformers, SENTENCES: sentence_transformers}
     checks = {PEER: oracle.how_many(blocks, policies), SENTENCES: sentence_oracle.how_many(encoder)}
     for group, why in why_not.items():
         if why is not None:
             reason = next((each for each in ("not installed", "older than") if each in why), "cannot be imported")
             yield skipped(group, "all", why, oracle.REMEDY, reason=reason, checks=checks[group])
-            continue
-        if full is None:
+        elif full is None:
             yield skipped(group, "all", "there is no float32 form", loaded.missing["float32"])
-            continue
-        tell(group)
-        try:
-            if group == PEER:
-                samples, limit = (loaded.sample, loaded.probes), encoder.max_seq_length
-                yield from oracle.oracle_checks(folder, full, blocks, *samples, encoder.pooling, limit, policies)
-                continue
-            if encoder.precision != "float32":
-                encoder = SentenceEncoder(folder, local_files_only=True, precision="float32", on_truncation="ignore")
-            yield from sentence_oracle.sentence_checks(folder, encoder, full, loaded.probes)
-        except MinitransError as error:
-            yield broken(group, "all", "its answers", error)
+        else:
+            tell(group)
+            try:
+                yield from ask[group](full)
+            except MinitransError as error:
+                yield broken(group, "all", "its answers", error)
 
 
 def _invariance(

@@ -328,7 +328,7 @@ def _metrics(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> 
     }
 
 
-def grouped(cells: Iterable[T], kind: Callable[[T], tuple[Any, ...]]) -> list[tuple[str, list[list[T]]]]:
+def by_row(cells: Iterable[T], kind: Callable[[T], tuple[Any, ...]]) -> list[tuple[str, list[list[T]]]]:
     """The cells of each row of a table: by task, then by shots; then, of several tasks, of the means over them.
 
     Args:
@@ -352,7 +352,7 @@ def grouped(cells: Iterable[T], kind: Callable[[T], tuple[Any, ...]]) -> list[tu
 
 
 def _by_draw(members: Sequence[Sequence[T]], value: Callable[[T], float]) -> list[float]:
-    """A value of each draw of a row as of `grouped`; with several tasks, draw i is the mean of their draws i."""
+    """A value of each draw of a row as of `by_row`; with several tasks, draw i is the mean of their draws i."""
     return [math.fsum(map(value, cells)) / len(cells) for cells in zip(*members, strict=True)]
 
 
@@ -360,7 +360,7 @@ def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[
     """One per task, shots and policy; then, of several tasks, the means over them."""
     unpruned = {(cell.task, cell.shots, cell.seed): cell.accuracy for cell in cells if cell.pruning == NO_PRUNING}
     rows = []
-    for task, members in grouped(cells, lambda cell: (cell.task, cell.shots, cell.pruning)):
+    for task, members in by_row(cells, lambda cell: (cell.task, cell.shots, cell.pruning)):
         by_draw = {metric: _by_draw(members, attrgetter(metric)) for metric in METRICS}
         change, first = None, members[0][0]
         if first.pruning != NO_PRUNING:

@@ -21,7 +21,7 @@ from minitrans.data.tasks import Draw, Task
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
-from minitrans.evaluation.few_shot import Evaluation, Lookup, Plan, foreign_result, grouped
+from minitrans.evaluation.few_shot import Evaluation, Lookup, Plan, by_row, foreign_result
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import Interval, confidence_interval, flat
 from minitrans.evaluation.tables import Column, check_table_file, render, save_text
@@ -328,8 +328,8 @@ def _is_row(row: Any) -> bool:
 
 
 def _rows(cells: Sequence[ScopeCell], scores: Sequence[str]) -> list[ScopeRow]:
-    groups = grouped(cells, lambda cell: (cell.task, cell.shots, cell.pruning, cell.calibration))
-    return [_row(members, task, score) for task, members in groups for score in scores]
+    rows = by_row(cells, lambda cell: (cell.task, cell.shots, cell.pruning, cell.calibration))
+    return [_row(members, task, score) for task, members in rows for score in scores]
 
 
 def _row(members: Sequence[Sequence[ScopeCell]], task: str, score: str) -> ScopeRow:

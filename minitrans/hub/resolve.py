@@ -96,7 +96,9 @@ def find_local(
         The folder, or None if a model of that name is not here.
 
     Raises:
-        MinitransError: as `resolve`, but for what only the network can tell.
+        ModelNotFoundError: a path that does not exist.
+        DigestError: the only copy here has a file that is not the published one.
+        InputError, InputTypeError: a name, path or revision that cannot be one.
     """
     found = _without_network(name_or_path, revision)
     return found if found is not None else cached(identify(str(name_or_path), revision, cache_folder))[0]

@@ -14,7 +14,6 @@ rint rounds halves to even. All of it is float32 arithmetic; divisions are produ
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from minitrans.models.parameters import (
     Int8,
     Int8Embedding,
     Int8Linear,
+    LayerParameters,
     Linear,
     Parameters,
 )
@@ -82,6 +82,18 @@ def quantize_linear(linear: AnyLinear) -> Int8Linear:
     return linear if isinstance(linear, Int8Linear) else Int8Linear(*quantize_rows(linear.weight), linear.bias)
 
 
+def quantize_embedding(embedding: AnyEmbedding) -> Int8Embedding:
+    """The int8 form of an embedding table; an int8 one is returned as it is."""
+    return embedding if isinstance(embedding, Int8Embedding) else Int8Embedding(*quantize_rows(embedding.weight))
+
+
+def dequantize_linear(linear: AnyLinear) -> Linear:
+    """The float32 form of a linear map; a float32 one is returned as it is."""
+    if isinstance(linear, Linear):
+        return linear
+    return Linear(linear.weight.astype(np.float32) * linear.scale[:, None], linear.bias)
+
+
 def dequantize_embedding(embedding: AnyEmbedding) -> Embedding:
     """The float32 form of an embedding table; a float32 one is returned as it is."""
     if isinstance(embedding, Embedding):
@@ -98,17 +110,12 @@ def with_precision(parameters: Parameters, precision: str) -> Parameters:
     check_choice("precision", precision, PRECISIONS)
     if precision in ("auto", parameters.precision):
         return parameters
+    to_int8 = precision == "int8"
+    linear, embedding = (quantize_linear, quantize_embedding) if to_int8 else (dequantize_linear, dequantize_embedding)
 
-    def converted(record: Any) -> Any:
-        """A linear map, which has a bias, or an embedding table in the other precision."""
-        if precision == "int8":
-            return quantize_linear(record) if hasattr(record, "bias") else Int8Embedding(*quantize_rows(record.weight))
-        table = dequantize_embedding(record)
-        return Linear(table.weight, record.bias) if hasattr(record, "bias") else table
+    def layer(record: LayerParameters) -> LayerParameters:
+        maps: dict[str, Any] = {field: linear(getattr(record, field)) for field in LINEARS}
+        return dataclasses.replace(record, **maps)
 
-    def replaced(record: Any, fields: Iterable[str], **others: Any) -> Any:
-        return dataclasses.replace(record, **{field: converted(getattr(record, field)) for field in fields}, **others)
-
-    layers = tuple(replaced(layer, LINEARS) for layer in parameters.layers)
-    whole: Parameters = replaced(parameters, EMBEDDINGS, layers=layers)
-    return whole
+    tables: dict[str, Any] = {field: embedding(getattr(parameters, field)) for field in EMBEDDINGS}
+    return dataclasses.replace(parameters, layers=tuple(map(layer, parameters.layers)), **tables)

@@ -175,7 +175,7 @@ class SentenceEncoder:
             self.tokenizer.sha256,
             self.pooling,
             None if dimension == whole else dimension,
-            check_prompts(self.prompts, "SentenceEncoder.prompts"),
+            self._checked_prompts(),
             self.default_prompt,
             "float32 from int8" if self._dequantized else self.precision,
         )
@@ -455,13 +455,16 @@ class SentenceEncoder:
         value = self.truncate_dim if truncate_dim is None else truncate_dim
         return whole if value is None else min(check_int("truncate_dim", value), whole)
 
+    def _checked_prompts(self) -> dict[str, str]:
+        return check_prompts(self.prompts, "SentenceEncoder.prompts")
+
     def _prompt(self, prompt: str | None, name: str | None) -> str:
         if prompt is not None:
             return check_prompts({"prompt": prompt}, "encode")["prompt"]
         name = self.default_prompt_name if name is None else name
         if name is None:
             return ""
-        prompts = check_prompts(self.prompts, "SentenceEncoder.prompts")
+        prompts = self._checked_prompts()
         if not isinstance(name, str) or name not in prompts:
             raise InputError(f"prompt_name is {name!r:.100}, this model has {sorted(prompts) or 'no prompts'}")
         return prompts[name]
@@ -469,7 +472,7 @@ class SentenceEncoder:
     def _with_prompt(self, options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         check_options(options, SentenceEncoder.encode.__code__)
         if options.get("prompt") is None and options.get("prompt_name") is None:
-            prompts = check_prompts(self.prompts, "SentenceEncoder.prompts")
+            prompts = self._checked_prompts()
             name = next((name for name in names if name in prompts), None)
             # No such prompt is no prompt, not the default one.
             options |= {"prompt": ""} if name is None else {"prompt_name": name}

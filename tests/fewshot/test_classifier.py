@@ -404,7 +404,8 @@ def test_c_is_checked_at_fit(encoder, C):
 def test_numbers_of_numpy_are_numbers(encoder, C):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FewShotClassifier(encoder, C=C).fit(TEXTS, LABELS)
+        classifier = FewShotClassifier(encoder, C=C).fit(TEXTS, LABELS)
+    assert np.array_equal(classifier.coef_, FewShotClassifier(encoder, C=2.0).fit(TEXTS, LABELS).coef_)
 
 
 @pytest.mark.parametrize("value", ["false", 0, None, np.array([True, False])])
