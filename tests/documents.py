@@ -91,7 +91,7 @@ def reader_files(folder: Path, model: Path, data: Path) -> None:
 def main(work: Path) -> int:
     """Run all; the number of those that failed."""
     ignored = shutil.ignore_patterns(
-        ".git", "site", "build", "dist", "__pycache__", ".*_cache", "*.egg-info", "kernels.so"
+        ".git", "site", "build", "dist", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "kernels.so"
     )
     copy = Path(shutil.copytree(ROOT, work / "repository", ignore=ignored))
     subprocess.run(["git", "init", "--quiet"], cwd=copy, check=True)
