@@ -8,14 +8,16 @@ from minitrans.models.parameters import Linear
 
 
 def random_fitted(model: str, width: int, layers=(0, 1, 2), seed: int = 0) -> Fitted:
-    """Scorers and restoring maps of layers, for the model of those weights (`Identity.weights`)."""
+    """Scorers, restoring maps and turns of layers, for the model of those weights (`Identity.weights`)."""
     random = np.random.default_rng(seed)
 
     def linear(outputs: int) -> Linear:
         weight = random.standard_normal((outputs, width)) / np.sqrt(width)
         return Linear(weight.astype(np.float32), random.standard_normal(outputs).astype(np.float32))
 
-    return Fitted(model, {layer: linear(1) for layer in layers}, {layer: linear(width) for layer in layers})
+    turn = Linear(np.float32([[0.4, -0.9, -0.02]]), np.float32([4.1]))
+    scorers, restore = {layer: linear(1) for layer in layers}, {layer: linear(width) for layer in layers}
+    return Fitted(model, scorers, restore, dict.fromkeys(layers, turn))
 
 
 def fitted_to(encoder: SentenceEncoder, **fields: object) -> PruningPolicy:

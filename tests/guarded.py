@@ -280,16 +280,18 @@ def three_blocks(blocks: Any, batch: Batch, after_each: Callable[[], None] = lam
 
 
 def rankings(batch: Batch, width: int) -> Iterator[Ranking]:
-    """By scores that are there and by a scorer; with and without a threshold, protected tokens and sums."""
+    """By scores that are there and by a scorer; with and without budgets, protected tokens and a map."""
     random = np.random.default_rng(len(batch.ids))
-    lengths = np.diff(batch.offsets)
+    lengths = np.arange(np.diff(batch.offsets).max(initial=0) + 1)
     least = kept_count(lengths, random.random(), 2)
+    budgets = np.exp(random.uniform(-16, 0, len(lengths))).astype(np.float32)
+    restore = Linear(square_map(width), random.standard_normal(width).astype(np.float32))
     scores = random.integers(0, 5, len(batch.ids)).astype(np.float32)  # ties
     yield Ranking(scores, None, least)
-    yield Ranking(scores, None, least, threshold=3.0, prefix=1, suffix=1, sums=True)
+    yield Ranking(scores, None, least, budgets, prefix=1, suffix=1, restore=restore)
     weight, bias = random.standard_normal((1, width)), random.standard_normal(1)
     scorer = Linear(weight.astype(np.float32), bias.astype(np.float32))
-    yield Ranking(None, scorer, least, threshold=0.5, sums=True)
+    yield Ranking(None, scorer, least, budgets, restore=restore)
     yield Ranking(None, scorer, np.minimum(lengths, 1), suffix=2)
 
 
@@ -299,16 +301,14 @@ def square_map(width: int) -> np.ndarray:
 
 
 def pruning_blocks(
-    blocks: Any, batch: Batch, hidden: np.ndarray, weight: np.ndarray, after_each: Callable[[], None] = lambda: None
+    blocks: Any, batch: Batch, hidden: np.ndarray, after_each: Callable[[], None] = lambda: None
 ) -> list[np.ndarray | None]:
-    """All that comes out of the selections of `rankings`, and rows through a linear map."""
+    """All that comes out of the selections of `rankings`."""
     made: list[np.ndarray | None] = []
     for ranking in rankings(batch, hidden.shape[1]):
-        left, selection, sums = blocks.select(hidden, batch.offsets, ranking)
-        made += [left, selection.scores, selection.kept, selection.offsets, sums]
+        left, selection, restored = blocks.select(hidden, batch.offsets, ranking)
+        made += [left, selection.scores, selection.kept, selection.offsets, restored]
         after_each()
-    made.append(blocks.project(hidden, weight))
-    after_each()
     return made
 
 
@@ -345,8 +345,7 @@ def cases(place: str, level: str, numbers: list[int], helpers: int) -> None:
 def _one_case(kernels: Any, parameters: Parameters, batches: list[Batch], memory: Memory, helpers: int) -> None:
     elsewhere = CompiledBlocks(parameters, kernels)
     wanted = [three_blocks(elsewhere, batch) for batch in batches]
-    weight = square_map(parameters.config.hidden_size)
-    pruned = [pruning_blocks(elsewhere, batch, made[1], weight) for batch, made in zip(batches, wanted, strict=True)]
+    pruned = [pruning_blocks(elsewhere, batch, made[1]) for batch, made in zip(batches, wanted, strict=True)]
     with all_buffers_in(memory):
         blocks = CompiledBlocks(parameters, kernels)
         memory.freeze()
@@ -359,7 +358,7 @@ def _one_case(kernels: Any, parameters: Parameters, batches: list[Batch], memory
                 if helpers:
                     time.sleep(0.0005)  # so that they are there when the work begins
                 made = three_blocks(inside, batch, memory.check)
-                made += pruning_blocks(inside, batch, made[1], weight, memory.check)
+                made += pruning_blocks(inside, batch, made[1], memory.check)
                 for got, want in zip(made, [*wanted[number], *pruned[number]], strict=True):
                     np.testing.assert_array_equal(got, want)  # bits: NaN and all
                     assert got is None or np.isfinite(got).all()

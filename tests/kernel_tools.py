@@ -7,7 +7,7 @@ import pytest
 
 from minitrans.backends.panels import address, aligned, pack_linears, round_up
 from minitrans.backends.workspace import SLACK_ROWS
-from minitrans.encoder.selection import Ranking
+from minitrans.encoder.selection import TOP, Ranking
 from minitrans.kernels.library.loading import AHEAD, IN_TIME, Kernels, load_kernels
 from minitrans.kernels.library.processor import usable_levels
 from minitrans.kernels.library.record import why_not_ahead
@@ -227,34 +227,40 @@ def attended(kernels: Kernels, qkv: np.ndarray, lengths, heads: int, factor: flo
 
 
 def pruned(kernels: Kernels, hidden: np.ndarray, offsets: np.ndarray, ranking: Ranking) -> list[np.ndarray | None]:
-    """Hidden [T', H], scores [T], kept [T'], offsets [B + 1] and sums [B, H] or None: what selection.select defines."""
+    """Hidden [T', H], scores [T], kept [T'], offsets [B + 1], and sums [B, H] of the rows that go, or None.
+
+    This is what selection.select defines, but for the map that restores.
+    """
     rows, width = hidden.shape
     texts, linear = len(offsets) - 1, ranking.scorer if ranking.scores is None else None
-    out, ranks = Guarded((rows, width), np.float32), Guarded((rows,), np.float32)
+    out, ranks, worth = (Guarded(shape, np.float32) for shape in ((rows, width), (rows,), (rows,)))
     kept, new_offsets, sums = Guarded((rows,), np.int64), Guarded((texts + 1,), np.int64), None
     scores, sums_here = Guarded((rows,), np.float32), Guarded((texts, width), np.float32)
     if linear is None:
         scores.array[:rows] = ranking.scores
-    if ranking.sums:
+    if ranking.restore is not None:
         sums = sums_here
-        sums.array[:texts] = 0
     step = {
         "tasks": 1,
         "width": width,
         "ranking": ranks.array,
+        "worth": worth.array,
+        "top": TOP,
         "scores": scores.array,
         "weight": 0 if linear is None else linear.weight,
         "bias": 0 if linear is None else linear.bias[0],
         "least": ranking.least,
-        "threshold": float(ranking.threshold),
+        "budgets": 0 if ranking.budgets is None else ranking.budgets,
         "prefix": ranking.prefix,
         "suffix": ranking.suffix,
         "kept": kept.array,
         "offsets": new_offsets.array,
         "sums": 0 if sums is None else sums.array,
+        "sums_bytes": width * 4,
     }
     run_step(kernels, "prune", step, tokens=rows, texts=texts, offsets=offsets, hidden=hidden, out=out.array)
-    ranks.written(rows)
+    for scratch in (ranks, worth):
+        scratch.written(rows)
     sums_here.written(texts)
     stayed = int(new_offsets.written(texts + 1)[-1])
     assert (out.array[stayed:].view(np.uint8) == 0x5A).all(), "a row was written that did not stay"

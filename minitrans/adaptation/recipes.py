@@ -21,7 +21,8 @@ METHODS: tuple[tuple[Score, Reduce], ...] = (
 QUANTILES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 MIN_TOKENS = 6
 DEEPEST = 3  # pruning later than this saves too little to be worth a search
-CAP = 0.9  # the most that a text loses under a threshold
+CAP = 0.7  # the most that a text loses however little it turns
+TURNS = (6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0)  # degrees
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Recipe:
     reduce: Reduce
     min_tokens: int = MIN_TOKENS
     protect_special: bool = False
-    threshold: float | None = None
+    max_turn: float | None = None
 
     @property
     def layer(self) -> int:
@@ -49,7 +50,7 @@ class Recipe:
     def simplicity(self) -> tuple[int, int, int, int]:
         """Smaller is simpler: fewer fitted parts, fewer stages, fewer exceptions."""
         fitted = (self.score == "learned") + (self.reduce == "restore")
-        return fitted, len(self.stages), (self.threshold is not None) + self.protect_special, self.reduce == "merge"
+        return fitted, len(self.stages), (self.max_turn is not None) + self.protect_special, self.reduce == "merge"
 
     def policy(self, fitted: Fitted | None, provenance: dict[str, Any] | None = None) -> PruningPolicy:
         """The policy, with those of the arrays that it needs."""
@@ -62,7 +63,7 @@ class Recipe:
             reduce=self.reduce,
             protect_special=self.protect_special,
             stages=self.stages if more else None,
-            threshold=self.threshold,
+            max_turn=self.max_turn,
             fitted=fitted if self.is_fitted else None,
             provenance=provenance or {},
         )
@@ -73,10 +74,10 @@ class Recipe:
         return asdict(self) | {"stages": [list(stage) for stage in self.stages]}
 
     def __str__(self) -> str:
-        if self.threshold is None:
+        if self.max_turn is None:
             where = ", ".join(f"l={layer} q={quantile:g}" for layer, quantile in self.stages)
         else:
-            where = ", ".join(f"l={layer}" for layer, _ in self.stages) + f" threshold {self.threshold:g}"
+            where = ", ".join(f"l={layer}" for layer, _ in self.stages) + f" turn={self.max_turn:g}"
         protected = ", specials protected" if self.protect_special else ""
         return f"{self.score}, {self.reduce}, s={self.min_tokens} {where}{protected}"
 
@@ -97,7 +98,7 @@ def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
     (layer, quantile), *more = recipe.stages
     found = [replace(recipe, min_tokens=least) for least in (4, 8, 10)]
     found.append(replace(recipe, protect_special=True))
-    if recipe.threshold is None and not more:
+    if recipe.max_turn is None and not more:
         found += [
             replace(recipe, stages=((layer, round(quantile + step, 2)),))
             for step in (-0.05, 0.05)
@@ -110,10 +111,7 @@ def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
             for second in (0.3, 0.5)
         ]
         if recipe.score == "learned":
-            found += [
-                replace(recipe, stages=((layer, CAP),), threshold=threshold, min_tokens=4)
-                for threshold in (-0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
-            ]
+            found += [replace(recipe, stages=((layer, CAP),), max_turn=degrees, min_tokens=4) for degrees in TURNS]
     return [other for other in found if other != recipe]
 
 

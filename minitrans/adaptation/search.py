@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from itertools import compress
 from operator import add
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from minitrans import __version__
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.fitting import LONGEST, SHORTEST, Moments, can_measure, fit, token_moments
+from minitrans.adaptation.fitting import SHORTEST, Moments, calibrated, can_measure, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.trials import Trial, prompted, unlabelled_texts
 from minitrans.columns import str_items
@@ -36,13 +37,14 @@ from minitrans.encoder.pooling import pool_encoded
 from minitrans.errors import InputError
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import student_t
-from minitrans.models.parameters import Float32
+from minitrans.models.parameters import Float32, Linear
 from minitrans.sentences.batches import Work, by_length, over_batches
 from minitrans.sentences.call import Progress, measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 T = TypeVar("T")
 
+HELD_OUT, ENOUGH = 5, 50  # every fifth text of so many foresees turns, and takes no part in the fit
 HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
 
 
@@ -157,13 +159,20 @@ class Search:
         self.num_layers = encoder.blocks.num_layers
         self.trials = [Trial(task, settings.shots, settings.seeds, settings.test_texts) for task in tasks]
         found = unlabelled_texts(tasks if fit_on is None else fit_on, settings.texts, settings.fit_texts)
-        # A task without any text of a fitting length is tried all the same, with arrays from the others.
-        self.unlabelled = {name: few for name, few in found.items() if can_measure(encoder, prompted(encoder, few))}
+        self.unlabelled, self.held_out = {}, {}
+        for name, few in found.items():
+            # A task without any text of a fitting length is tried all the same, with arrays from the others.
+            kept = list(compress(few, can_measure(encoder, prompted(encoder, few))))
+            if kept:
+                enough = len(kept) >= ENOUGH
+                self.held_out[name] = kept[::HELD_OUT] if enough else kept
+                self.unlabelled[name] = [text for i, text in enumerate(kept) if i % HELD_OUT] if enough else kept
         if not self.unlabelled:
             raise InputError(
-                f"no training text of {', '.join(found)} has {SHORTEST} to {LONGEST} tokens, wanted some to learn "
-                "scores from; add unlabelled texts of such lengths"
+                f"no training text of {', '.join(found)} has {SHORTEST} tokens, wanted some to learn scores from; add "
+                "longer unlabelled texts"
             )
+        self._turns: dict[tuple[int, str, tuple[str, ...]], Mapping[int, Linear]] = {}
         self._moments: dict[int, dict[str, Moments]] = {}
         self.key = {
             "minitrans": __version__,
@@ -276,7 +285,17 @@ class Search:
             layer: reduce(add, [part[name] for name in names])
             for (layer, _), part in zip(recipe.stages, parts, strict=True)
         }
-        return fit(self.encoder.fingerprint, moments, by_threshold=recipe.threshold is not None)
+        found = fit(self.encoder.fingerprint, moments)
+        return found if recipe.max_turn is None else self._calibrated(recipe, found, names)
+
+    def _calibrated(self, recipe: Recipe, found: Fitted, names: Sequence[str]) -> Fitted:
+        """The arrays with the map that foresees turns, which is the same for every turn and share."""
+        key = recipe.layer, recipe.reduce, tuple(names)
+        if key not in self._turns:
+            texts = [text for name in names for text in self.held_out[name]]
+            policy = replace(recipe, max_turn=None).policy(found)
+            self._turns[key] = calibrated(self.encoder, prompted(self.encoder, texts), policy).turns
+        return replace(found, turns=self._turns[key])
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
         if layer not in self._moments:

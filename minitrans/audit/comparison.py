@@ -24,7 +24,7 @@ from minitrans.encoder.forward import Encoded, forward
 from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized, pool_encoded
-from minitrans.encoder.selection import Selection
+from minitrans.encoder.selection import Selection, by_length, cost
 from minitrans.errors import MinitransError
 from minitrans.models.parameters import Float32
 from minitrans.models.sentence import PoolingConfig
@@ -221,12 +221,10 @@ class Differences:
             _, offsets, ranking = arguments
             self._note_scores(right[1].scores, other[1].scores, offsets)
             stages = zip(stages_of(0, right[1], offsets), stages_of(0, other[1], offsets), strict=True)
-            cuts = [distance_from_cut(one, two, ranking.threshold) for one, two in stages]
+            cuts = [distance_from_cut(one, two, ranking.budgets) for one, two in stages]
             self.moved = float(np.max([self.moved, *cuts]))
             if max(cuts, default=0.0) == 0 and right[2] is not None and other[2] is not None:
-                self.blocks["sums of dropped rows"].add(right[2], other[2])
-        else:
-            self.blocks["restored rows"].add(right, other)
+                self.blocks["restored rows"].add(right[2], other[2])
 
     def _note_scores(self, right: Float32, other: Float32, offsets: NDArray[np.int64]) -> None:
         for text in segments(offsets):
@@ -260,11 +258,12 @@ def stages_of(layer: int, selection: Selection, offsets: NDArray[np.int64]) -> I
         yield Kept(layer, selection.scores[before], selection.kept[after] - before.start)
 
 
-def distance_from_cut(right: Kept, other: Kept, threshold: float = math.inf) -> float:
+def distance_from_cut(right: Kept, other: Kept, budgets: Float32 | None = None) -> float:
     """How far from the cut the rows lie that only one of two runs kept, in means of the text's scores; 0: none.
 
-    The cut is half-way between the worst row that was kept on its merit and the best one that was not, or the
-    policy's threshold, whichever is nearer.
+    The cut is half-way between the worst row that was kept on its merit and the best one that was not. Where there
+    are budgets (see `minitrans.encoder.selection.Ranking`), what giving up a row costs may also be near to that of
+    the text, relative to it.
     """
     if np.array_equal(right.kept, other.kept):
         return 0.0
@@ -277,8 +276,13 @@ def distance_from_cut(right: Kept, other: Kept, threshold: float = math.inf) -> 
     best_gone = scores[~stayed].max()
     merit = scores[stayed & (scores >= best_gone)]  # protected rows stay with any score
     cut = (merit.min() + best_gone) / 2 if merit.size else best_gone
-    near = np.minimum(np.abs(scores[moved] - cut), np.abs(scores[moved] - threshold))
-    return float(near.max() / (np.abs(scores).mean() or 1.0))
+    near = np.abs(scores[moved] - cut) / (np.abs(scores).mean() or 1.0)  # [M]
+    if budgets is not None:
+        order = np.argsort(scores, kind="stable")
+        costs = np.empty(len(scores))
+        costs[order] = cost(right.scores[order])
+        near = np.minimum(near, np.abs(costs[moved] / budgets[len(scores)] - 1))
+    return float(near.max())
 
 
 Run: TypeAlias = tuple[slice, PackedBatch, Watch, Encoded]
@@ -437,7 +441,6 @@ def kept_rows(
     right: Sequence[Sequence[Kept]], other: Sequence[Sequence[Kept]], sample: Sample, tie: float, policy: PruningPolicy
 ) -> tuple[str, list[str], dict[str, float]]:
     """The stages of each text in two runs: what was found in words, what no tie explains, and the numbers behind it."""
-    threshold = math.inf if policy.threshold is None else policy.threshold
     same = ties = 0
     faults: list[str] = []
     furthest = 0.0
@@ -447,7 +450,7 @@ def kept_rows(
         if first is None:
             same += 1
             continue
-        distance = distance_from_cut(*first, threshold)
+        distance = distance_from_cut(*first, by_length(policy, first[0].layer, len(first[0].scores))[1])
         furthest = max(furthest, distance)
         if distance <= tie:
             ties += 1

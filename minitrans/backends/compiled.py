@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from minitrans.backends.panels import PackedLinear, address, pack_linears, pack_model, unpack_model
 from minitrans.backends.team import MOST_MEMBERS, Team, register_chunk
-from minitrans.backends.workspace import PROJECTIONS, Program, Workspace
-from minitrans.encoder.selection import Ranking, Selection
+from minitrans.backends.workspace import PRUNINGS, Program, Workspace
+from minitrans.encoder.selection import Ranking, Selection, positions
 from minitrans.errors import InputError
 from minitrans.kernels.library.loading import Kernels, load_kernels
 from minitrans.kernels.steps import SCORE
@@ -77,7 +77,7 @@ class CompiledBlocks:
         )
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
-        self._projections: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept
+        self._restore: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory addresses and a library of this machine: elsewhere the weights are laid out anew.
@@ -126,7 +126,8 @@ class CompiledBlocks:
                 f"a text has {workspace.longest} tokens, wanted at most {self.config.max_position_embeddings}"
             )
         out = np.empty((rows, self.config.hidden_size), np.float32)
-        self._run(workspace, workspace.embed, rows, ids=address(ids), out=address(out))
+        places = positions(offsets)  # [T]
+        self._run(workspace, workspace.embed, rows, ids=address(ids), positions=address(places), out=address(out))
         return out
 
     @_in_a_chunk
@@ -162,11 +163,15 @@ class CompiledBlocks:
     def select(
         self, hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking
     ) -> tuple[Float32, Selection, Float32 | None]:
-        """Scores, ranking, copies and sums in one kernel."""
+        """Scores, ranking, copies, sums and the map that restores in one call of the kernels."""
         rows, texts, width = len(hidden), len(offsets) - 1, self.config.hidden_size
         _check("hidden", hidden, _FLOAT32, (rows, width))
-        _check("least", ranking.least, _INT64, (texts,))
-        workspace = self._workspace(rows, offsets)
+        workspace = self._workspace(rows, offsets, max(rows, texts))
+        for name, table, dtype in (("least", ranking.least, _INT64), ("budgets", ranking.budgets, _FLOAT32)):
+            if table is not None:
+                _check(name, table, dtype, (max(len(table), workspace.longest + 1),))
+        if ranking.restore is not None:
+            _check("restore", ranking.restore.weight, _FLOAT32, (width, width))
         if ranking.scores is not None:
             _check("scores", ranking.scores, _FLOAT32, (rows,))
         elif ranking.scorer is not None:
@@ -176,30 +181,23 @@ class CompiledBlocks:
         scores = np.empty(rows, np.float32) if ranking.scores is None else ranking.scores
         out, kept = np.empty((rows, width), np.float32), np.empty(rows, np.int64)
         new_offsets = np.empty(texts + 1, np.int64)
-        sums = np.zeros((texts, width), np.float32) if ranking.sums else None
-        workspace.describe_pruning(ranking, scores, kept, new_offsets, sums)
-        self._run(workspace, workspace.prune, rows, address(hidden), address(out))
-        stayed = int(new_offsets[-1])
-        return out[:stayed], Selection(scores, kept[:stayed], new_offsets), sums
-
-    @_in_a_chunk
-    def project(self, x: Float32, weight: Float32) -> Float32:
-        """One product; a policy's map is laid out for the kernels when it is first seen."""
-        _check("x", x, _FLOAT32, (len(x), self.config.hidden_size))
-        _check("weight", weight, _FLOAT32, (self.config.hidden_size, self.config.hidden_size))
-        workspace = self._workspace(len(x), np.arange(len(x) + 1, dtype=np.int64))
-        rows, program, out = workspace.projection(self._packed(weight))
-        rows[: len(x)] = x
-        self._run(workspace, program, len(x))
-        return out[: len(x)].copy()
+        restore = None if ranking.restore is None else self._packed(ranking.restore.weight)
+        program, mapped = workspace.pruning(ranking, restore, scores, kept, new_offsets)
+        self._run(workspace, program, rows, address(hidden), address(out))
+        stayed, restored = int(new_offsets[-1]), None
+        if mapped is not None and ranking.restore is not None:
+            gone = np.diff(offsets) - np.diff(new_offsets)  # [B]
+            restored = mapped[:texts] + gone[:, None].astype(np.float32) * ranking.restore.bias  # [B, H]
+        return out[:stayed], Selection(scores, kept[:stayed], new_offsets), restored
 
     def _packed(self, weight: Float32) -> PackedLinear:
-        known = self._projections.get(id(weight))
+        """A policy's map, laid out for the kernels when it is first seen."""
+        known = self._restore.get(id(weight))
         if known is None:
-            if len(self._projections) >= PROJECTIONS:
-                self._projections.clear()
+            if len(self._restore) >= PRUNINGS:
+                self._restore.clear()
             bias = np.zeros(len(weight), np.float32)
-            known = self._projections[id(weight)] = weight, pack_linears(self.kernels.level, Linear(weight, bias))
+            known = self._restore[id(weight)] = weight, pack_linears(self.kernels.level, Linear(weight, bias))
         return known[1]
 
     def _run(
@@ -212,24 +210,26 @@ class CompiledBlocks:
         log_sizes: int = 0,
         score: int = 0,
         ids: int = 0,
+        positions: int = 0,
     ) -> None:
         """Run the steps on arrays that were checked; the numbers are their addresses."""
-        workspace.describe(rows, ids, hidden, out, log_sizes, score)
+        workspace.describe(rows, ids, positions, hidden, out, log_sizes, score)
         team = None if self._chunk is None else self._chunk.team
         if team is None:
             self.kernels.run(program.address, program.count, 0, 0)
         else:
             team.run(program)
 
-    def _workspace(self, rows: int, offsets: NDArray[np.int64]) -> Workspace:
-        """That of the chunk, with room for so many rows, told where the texts begin."""
+    def _workspace(self, rows: int, offsets: NDArray[np.int64], room: int = 0) -> Workspace:
+        """That of the chunk, with room for so many rows, or more, told where the texts begin."""
+        room = max(rows, room)
         chunk = self._chunk or _Chunk()
         workspace = chunk.workspace
         if workspace is None:
             with suppress(IndexError):
                 workspace = self._workspaces.pop()
-        if workspace is None or workspace.rows < rows:
-            workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (rows - 1).bit_length()), MOST_MEMBERS)
+        if workspace is None or workspace.rows < room:
+            workspace = Workspace(self._model, max(LEAST_ROWS, 1 << (room - 1).bit_length()), MOST_MEMBERS)
         chunk.workspace = workspace
         _check("offsets", offsets, _INT64, (len(offsets),))
         if offsets.tobytes() != workspace.offsets or offsets[-1] != rows:

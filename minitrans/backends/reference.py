@@ -162,7 +162,3 @@ class ReferenceBlocks:
     ) -> tuple[Float32, Selection, Float32 | None]:
         """The definition itself: encoder/selection.py."""
         return select(hidden, offsets, ranking)
-
-    def project(self, x: Float32, weight: Float32) -> Float32:
-        """x @ weight.T, one row at a time."""
-        return np.matmul(x[:, None, :], weight.T)[:, 0]  # [B, H]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from minitrans.backends.panels import PackedLinear, PackedModel, address, aligned, round_up
 from minitrans.backends.products import PreparedLayer
-from minitrans.encoder.selection import Ranking, positions
+from minitrans.encoder.selection import TOP, Ranking
 from minitrans.kernels.steps import (
     ACTIVATION,
     BATCH,
@@ -26,7 +26,7 @@ from minitrans.kernels.steps import (
 from minitrans.models.parameters import Float32, LayerNorm
 
 _BATCH = struct.Struct(f"{len(BATCH)}q")
-PROJECTIONS = 16  # of policies, whose programs are kept
+PRUNINGS = 16  # of policies, whose programs are kept
 SLACK_ROWS = 32  # a tile may read and write this many rows behind the last one
 
 Step: TypeAlias = NDArray[np.int64]  # [STEP_WORDS]
@@ -75,11 +75,10 @@ class Workspace:
         logits = round_up(rows, level.panel) * 4 * level.float32_heights[0]
         turned = round_up(rows, level.panel) * 4 * round_up(head_size, level.lanes)
         self._attention = aligned((members, logits + turned), np.uint8)
-        self._projections: dict[int, tuple[PackedLinear, Program]] = {}
+        self._prunings: dict[int, tuple[PackedLinear | None, Program]] = {}  # by the id of the map, which is kept
         self.embed = self._program([self._embed()])
-        self._ranking = aligned((rows,), np.float32)
-        ranking = address(self._ranking)
-        self.prune = self._program([new_step("prune", tasks=1, width=hidden, ranking=ranking)])
+        self._per_text = aligned((len(BATCH),), np.int64)  # a batch whose rows are texts
+        self._ranking, self._worth = aligned((rows,), np.float32), aligned((rows,), np.float32)
         self.attention = [self._program(self._attention_block(layer)) for layer in model.layers]
         self.feed_forward = [self._program(self._feed_forward_block(layer)) for layer in model.layers]
 
@@ -88,35 +87,23 @@ class Workspace:
         self._offsets = offsets.copy()  # what was checked is what the kernels read
         self.offsets = offsets.tobytes()
         self.longest = int(lengths.max(initial=0))
-        self._positions = positions(offsets)  # [T]
-        self._texts = len(lengths), address(self._offsets), address(self._positions)
+        self._texts = len(lengths), address(self._offsets)
 
-    def describe(self, rows: int, ids: int, hidden: int, out: int, log_sizes: int, score: int) -> None:
+    def describe(self, rows: int, ids: int, positions: int, hidden: int, out: int, log_sizes: int, score: int) -> None:
         """Tell the kernels what a block works on: the addresses of arrays that were checked, 0 for none."""
-        texts, offsets, positions = self._texts
+        texts, offsets = self._texts
         received = self._received if score else (0, 0)
         _BATCH.pack_into(
             self._batch_memory, 0, rows, texts, offsets, ids, positions, hidden, out, log_sizes, *received, score
         )
 
-    def projection(self, linear: PackedLinear) -> tuple[Float32, Program, Float32]:
-        """The program of a float32 linear map, the rows [rows, K] that it reads and those [rows, N] that it writes."""
-        known = self._projections.get(id(linear))
-        if known is None:
-            if len(self._projections) >= PROJECTIONS:
-                self._projections.clear()
-            # The record is kept with its program, which holds its address.
-            known = self._projections[id(linear)] = (
-                linear,
-                self._program(self._product(self._context, linear, self._y)),
-            )
-        return self._context[:, : linear.inputs], known[1], self._y[:, : linear.outputs]
-
-    def _program(self, steps: list[Step]) -> Program:
+    def _program(self, steps: list[Step], per_text: int = 0) -> Program:
+        """The steps on the batch, the last ``per_text`` of them on one row for each of its texts."""
         records = aligned((len(steps), STEP_WORDS), np.int64)
-        for record, step in zip(records, steps, strict=True):
+        for place, (record, step) in enumerate(zip(records, steps, strict=True)):
             record[:] = step
-            write_fields(record, STEP, batch=address(self._batch))
+            batch = self._per_text if place >= len(steps) - per_text else self._batch
+            write_fields(record, STEP, batch=address(batch))
         return Program(records, address(records), len(steps))
 
     def _embed(self) -> Step:
@@ -223,27 +210,52 @@ class Workspace:
             epsilon=float_bits(self._model.config.layer_norm_eps),
         )
 
-    def describe_pruning(
+    def pruning(
         self,
         ranking: Ranking,
+        restore: PackedLinear | None,
         scores: Float32,
         kept: NDArray[np.int64],
         offsets: NDArray[np.int64],
-        sums: Float32 | None,
-    ) -> None:
-        """Tell the pruning step what to rank and where its results go: arrays that were checked."""
-        scorer = ranking.scorer if ranking.scores is None else None
+    ) -> tuple[Program, Float32 | None]:
+        """The program that prunes, told what to rank and where its results go: arrays that were checked.
+
+        Returns:
+            the program, and where it leaves what `restore` makes of the sum of each text's rows that go: [rows, H].
+        """
+        known = self._prunings.get(id(restore))
+        if known is None:
+            if len(self._prunings) >= PRUNINGS:
+                self._prunings.clear()
+            known = self._prunings[id(restore)] = restore, self._pruning(restore)
+        program, scorer = known[1], ranking.scorer if ranking.scores is None else None
         write_fields(
-            self.prune.records[0],
+            program.records[0],
             PRUNE,
             scores=address(scores),
             weight=0 if scorer is None else address(scorer.weight),
             bias=0 if scorer is None else float_bits(scorer.bias[0]),
             least=address(ranking.least),
-            threshold=float_bits(ranking.threshold),
+            budgets=address(ranking.budgets),
             prefix=ranking.prefix,
             suffix=ranking.suffix,
             kept=address(kept),
             offsets=address(offsets),
-            sums=address(sums),
         )
+        write_fields(self._per_text, BATCH, tokens=self._texts[0])
+        return program, None if restore is None else self._y[:, : restore.outputs]
+
+    def _pruning(self, restore: PackedLinear | None) -> Program:
+        prune = new_step(
+            "prune",
+            tasks=1,
+            width=self._model.config.hidden_size,
+            ranking=address(self._ranking),
+            worth=address(self._worth),
+            top=float_bits(TOP),
+        )
+        if restore is None:
+            return self._program([prune])
+        write_fields(prune, PRUNE, sums=address(self._context), sums_bytes=self._context.strides[0])
+        products = self._product(self._context, restore, self._y)
+        return self._program([prune, *products], per_text=len(products))

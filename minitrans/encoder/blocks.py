@@ -74,15 +74,10 @@ class Blocks(Protocol):
     ) -> tuple[Float32, Selection, Float32 | None]:
         """Take out rows as `minitrans.encoder.selection.select` defines.
 
+        Maps are float32, whatever the precision of the model; the ranking's must not change afterwards.
+
         Returns:
-            what is left of hidden [T', H], which rows that are, and the sums [B, H] of the others.
-        """
-        ...
-
-    def project(self, x: Float32, weight: Float32) -> Float32:
-        """x @ weight.T in float32, whatever the precision of the model: [B, H], [H, H] -> [B, H].
-
-        A row's result depends on that row alone, bit for bit. ``weight`` must not change afterwards.
+            what is left of hidden [T', H], which rows that are, and what the others are expected to add [B, H].
         """
         ...
 
@@ -105,7 +100,7 @@ class Tapped:
         self.embed = partial(self._shown, "embed")
         self.attention_block = partial(self._shown, "attention_block")
         self.feed_forward_block = partial(self._shown, "feed_forward_block")
-        self.select, self.project = partial(self._shown, "select"), partial(self._shown, "project")
+        self.select = partial(self._shown, "select")
 
     @contextmanager
     def chunk(self, rows: int, helpers: int) -> Iterator[Tapped]:

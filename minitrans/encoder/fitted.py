@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from minitrans.errors import PolicyError
 from minitrans.files import write_file
 from minitrans.models.parameters import Linear
 
+TURN_FEATURES = 3  # log cost, log n, (log n)**2
 TENSOR_LIMIT = 1 << 30  # bytes of a policy's arrays
-_TENSOR = re.compile(r"layer\.(0|[1-9][0-9]{0,3})\.(scorer|restore)\.(weight|bias)")
+_TENSOR = re.compile(r"layer\.(0|[1-9][0-9]{0,3})\.(scorer|restore|turn)\.(weight|bias)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +29,13 @@ class Fitted:
 
     Args:
         model: `Identity.weights` of the model they were fitted for.
-        scorers: layer -> map [1, H] to the logarithm of the shift of the embedding without the token
-            (see adaptation/fitting.py).
-        restore: layer -> map [H, H] to the token's final hidden state, with which a dropped token enters the pooling.
+        scorers: layer -> map [1, H] to the logarithm of the shift of the embedding without the token, times the square
+            of the text's tokens (see adaptation/fitting.py).
+        restore: layer -> map [H, H] to how far the token's final hidden state lies from the mean of its text's, with
+            which a dropped token enters the pooling.
+        turns: layer -> map [1, 3] to the logarithm of the turn of the embedding, in degrees, of what it costs to give
+            up some tokens (see `minitrans.encoder.selection.cost`) of a text of n: the logarithm of the cost, log n,
+            (log n)**2. More cost turns it farther.
         lengths: tokens of the shortest and of the longest text that they were fitted on; None where that is not known.
 
     Raises:
@@ -40,13 +45,15 @@ class Fitted:
     model: str
     scorers: Mapping[int, Linear]
     restore: Mapping[int, Linear]
+    turns: Mapping[int, Linear] = field(default_factory=dict)
     lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.lengths is not None:
             object.__setattr__(self, "lengths", _checked_lengths(self.lengths))
-        object.__setattr__(self, "scorers", {layer: _laid_out(linear) for layer, linear in self.scorers.items()})
-        object.__setattr__(self, "restore", {layer: _laid_out(linear) for layer, linear in self.restore.items()})
+        for name in ("scorers", "restore", "turns"):
+            found = {layer: _laid_out(linear) for layer, linear in getattr(self, name).items()}
+            object.__setattr__(self, name, found)
         widths = {linear.weight.shape[-1] for linear in self._linears() if linear.weight.ndim}
         if len(widths) > 1:
             raise PolicyError(f"pruning policy: the fitted arrays are {sorted(widths)} wide, wanted one width")
@@ -54,6 +61,13 @@ class Fitted:
             _check_linear(f"layer {layer}, scorer", linear, 1)
         for layer, linear in self.restore.items():
             _check_linear(f"layer {layer}, restore", linear, linear.weight.shape[-1] if linear.weight.ndim else 1)
+        for layer, linear in self.turns.items():
+            _check_linear(f"layer {layer}, turn", linear, 1, TURN_FEATURES)
+            if linear.weight[0, 0] <= 0:
+                raise PolicyError(
+                    f"pruning policy: layer {layer}, turn weighs the cost by {linear.weight[0, 0]}, wanted more than "
+                    "0; adapt again"
+                )
 
     @property
     def width(self) -> int:
@@ -68,7 +82,7 @@ class Fitted:
         from safetensors.numpy import save
 
         tensors: dict[str, NDArray[np.float32]] = {}
-        for kind, linears in (("scorer", self.scorers), ("restore", self.restore)):
+        for kind, linears in (("scorer", self.scorers), ("restore", self.restore), ("turn", self.turns)):
             for layer, linear in linears.items():
                 tensors[f"layer.{layer}.{kind}.weight"] = np.ascontiguousarray(linear.weight)
                 tensors[f"layer.{layer}.{kind}.bias"] = np.ascontiguousarray(linear.bias)
@@ -88,7 +102,7 @@ class Fitted:
         return hash((self.model, self.sha256))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Fitted, (self.model, self.scorers, self.restore, self.lengths)
+        return Fitted, (self.model, self.scorers, self.restore, self.turns, self.lengths)
 
     def save(self, path: Path, like: Path | None = None) -> None:
         """Write the arrays as safetensors, whole or not at all, with the permissions of ``like``."""
@@ -113,12 +127,12 @@ class Fitted:
             tensors = load(data)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise PolicyError(f"{path} is not safetensors ({error}), wanted a policy's arrays; adapt again") from error
-        parts: dict[str, dict[int, dict[str, Any]]] = {"scorer": {}, "restore": {}}
+        parts: dict[str, dict[int, dict[str, Any]]] = {"scorer": {}, "restore": {}, "turn": {}}
         for name, tensor in tensors.items():
             match = _TENSOR.fullmatch(name)
             if match is None:
                 raise PolicyError(
-                    f"{path} holds a tensor {name!r}, wanted layer.<n>.<scorer or restore>.<weight or bias>"
+                    f"{path} holds a tensor {name!r}, wanted layer.<n>.<scorer, restore or turn>.<weight or bias>"
                 )
             parts[match[2]].setdefault(int(match[1]), {})[match[3]] = tensor
         try:
@@ -126,7 +140,7 @@ class Fitted:
         except TypeError:
             raise PolicyError(f"{path}: a map lacks its weight or its bias; adapt again") from None
         try:
-            return cls(model, maps["scorer"], maps["restore"])
+            return cls(model, maps["scorer"], maps["restore"], maps["turn"])
         except PolicyError as error:
             raise PolicyError(f"{path}: {str(error).removeprefix('pruning policy: ')}") from None
 
@@ -139,12 +153,14 @@ def _laid_out(linear: Linear) -> Linear:
     return Linear(np.asarray(linear.weight, order="C"), np.asarray(linear.bias, order="C"))
 
 
-def _check_linear(name: str, linear: Linear, outputs: int) -> None:
+def _check_linear(name: str, linear: Linear, outputs: int, inputs: int | None = None) -> None:
     weight, bias = linear.weight, linear.bias
     fine = weight.ndim == 2 and len(weight) == outputs and weight.shape[1] > 0 and bias.shape == (outputs,)
+    fine = fine and inputs in (None, weight.shape[1])
     if not fine or weight.dtype != np.float32 or bias.dtype != np.float32:
         seen = f"{weight.dtype} {list(weight.shape)} and {bias.dtype} {list(bias.shape)}"
-        raise PolicyError(f"pruning policy: {name} is {seen}, wanted float32 [{outputs}, H] and [{outputs}]")
+        wanted = f"float32 [{outputs}, {inputs or 'H'}] and [{outputs}]"
+        raise PolicyError(f"pruning policy: {name} is {seen}, wanted {wanted}")
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
         raise PolicyError(f"pruning policy: {name} holds NaN or infinity, wanted finite numbers; adapt again")
 

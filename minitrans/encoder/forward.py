@@ -23,7 +23,7 @@ from minitrans.encoder.packing import PackedBatch
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.selection import Selection, merge, rank
 from minitrans.errors import NumericalError
-from minitrans.models.parameters import Float32, Linear
+from minitrans.models.parameters import Float32
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Encoded:
     offsets: NDArray[np.int64]  # [B + 1]
     sizes: Float32 | None  # [T'] how many tokens a row stands for; None: one each
     rows: NDArray[np.int64]  # [T'] which token of the batch each row began as
-    restored: Float32 | None = None  # [B, H] sum of what the dropped tokens were expected to become; None: nothing
+    # [B, H] what dropped tokens were expected to add to the mean of the others, added up over them; None: nothing
+    restored: Float32 | None = None
 
     @property
     def positions(self) -> NDArray[np.int64]:
@@ -98,12 +99,11 @@ def forward(
         if policy is not None and layer in plan:
             ranking = rank(policy, layer, scores, batch, rows, offsets)
             before = hidden  # [T, H]
-            hidden, selection, sums = blocks.select(before, offsets, ranking)  # [T', H], -, [B, H]
+            hidden, selection, expected = blocks.select(before, offsets, ranking)  # [T', H], -, [B, H]
             if policy.reduce == "merge":
                 hidden, sizes, selection = merge(before, sizes, offsets, selection)  # [T', H], [T']
-            elif sums is not None:
-                gone = np.diff(offsets) - np.diff(selection.offsets)  # [B]
-                restored = _restore(blocks, policy.restore_map(layer), sums, gone, restored)  # [B, H]
+            elif expected is not None:
+                restored = expected if restored is None else restored + expected  # [B, H]
             offsets, rows = selection.offsets, rows[selection.kept]  # [B + 1], [T']
         hidden = blocks.feed_forward_block(hidden, offsets, layer)  # [T', H]
         if observer is not None:
@@ -112,14 +112,6 @@ def forward(
     if not np.isfinite(hidden).all():
         raise NumericalError(_where_it_broke(blocks, batch))
     return Encoded(batch, hidden, offsets, sizes, rows, restored)
-
-
-def _restore(
-    blocks: Blocks, restore: Linear, sums: Float32, counts: NDArray[np.int64], before: Float32 | None
-) -> Float32:
-    """What rows that were dropped are expected to become, added up. The map is linear: one product per text will do."""
-    expected = blocks.project(sums, restore.weight) + counts[:, None].astype(np.float32) * restore.bias  # [B, H]
-    return expected if before is None else before + expected
 
 
 def start_behind(blocks: Blocks, batch: PackedBatch, layer: int, want: str | None = None) -> Start:

@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from minitrans.arguments import as_int, as_number
 from minitrans.contents import read_json
 from minitrans.encoder.fitted import NOTHING_FITTED, Fitted
@@ -35,7 +33,7 @@ from minitrans.words import one_of
 Score = Literal["attention", "attention_value", "learned", "random", "first"]
 Reduce = Literal["drop", "merge", "restore"]
 
-FORMAT, VERSION = "minitrans-pruning-policy", 1
+FORMAT, VERSION = "minitrans-pruning-policy", 2
 RESTORABLE = ("mean", "mean_sqrt_len_tokens", "cls")  # poolings to which a dropped token can still be added
 
 
@@ -44,8 +42,9 @@ class PruningPolicy:
     """Which tokens to give up, where, and what happens to them (arXiv 2408.11799, and extensions of it).
 
     At layer ``layer``, after its attention block, a text of n tokens with n > ``min_tokens`` keeps its
-    ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position. With a
-    ``threshold`` it keeps every token that scores at least that much besides.
+    ``max(min_tokens, n - floor(quantile * n))`` most important tokens; ties are won by the earlier position. With
+    ``max_turn`` each text gives up tokens, the least important first, until its embedding is expected to have turned so
+    far, and no more than that share.
 
     Args:
         min_tokens: s; texts of up to s tokens (specials counted) are left alone, and none falls below s.
@@ -58,8 +57,9 @@ class PruningPolicy:
         reduce: "drop" removes the rows; "merge" averages each into the most similar kept row, whose size then
             adds log(size) to its attention logit and weights it in the pooling; "restore" adds to the pooling what a
             fitted linear map expects each dropped row to have become.
-        threshold: tokens that score at least this much are kept whatever ``quantile`` says, so that each text loses
-            what it can spare, up to that share; None keeps no more than the quantile asks for.
+        max_turn: by how many degrees the embedding may be expected to turn, in (0, 90]; each text then loses what it
+            can spare, up to the share ``quantile``. None lets every text give up that share. It needs the "learned"
+            score, one stage, and a calibration for the layer, which `minitrans adapt` fits.
         protect_special: never drop what the tokenizer puts around a text ([CLS] and [SEP]).
         stages: several (layer, quantile) pairs, layers ascending, in place of ``layer`` and ``quantile``.
         seed: of the "random" score.
@@ -78,7 +78,7 @@ class PruningPolicy:
     protect_special: bool = False
     stages: tuple[tuple[int, float], ...] | None = None
     seed: int = 0
-    threshold: float | None = None
+    max_turn: float | None = None
     fitted: Fitted | None = field(default=None, repr=False)
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
@@ -101,11 +101,10 @@ class PruningPolicy:
         check(self.reduce in get_args(Reduce), "reduce", f"one of {', '.join(get_args(Reduce))}")
         check(isinstance(self.protect_special, bool), "protect_special", "true or false")
         check(isinstance(self.provenance, Mapping), "provenance", "a JSON object")
-        if self.threshold is not None:
-            number = as_number(self.threshold)
-            fits = number is not None and abs(number) <= float(np.finfo(np.float32).max)
-            check(fits, "threshold", "a number within float32's range, or null")
-            object.__setattr__(self, "threshold", number)
+        if self.max_turn is not None:
+            degrees = as_number(self.max_turn)
+            check(degrees is not None and 0 < degrees <= 90, "max_turn", "a number of degrees in (0, 90], or null")
+            object.__setattr__(self, "max_turn", degrees)
         if self.stages is not None:
             self._take_stages(self.stages, check)
         self._check_fitted(check)
@@ -126,13 +125,20 @@ class PruningPolicy:
     def _check_fitted(self, check: Callable[[bool, str, str], None]) -> None:
         check(isinstance(self.fitted, Fitted | None), "fitted", "a Fitted or None")
         fitted = self.fitted or NOTHING_FITTED
-        for name, value, held in (("score", "learned", fitted.scorers), ("reduce", "restore", fitted.restore)):
+        for name, is_wanted, held in (
+            ("score", self.score == "learned", fitted.scorers),
+            ("reduce", self.reduce == "restore", fitted.restore),
+            ("max_turn", self.max_turn is not None, fitted.turns),
+        ):
             missing = [layer for layer in self.plan if layer not in held]
-            if getattr(self, name) == value and missing:
+            if is_wanted and missing:
                 raise PolicyError(
-                    f"pruning policy: {name} is {value!r} but nothing was fitted for layer {missing[0]}; "
+                    f"pruning policy: {name} is {getattr(self, name)!r} but nothing was fitted for layer {missing[0]}; "
                     "fit it with `minitrans adapt`, or load the file that was written"
                 )
+        if self.max_turn is not None:
+            check(self.score == "learned", "score", "'learned', which max_turn goes by")
+            check(len(self.plan) == 1, "stages", "one stage, or max_turn null: a turn is foreseen for one stage")
 
     @property
     def plan(self) -> dict[int, float]:
@@ -143,7 +149,9 @@ class PruningPolicy:
         """The arrays that this policy uses; None if there are none."""
         scorers = {layer: fitted.scorers[layer] for layer in self.plan if self.score == "learned"}
         restore = {layer: fitted.restore[layer] for layer in self.plan if self.reduce == "restore"}
-        return dataclasses.replace(fitted, scorers=scorers, restore=restore) if scorers or restore else None
+        turns = {layer: fitted.turns[layer] for layer in self.plan if self.max_turn is not None}
+        needs = scorers or restore
+        return dataclasses.replace(fitted, scorers=scorers, restore=restore, turns=turns) if needs else None
 
     def scorer(self, layer: int) -> Linear:
         """The map [1, H] of "learned" at a layer of the plan."""
@@ -152,6 +160,10 @@ class PruningPolicy:
     def restore_map(self, layer: int) -> Linear:
         """The map [H, H] of "restore" at a layer of the plan."""
         return (self.fitted or NOTHING_FITTED).restore[layer]
+
+    def turn_map(self, layer: int) -> Linear:
+        """The map [1, 3] to the logarithm of the turn that ``max_turn`` goes by, at a layer of the plan."""
+        return (self.fitted or NOTHING_FITTED).turns[layer]
 
     def check_fits(
         self, config: EncoderConfig, pooling: tuple[PoolingMode, ...] = ("mean",), model: str | None = None
@@ -235,9 +247,12 @@ class PruningPolicy:
             raise PolicyError(f"{source}: holds a {type(values).__name__}, wanted a JSON object")
         if values.get("format", FORMAT) != FORMAT:
             raise PolicyError(f"{source}: format is {values['format']!r}, wanted {FORMAT!r}")
-        if values.get("version", VERSION) != VERSION:
-            raise PolicyError(f"{source}: version is {values['version']!r}, this release reads version {VERSION}")
+        version = values.get("version", VERSION)
+        if as_int(version) not in (1, VERSION):
+            raise PolicyError(f"{source}: version is {version!r}, this release reads versions 1 and {VERSION}")
         fields = {key: value for key, value in values.items() if key not in ("format", "version")}
+        if version == 1:
+            fields = _of_version_1(fields, source)
         unknown = sorted(set(fields) - {f.name for f in dataclasses.fields(cls)})
         if unknown:
             raise PolicyError(f"{source}: unknown fields {unknown}; a newer release may have written them")
@@ -307,6 +322,15 @@ class PruningPolicy:
         return _read_shipped(shipped_file(name))
 
 
+def _of_version_1(fields: dict[str, Any], source: str) -> dict[str, Any]:
+    """What a file of version 1 says; its threshold is gone, and its maps restored another thing."""
+    if fields.pop("threshold", None) is not None:
+        raise PolicyError(f"{source}: threshold is of version 1, and gone; use max_turn, which `minitrans adapt` finds")
+    if fields.get("reduce") == "restore":
+        raise PolicyError(f"{source}: reduce is 'restore' of version 1, whose map is another; adapt again")
+    return fields
+
+
 def as_policy(pruning: object) -> PruningPolicy | None:
     """A policy, or the one of a name. PolicyError for anything else."""
     if isinstance(pruning, str):
@@ -334,6 +358,6 @@ def describe(policy: PruningPolicy | None) -> str:
     if policy is None:
         return "none"
     stages = " ".join(f"q={quantile:g} l={layer}" for layer, quantile in policy.plan.items())
-    extras = [] if policy.threshold is None else [f"threshold={policy.threshold:g}"]
+    extras = [] if policy.max_turn is None else [f"max_turn={policy.max_turn:g}"]
     extras += [policy.score] * (policy.score != "attention") + [policy.reduce] * (policy.reduce != "drop")
     return " ".join([f"s={policy.min_tokens} {stages}", *extras, *["protected"] * policy.protect_special])

@@ -21,7 +21,7 @@ def pool(
     config: PoolingConfig,
     sizes: Float32 | None = None,
     positions: NDArray[np.int64] | None = None,
-    restored: tuple[Float32, NDArray[np.int64]] | None = None,
+    restored: tuple[NDArray[np.int64], Float32] | None = None,
 ) -> Float32:
     """Pool the rows of each text.
 
@@ -32,7 +32,8 @@ def pool(
         sizes: [T] how many tokens each row stands for (merged rows); None means one each.
         positions: [T] 0-based position of each row in its text before pruning, for "weightedmean"; None means
             that nothing was pruned.
-        restored: a sum of rows [B, H] that counts in a mean as so many more rows [B].
+        restored: how many rows [B] are gone, and how far they are expected to lie from the mean of those that are
+            left, added up over them [B, H]; a mean is then that of all.
 
     Returns:
         [B, H * number of modes]; a text without tokens gives zeros.
@@ -44,7 +45,7 @@ def pool(
             continue
         weight = None if sizes is None else sizes[rows]  # [n]
         position = np.arange(rows.stop - rows.start) if positions is None else positions[rows]  # [n]
-        more = None if restored is None else (restored[0][b], restored[1][b])  # [H], -
+        more = None if restored is None else (restored[0][b], restored[1][b])  # -, [H]
         for m, mode in enumerate(config.modes):
             pooled[b, m * width : (m + 1) * width] = _pool_text(hidden[rows], mode, weight, position, more)
     return normalized(pooled) if config.normalize else pooled
@@ -54,7 +55,7 @@ def pool_encoded(encoded: Encoded, config: PoolingConfig) -> Float32:
     """The embeddings [B, H * modes] of what is left of a batch."""
     restored = None
     if encoded.restored is not None:
-        restored = encoded.restored, np.diff(encoded.batch.offsets) - np.diff(encoded.offsets)  # [B, H], [B]
+        restored = np.diff(encoded.batch.offsets) - np.diff(encoded.offsets), encoded.restored  # [B], [B, H]
     return pool(encoded.hidden, encoded.offsets, config, encoded.sizes, encoded.positions, restored)
 
 
@@ -63,7 +64,7 @@ def _pool_text(
     mode: PoolingMode,
     sizes: Float32 | None,
     position: NDArray[np.int64],
-    more: tuple[Float32, int] | None,
+    more: tuple[int, Float32] | None,
 ) -> Float32:
     """[n, H] -> [H]"""
     if mode == "cls":
@@ -75,7 +76,8 @@ def _pool_text(
     if sizes is None and mode != "weightedmean":  # all weights are 1
         total, count = hidden.sum(axis=0), np.float32(len(hidden))  # [H]
         if more is not None:
-            total, count = total + more[0], count + np.float32(more[1])
+            whole = count + np.float32(more[0])
+            total, count = total * (whole / count) + more[1], whole
     else:
         weight = np.ones(len(hidden), np.float32) if sizes is None else sizes  # [n]
         if mode == "weightedmean":

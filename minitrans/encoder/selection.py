@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +14,20 @@ from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.models.parameters import Float32, Linear
 
+TOP = 16.0  # what a score may reach and still count: the kernels raise e to a power of at most 0
+
 
 @dataclass(frozen=True)
 class Ranking:
-    """How the tokens of a batch are to be ranked at one stage, and how many stay at least."""
+    """How the tokens of a batch are to be ranked at one stage, and how many of each text may go."""
 
     scores: Float32 | None  # [T], or None where the scorer gives them
     scorer: Linear | None  # [1, H] of the hidden state
-    least: NDArray[np.int64]  # [B] tokens that stay of each text
-    threshold: float = math.inf  # what scores at least this much stays besides
+    least: NDArray[np.int64]  # [N + 1] by the length of a text: tokens that stay at least
+    budgets: Float32 | None = None  # [N + 1] likewise: what those that go may cost together (see `cost`); None: no end
     prefix: int = 0  # tokens at the beginning of each text that rank before all others
     suffix: int = 0  # and at its end
-    sums: bool = False  # whether the rows that go are to be added up
+    restore: Linear | None = None  # [H, H] what rows that go are expected to add to the mean of those that stay
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def rank(
     """What the policy asks for at a layer of its plan.
 
     Args:
-        policy: gives the score, the quantile of the layer, min_tokens, threshold and protect_special.
+        policy: gives the score, what stays of a text, what happens to the rest, and protect_special.
         layer: 0-based.
         scores: [T] that attention gave, or None.
         batch: the texts as they came.
@@ -65,12 +68,61 @@ def rank(
         offsets: [B + 1] of these.
     """
     prefix, suffix = (batch.prefix, batch.suffix) if policy.protect_special else (0, 0)
-    least = kept_count(np.diff(offsets), policy.plan[layer], max(policy.min_tokens, prefix + suffix))  # [B]
+    least, budgets = by_length(policy, layer, len(batch.ids), prefix + suffix)
     scorer = policy.scorer(layer) if policy.score == "learned" else None
     if scores is None and scorer is None:
         scores = control_scores(policy, batch, rows, offsets)
-    threshold = math.inf if policy.threshold is None else policy.threshold
-    return Ranking(scores, scorer, least, threshold, prefix, suffix, policy.reduce == "restore")
+    restore = policy.restore_map(layer) if policy.reduce == "restore" else None
+    return Ranking(scores, scorer, least, budgets, prefix, suffix, restore)
+
+
+def by_length(
+    policy: PruningPolicy, layer: int, tokens: int, protected: int = 0
+) -> tuple[NDArray[np.int64], Float32 | None]:
+    """`Ranking.least` and `Ranking.budgets` of a stage, for texts of up to so many tokens, and perhaps longer ones."""
+    return _by_length(policy, layer, max(512, 1 << tokens.bit_length()), protected)
+
+
+@lru_cache(maxsize=64)  # all calls under a policy share these
+def _by_length(
+    policy: PruningPolicy, layer: int, longest: int, protected: int
+) -> tuple[NDArray[np.int64], Float32 | None]:
+    lengths = np.arange(longest + 1)  # [N + 1]
+    least = kept_count(lengths, policy.plan[layer], max(policy.min_tokens, protected))
+    return least, None if policy.max_turn is None else budgets(policy.turn_map(layer), policy.max_turn, lengths)
+
+
+# The turn of an embedding grows with the number d of tokens that go and with what each is worth, e**score. Fitted on
+# texts of all lengths n, its logarithm is a linear function of log(d * sum of e**score), log n and (log n)**2.
+
+
+def cost(scores: Float32) -> Float32:
+    """What giving up the first, the first two, ... of some tokens costs: their number times the sum of e**score.
+
+    Args:
+        scores: [d], in the order in which they go.
+
+    Returns:
+        [d], in units of e**`TOP`.
+    """
+    worth: Float32 = np.exp(np.minimum(scores - np.float32(TOP), np.float32(0)))
+    total: Float32 = np.cumsum(worth, dtype=np.float32)
+    counts: Float32 = np.arange(1, len(scores) + 1, dtype=np.float32)
+    return total * counts
+
+
+def budgets(turn: Linear, degrees: float, lengths: NDArray[np.int64]) -> Float32:
+    """The `cost` [N] at which texts of so many tokens are expected to turn so far.
+
+    Args:
+        turn: [1, 3], the map to the logarithm of the turn in degrees (see `Fitted.turns`).
+        degrees: of the turn.
+        lengths: [N] in tokens.
+    """
+    log_n = np.log(np.maximum(lengths, 1))
+    on_cost, linear, square = turn.weight[0].astype(np.float64)
+    log_cost = (math.log(degrees) - float(turn.bias[0]) - linear * log_n - square * log_n**2) / on_cost
+    return np.exp(np.clip(log_cost - TOP, -87.0, 87.0)).astype(np.float32)
 
 
 def control_scores(
@@ -94,27 +146,38 @@ def select(hidden: Float32, offsets: NDArray[np.int64], ranking: Ranking) -> tup
         ranking: of these rows.
 
     Returns:
-        hidden [T', H], which rows these are, and if asked for, per text the sum [B, H] of the rows that went.
+        hidden [T', H], which rows these are, and, if the ranking restores, what those that went are expected to add to
+        the mean of those that stay, added up over them [B, H].
     """
     scores = score_rows(hidden, ranking)  # [T]
-    lengths = np.diff(offsets)  # [B]
-    text, place = np.repeat(np.arange(len(lengths)), lengths), positions(offsets)  # [T], [T]
-    outside = (place < ranking.prefix) | (place >= np.repeat(lengths - ranking.suffix, lengths))  # [T]
-    damaged = np.isnan(scores)  # [T] these stay, to be reported
-    top = np.float32(np.inf)
-    keys = np.where(outside, top, np.where(damaged, -top, scores))  # [T]
-    order = np.lexsort((-keys, text))  # best first; the sort is stable
-    stays = np.empty(len(scores), bool)  # [T]
-    stays[order] = place < np.repeat(ranking.least, lengths)
-    stays |= outside | damaged | (scores >= np.float32(ranking.threshold))
-    kept, gone = np.flatnonzero(stays), np.flatnonzero(~stays)  # [T'], [T - T']
+    place, stays = positions(offsets), np.zeros(len(scores), bool)  # [T], [T]
     new_offsets = np.zeros_like(offsets)
-    np.cumsum(np.bincount(text[kept], minlength=len(lengths)), out=new_offsets[1:])
-    sums = None
-    if ranking.sums:
-        sums = np.zeros((len(lengths), hidden.shape[1]), np.float32)  # [B, H]
-        np.add.at(sums, text[gone], hidden[gone])  # row by row, in their order
-    return hidden[kept], Selection(scores, kept, new_offsets), sums
+    restored = None if ranking.restore is None else np.zeros((len(offsets) - 1, hidden.shape[1]), np.float32)  # [B, H]
+    for b, text in enumerate(segments(offsets)):
+        n = text.stop - text.start
+        outside = (place[text] < ranking.prefix) | (place[text] >= n - ranking.suffix)  # [n]
+        damaged = np.isnan(scores[text])  # [n] these stay, to be reported
+        top = np.float32(np.inf)
+        keys = np.where(outside, top, np.where(damaged, -top, scores[text]))  # [n]
+        order = np.argsort(-keys, kind="stable")  # best first
+        goes = np.arange(n) >= ranking.least[n]  # [n] in this order
+        if ranking.budgets is not None:
+            goes &= cost(keys[order][::-1])[::-1] <= ranking.budgets[n]
+        stays[text][order] = ~goes
+        stays[text] |= outside | damaged
+        new_offsets[b + 1] = new_offsets[b] + stays[text].sum()
+        if restored is not None and ranking.restore is not None:
+            restored[b] = _expected(hidden[text][~stays[text]], ranking.restore)
+    kept = np.flatnonzero(stays)  # [T']
+    return hidden[kept], Selection(scores, kept, new_offsets), restored
+
+
+def _expected(gone: Float32, restore: Linear) -> Float32:
+    """[H] what rows [d, H] are expected to add. The map is linear: one product per text will do."""
+    total = np.zeros(gone.shape[1], np.float32)
+    for row in gone:  # in their order: a text's sum does not depend on the memory that it lies in
+        total += row
+    return total @ restore.weight.T + np.float32(len(gone)) * restore.bias
 
 
 def score_rows(hidden: Float32, ranking: Ranking) -> Float32:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minitrans.kernels.rows import copying
 from minitrans.kernels.steps import BATCH, PRUNE, Kernel
+from minitrans.kernels.vector.elementary import exp
 from minitrans.kernels.vector.emitter import FLOAT, I64, Emitter, Lanes, Part, load_word, store_word, vector_code, word
 from minitrans.kernels.vector.levels import Level
 
@@ -25,6 +26,14 @@ def prune(level: Level) -> Kernel:
         v.store(to, v.total(product) + v.load(bias, FLOAT))
 
     @vector_code(level)
+    def clear_row(v: Emitter, to: Lanes, width: Lanes) -> None:
+        def clear(part: Part) -> list[Lanes]:
+            part.store(to, v.constant(0.0))
+            return []
+
+        v.each_vector(width, [], clear)
+
+    @vector_code(level)
     def add_row(v: Emitter, row: Lanes, to: Lanes, width: Lanes) -> None:
         def add(part: Part) -> list[Lanes]:
             part.store(to, part.load(to) + part.load(row))
@@ -38,37 +47,60 @@ def prune(level: Level) -> Kernel:
         best = v.constant(float("inf"), FLOAT).value
         v.store(to, Lanes(v, v.builder.select(safe, best, v.load(score, FLOAT).value)))
 
-    @vector_code(level, word)
-    def better(v: Emitter, ranking: Lanes, count: Lanes, place: Lanes) -> Lanes:
-        """How many rows of a text rank before the one at a place: greater ones, and equal ones before it."""
+    @vector_code(level)
+    def weigh(v: Emitter, ranking: Lanes, top: Lanes, worth: Lanes, count: Lanes) -> None:
+        """worth = exp(min(ranking - top, 0))"""
+        greatest = v.splat(v.load(top, FLOAT))
+
+        def one(part: Part) -> list[Lanes]:
+            part.store(worth, exp(v, v.least(part.load(ranking) - greatest, v.constant(0.0))))
+            return []
+
+        v.each_vector(count, [], one)
+
+    def among(
+        v: Emitter, ranking: Lanes, worth: Lanes | None, place: Lanes, count: Lanes, comparisons: tuple[str, str]
+    ) -> Lanes:
+        """What rows of a text are worth together, or how many they are where ``worth`` is None.
+
+        Which: those before a place that compare to the one there as the first comparison says, those from it on as
+        the second.
+        """
         own = v.splat(v.load(ranking + place * 4, FLOAT))
 
-        def counted(comparison: str, begin: Lanes, rows: Lanes) -> Lanes:
+        def counted(comparison: str, skipped: Lanes, rows: Lanes) -> Lanes:
             def add(part: Part, total: Lanes) -> list[Lanes]:
-                is_better = v.builder.fcmp_ordered(comparison, part.load(begin).value, own.value)
-                one = Lanes(v, v.builder.select(is_better, v.constant(1.0).value, v.constant(0.0).value))
-                return [total + part.keep(one)]
+                holds = v.builder.fcmp_ordered(comparison, part.load(ranking + skipped).value, own.value)
+                value = v.constant(1.0) if worth is None else part.load(worth + skipped)
+                return [total + part.keep(Lanes(v, v.builder.select(holds, value.value, v.constant(0.0).value)))]
 
-            return v.total(v.each_vector(rows, [v.constant(0.0)], add)[0])
+            return v.total(v.each_vector(rows, [v.constant(0.0)], add, [Lanes.__add__])[0])
 
-        total = counted(">=", ranking, place) + counted(">", ranking + place * 4, count - place)
-        return Lanes(v, v.builder.fptosi(total.value, I64))
+        return counted(comparisons[0], v.word(0), place) + counted(comparisons[1], place * 4, count - place)
 
     @vector_code(level, word)
-    def reaches(v: Emitter, at: Lanes, threshold: Lanes) -> Lanes:
-        one, other = v.load(at, FLOAT), v.load(threshold, FLOAT)
-        return Lanes(v, v.builder.zext(v.builder.fcmp_ordered(">=", one.value, other.value), I64))
+    def better(v: Emitter, ranking: Lanes, place: Lanes, count: Lanes) -> Lanes:
+        """How many rows of a text rank before the one at a place: greater ones, and equal ones before it."""
+        return Lanes(v, v.builder.fptosi(among(v, ranking, None, place, count, (">=", ">")).value, I64))
+
+    @vector_code(level, word)
+    def affordable(
+        v: Emitter, ranking: Lanes, worth: Lanes, place: Lanes, count: Lanes, gone: Lanes, budget: Lanes
+    ) -> Lanes:
+        """Whether giving up the row at a place, and all that rank behind it, ``gone`` rows in all, is in the budget."""
+        total = among(v, ranking, worth, place, count, ("<", "<="))
+        cost = total * Lanes(v, v.builder.sitofp(gone.value, FLOAT))
+        return Lanes(v, v.builder.zext(v.builder.fcmp_ordered("<=", cost.value, v.load(budget, FLOAT).value), I64))
 
     def prune(step: int, task: int, member: int) -> None:
         batch = load_word(step, PRUNE.batch)
         width, weight = load_word(step, PRUNE.width), load_word(step, PRUNE.weight)
-        ranking, scores, least = (
-            load_word(step, PRUNE.ranking),
-            load_word(step, PRUNE.scores),
-            load_word(step, PRUNE.least),
-        )
+        rankings, worths = load_word(step, PRUNE.ranking), load_word(step, PRUNE.worth)
+        scores = load_word(step, PRUNE.scores)
+        least, budgets = load_word(step, PRUNE.least), load_word(step, PRUNE.budgets)
         prefix, suffix = load_word(step, PRUNE.prefix), load_word(step, PRUNE.suffix)
-        kept, offsets, sums = load_word(step, PRUNE.kept), load_word(step, PRUNE.offsets), load_word(step, PRUNE.sums)
+        kept, offsets = load_word(step, PRUNE.kept), load_word(step, PRUNE.offsets)
+        sums, sums_bytes = load_word(step, PRUNE.sums), load_word(step, PRUNE.sums_bytes)
         hidden, out = load_word(batch, BATCH.hidden), load_word(batch, BATCH.out)
         row_bytes = width * 4
         to = 0
@@ -76,19 +108,31 @@ def prune(level: Level) -> Kernel:
         for text in range(load_word(batch, BATCH.texts)):
             begin = load_word(load_word(batch, BATCH.offsets), text * 8)
             end = load_word(load_word(batch, BATCH.offsets), text * 8 + 8)
+            count, ranking, worth = end - begin, rankings + begin * 4, worths + begin * 4
+            wanted = load_word(least, count * 8)
+            if sums != 0:
+                clear_row(sums + text * sums_bytes, width)
+            if wanted < count or weight != 0:
+                for row in range(begin, end):
+                    if weight != 0:
+                        score(hidden + row * row_bytes, weight, step + PRUNE.bias, scores + row * 4, width)
+                    rank(scores + row * 4, rankings + row * 4, row - begin < prefix or row >= end - suffix)
+            if wanted < count and budgets != 0:
+                weigh(ranking, step + PRUNE.top, worth, count)
             for row in range(begin, end):
-                if weight != 0:
-                    score(hidden + row * row_bytes, weight, step + PRUNE.bias, scores + row * 4, width)
-                rank(scores + row * 4, ranking + row * 4, row - begin < prefix or row >= end - suffix)
-            own, wanted = ranking + begin * 4, load_word(least, text * 8)
-            for row in range(begin, end):
-                stays = better(own, end - begin, row - begin) < wanted
-                if stays or reaches(ranking + row * 4, step + PRUNE.threshold) != 0:
+                stays = True
+                if wanted < count:
+                    place = row - begin
+                    before = better(ranking, place, count)
+                    stays = before < wanted or place < prefix or row >= end - suffix
+                    if not stays and budgets != 0:
+                        stays = affordable(ranking, worth, place, count, count - before, budgets + count * 4) == 0
+                if stays:
                     copy(hidden + row * row_bytes, out + to * row_bytes, width)
                     store_word(kept + to * 8, row)
                     to += 1
                 elif sums != 0:
-                    add_row(hidden + row * row_bytes, sums + text * row_bytes, width)
+                    add_row(hidden + row * row_bytes, sums + text * sums_bytes, width)
             store_word(offsets + text * 8 + 8, to)
 
     return prune

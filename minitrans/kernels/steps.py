@@ -53,10 +53,11 @@ PRODUCT = _record(
 ATTENTION = _record(_STEP + "qkv qkv_bytes heads head_size factor context context_bytes scratch scratch_bytes")
 LAYER_NORM = _record(_STEP + "x x_bytes weight bias width epsilon")
 PRUNE = _record(
-    _STEP + "width ranking "  # float32 [T], scratch
+    _STEP + "width ranking worth top "  # float32 [T] both, scratch; the bits of the greatest score that counts
     "scores weight bias "  # float32 [T]; [H] of a linear scorer, or 0; the bits of its bias
-    "least threshold prefix suffix "  # int64 [texts]; the bits of a float32, infinity for none; protected tokens
-    "kept offsets sums",  # int64 [T]; int64 [texts + 1]; float32 [texts, H], or 0
+    "least budgets prefix suffix "  # by the length of a text: int64, and float32 or 0; protected tokens
+    "kept offsets "  # int64 [T]; int64 [texts + 1]
+    "sums sums_bytes",  # float32 [texts, H], or 0; bytes of its rows
 )
 
 # Every kernel and the record of its steps. The first word of a step is the kernel's place in this table.

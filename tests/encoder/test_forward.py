@@ -26,12 +26,12 @@ POLICIES = {
     "merge": PruningPolicy(min_tokens=3, quantile=0.4, layer=0, reduce="merge"),
     "two stages": PruningPolicy(min_tokens=3, stages=((0, 0.3), (2, 0.4)), score="random"),
     "two stages of merging": PruningPolicy(min_tokens=3, stages=((0, 0.3), (2, 0.4)), reduce="merge"),
-    "threshold": PruningPolicy(min_tokens=3, quantile=0.9, layer=1, threshold=0.08),
+    "max_turn": PruningPolicy(min_tokens=3, quantile=0.9, layer=1, score="learned", max_turn=20, fitted=FITTED),
     "protected": PruningPolicy(min_tokens=1, quantile=0.9, layer=1, protect_special=True),
     "learned": PruningPolicy(min_tokens=3, quantile=0.4, layer=1, score="learned", fitted=FITTED),
     "restore": PruningPolicy(min_tokens=3, quantile=0.4, layer=1, reduce="restore", fitted=FITTED),
     "all of it": PruningPolicy(
-        min_tokens=3, stages=((1, 0.5), (2, 0.9)), score="learned", reduce="restore", threshold=0.5, fitted=FITTED
+        min_tokens=3, stages=((1, 0.5), (2, 0.9)), score="learned", reduce="restore", fitted=FITTED
     ),
 }
 
@@ -152,8 +152,7 @@ def test_a_tap_changes_nothing_and_is_shown_every_block(blocks, policy):
     for field in ("hidden", "sizes", "rows", "offsets", "restored"):
         assert equal(getattr(result, field), getattr(wanted, field)), field
     prunes = {} if policy is None else policy.plan
-    inner = ["project"] * (policy is not None and policy.reduce == "restore")
-    steps = [["attention_block", *(["select", *inner] if n in prunes else []), "feed_forward_block"] for n in range(3)]
+    steps = [["attention_block", *(["select"] if n in prunes else []), "feed_forward_block"] for n in range(3)]
     assert [block for block, _, _ in seen] == ["embed", *(block for layer in steps for block in layer)]
     for block, arguments, shown in seen:
         again = getattr(blocks, block)(*arguments)
@@ -193,7 +192,8 @@ def test_restored_tokens(blocks, name):
     assert np.array_equal(result.restored[1], np.zeros(32))  # two tokens: none went
     assert result.restored[2].any()
     lengths = np.diff(BATCH.offsets)
-    sums = np.stack([hidden[text].sum(axis=0, dtype=np.float64) for text in segments(offsets)]) + restored
+    means = np.stack([hidden[text].mean(axis=0, dtype=np.float64) for text in segments(offsets)])
+    sums = means * lengths[:, None] + restored
     for modes, divisor in ((("mean",), lengths), (("mean_sqrt_len_tokens",), np.sqrt(lengths))):
         pooled = pool_encoded(result, PoolingConfig(modes))
         np.testing.assert_allclose(pooled, sums / divisor[:, None], rtol=1e-5, atol=1e-5)

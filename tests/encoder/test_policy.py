@@ -64,15 +64,14 @@ fitted_arrays = st.builds(
     fitted_arrays,
     st.sampled_from(["learned", "attention", "first"]),
     st.sampled_from(["restore", "drop", "merge"]),
-    st.none() | st.floats(-9, 9),
+    st.none() | st.floats(0.1, 90),
     st.booleans(),
 )
-def test_a_fitted_policy_survives_its_files(fitted, score, reduce, threshold, several):
+def test_a_fitted_policy_survives_its_files(fitted, score, reduce, max_turn, several):
     layers = sorted(fitted.scorers)
     stages = [(layer, 0.3) for layer in layers] if several else None
-    policy = PruningPolicy(
-        layer=layers[0], stages=stages, score=score, reduce=reduce, threshold=threshold, fitted=fitted
-    )
+    max_turn = max_turn if score == "learned" and not (several and len(layers) > 1) else None
+    policy = PruningPolicy(layer=layers[0], stages=stages, score=score, reduce=reduce, max_turn=max_turn, fitted=fitted)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "new" / "policy.json"
         policy.save(path)
@@ -86,7 +85,8 @@ def test_a_fitted_policy_survives_its_files(fitted, score, reduce, threshold, se
     assert loaded == policy
     assert hash(loaded) == hash(policy)
     assert loaded.fitted.sha256 == policy.fitted.sha256 == digest == json.loads(first[0])["fitted"]["sha256"]
-    for held, wanted in ((loaded.fitted.scorers, fitted.scorers), (loaded.fitted.restore, fitted.restore)):
+    for name in ("scorers", "restore", "turns"):
+        held, wanted = getattr(loaded.fitted, name), getattr(fitted, name)
         assert sorted(held) == sorted(wanted)
         for layer in held:
             assert np.array_equal(held[layer].weight, wanted[layer].weight)
@@ -311,7 +311,7 @@ def test_policies_with_equal_arrays_are_equal():
     others = [
         PruningPolicy(fitted=random_fitted(MODEL, WIDTH, seed=1), **BOTH),
         PruningPolicy(fitted=random_fitted("cd" * 32, WIDTH), **BOTH),
-        dataclasses.replace(policy, threshold=0.0),
+        dataclasses.replace(policy, max_turn=5.0),
         dataclasses.replace(policy, score="attention"),
     ]
     assert policy == same
@@ -321,7 +321,7 @@ def test_policies_with_equal_arrays_are_equal():
 
 
 def test_pickled_policies_are_equal():
-    policy = PruningPolicy(fitted=FITTED, threshold=0.5, **BOTH)
+    policy = PruningPolicy(fitted=FITTED, max_turn=7.5, **BOTH)
     copy = pickle.loads(pickle.dumps(policy))
     assert copy == policy
     assert hash(copy) == hash(policy)
@@ -334,6 +334,8 @@ def test_only_what_a_policy_needs():
     restore = PruningPolicy(stages=stages, reduce="restore", fitted=FITTED)
     assert (sorted(learned.needed(FITTED).scorers), learned.needed(FITTED).restore) == ([0, 2], {})
     assert (restore.needed(FITTED).scorers, sorted(restore.needed(FITTED).restore)) == ({}, [0, 2])
+    turning = dataclasses.replace(learned, stages=None, layer=1, max_turn=4)
+    assert (learned.needed(FITTED).turns, sorted(turning.needed(FITTED).turns)) == ({}, [1])
     assert PruningPolicy().needed(FITTED) is None
     assert learned.needed(FITTED).model == MODEL
 
@@ -342,6 +344,7 @@ def test_maps_of_the_layers():
     policy = PruningPolicy(fitted=FITTED, **BOTH)
     assert policy.scorer(1) is FITTED.scorers[1]
     assert policy.restore_map(1) is FITTED.restore[1]
+    assert policy.turn_map(1) is FITTED.turns[1]
 
 
 @pytest.mark.parametrize("lay_out", [np.asfortranarray, lambda array: np.repeat(array, 2, axis=-1)[..., ::2]])
@@ -351,7 +354,8 @@ def test_arrays_however_they_lie_in_memory(encoder, lay_out):
     def changed(linears):
         return {layer: Linear(lay_out(linear.weight), lay_out(linear.bias)) for layer, linear in linears.items()}
 
-    other = Fitted(encoder.identity.weights, changed(policy.fitted.scorers), changed(policy.fitted.restore))
+    maps = (changed(each) for each in (policy.fitted.scorers, policy.fitted.restore, policy.fitted.turns))
+    other = Fitted(encoder.identity.weights, *maps)
     same = dataclasses.replace(policy, fitted=other)
     assert same == policy
     texts = random_models.texts()

@@ -9,19 +9,20 @@ from itertools import pairwise, product
 import guarded
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from kernel_tools import BUILDS, LEVELS, any_kernels, kernels_of, normal, offsets_of, pruned, why_not
 
 from minitrans.backends.compiled import CompiledBlocks
 from minitrans.backends.reference import ReferenceBlocks
-from minitrans.backends.workspace import PROJECTIONS
-from minitrans.encoder.selection import Ranking, kept_count, score_rows, select
+from minitrans.backends.workspace import PRUNINGS
+from minitrans.encoder.selection import TOP, Ranking, kept_count, score_rows, select
 from minitrans.errors import InputError
 from minitrans.kernels.library.loading import AHEAD, IN_TIME
 from minitrans.models.parameters import Linear
 
 SPECS = {spec.hidden_size: spec for spec in guarded.SPECS if spec.hidden_size in (8, 9, 17, 24, 31, 32, 40, 128)}
+LONGEST = 400  # tokens of a text
 by_level = pytest.mark.parametrize("level", LEVELS)
 
 
@@ -68,19 +69,39 @@ def cases(draw):
     }[draw(st.sampled_from(["ties", "all equal", "signed zeros", "any", "with infinities", "scorer"]))]
     scorer = Linear(normal(seed, 1, width), normal(seed + 1, 1))
     least = draw(
-        st.just(kept_count(np.array(lengths, np.int64), draw(st.floats(0, 0.99)), draw(st.integers(1, 9))))
-        | st.just(random.integers(-2, 12, len(lengths)))
+        st.just(kept_count(np.arange(LONGEST + 1), draw(st.floats(0, 0.99)), draw(st.integers(1, 9))))
+        | st.just(random.integers(-2, 12, LONGEST + 1))
     )
     ranking = Ranking(
         None if scores is None else scores.astype(np.float32),
         scorer,
         least.astype(np.int64),
-        draw(st.sampled_from([np.inf, -np.inf, 0.0, 1.0]) | st.floats(-3, 3)),
+        draw(st.none() | st.floats(-3, 20).map(budgets_about)),
         draw(st.sampled_from([0, 0, 1, 2, 400])),
         draw(st.sampled_from([0, 0, 1, 3])),
-        draw(st.booleans()),
+        Linear(normal(seed + 3, width, width), normal(seed + 4, width)) if draw(st.booleans()) else None,
     )
     return normal(seed + 2, rows, width), offsets_of(lengths), ranking
+
+
+def budgets_about(log_cost):
+    """[N + 1] for texts of every length."""
+    return np.exp(log_cost - TOP + 0.01 * np.arange(LONGEST + 1)).astype(np.float32)
+
+
+def is_near_a_budget(hidden, offsets, ranking, scores):
+    """Whether what some row costs is so near to the budget that rounding decides."""
+    if ranking.budgets is None:
+        return False
+    for begin, end in pairwise(offsets.tolist()):
+        place = np.arange(end - begin)
+        outside = (place < ranking.prefix) | (place >= end - begin - ranking.suffix)
+        keys = np.where(outside, np.inf, scores[begin:end].astype(np.float64))
+        worth = np.exp(np.minimum(np.sort(keys) - TOP, 0))
+        costs = np.cumsum(worth) * (place + 1)
+        if (np.abs(costs - ranking.budgets[end - begin]) <= 1e-4 * costs + 1e-37).any():
+            return True
+    return False
 
 
 def check_same(seen, wanted):
@@ -100,22 +121,33 @@ def flat(selected):
 
 
 def check_against_numpy(seen, hidden, offsets, ranking):
+    """The kernel's rows and sums; the backend's are what the map makes of them, and compared elsewhere."""
     scores = seen[1]
+    assume(not is_near_a_budget(hidden, offsets, ranking, scores))
     if ranking.scores is None:
         exact = hidden.astype(np.float64) @ ranking.scorer.weight[0].astype(np.float64) + ranking.scorer.bias[0]
         size = np.abs(hidden).astype(np.float64) @ np.abs(ranking.scorer.weight[0]) + np.abs(ranking.scorer.bias[0])
         bound = (hidden.shape[1] + 2) * 2.0**-24 * size  # as of any sum of so many products
         assert (np.abs(scores - exact) <= bound).all()
         assert (np.abs(score_rows(hidden, ranking) - exact) <= bound).all()
-    check_same(seen, flat(select(hidden, offsets, dataclasses.replace(ranking, scores=scores))))
+    wanted = flat(select(hidden, offsets, dataclasses.replace(ranking, scores=scores)))
+    check_same(seen[:4], wanted[:4])
+    return wanted[4]
 
 
 @given(case=cases())
 def test_the_kernel_alone(kernels, case):
     hidden, offsets, ranking = case
     before = [array.tobytes() for array in (hidden, offsets, ranking.least)]
-    check_against_numpy(pruned(kernels, hidden, offsets, ranking), hidden, offsets, ranking)
+    seen = pruned(kernels, hidden, offsets, ranking)
+    check_against_numpy(seen, hidden, offsets, ranking)
     assert [array.tobytes() for array in (hidden, offsets, ranking.least)] == before
+    assert (seen[4] is None) == (ranking.restore is None)
+    for b, (begin, end) in enumerate(pairwise(offsets.tolist()) if seen[4] is not None else ()):
+        total = np.zeros(hidden.shape[1], np.float32)
+        for row in sorted({*range(begin, end)} - {*seen[2].tolist()}):
+            total += hidden[row]  # in their order
+        assert np.array_equal(seen[4][b], total)
 
 
 @by_level
@@ -123,10 +155,20 @@ def test_the_kernel_alone(kernels, case):
 def test_select_of_the_backend(level, case, precision):
     hidden, offsets, ranking = case
     seen = blocks_of(level, hidden.shape[1], precision).select(hidden, offsets, ranking)
-    check_against_numpy(flat(seen), hidden, offsets, ranking)
+    restored = check_against_numpy(flat(seen), hidden, offsets, ranking)
+    assert (seen[2] is None) == (restored is None)
+    if restored is not None:
+        size = np.abs(hidden).sum(axis=0) @ np.abs(ranking.restore.weight).T + len(hidden)
+        np.testing.assert_allclose(seen[2], restored, rtol=0, atol=1e-5 * float(np.max(size, initial=1)))
     assert seen[1].target is None
     if ranking.scores is not None:
         assert seen[1].scores is ranking.scores
+
+
+def a_ranking(width):
+    """With everything in it."""
+    scorer, restore = Linear(normal(1, 1, width), normal(2, 1)), Linear(normal(3, width, width), normal(4, width))
+    return Ranking(None, scorer, kept_count(np.arange(LONGEST + 1), 0.8, 3), budgets_about(6.0), 1, 1, restore)
 
 
 @by_level
@@ -134,7 +176,7 @@ def test_both_builds_give_the_same_bits(level):
     ahead, in_time = (kernels_of(built, level) for built in (AHEAD, IN_TIME))
     for width in SPECS:
         hidden, offsets = normal(width, 70, width), offsets_of([31, 0, 1, 38])
-        ranking = Ranking(None, Linear(normal(1, 1, width), normal(2, 1)), np.array([9, 0, 1, 4]), 1.0, 1, 1, True)
+        ranking = a_ranking(width)
         check_same(pruned(ahead, hidden, offsets, ranking), pruned(in_time, hidden, offsets, ranking))
 
 
@@ -144,10 +186,12 @@ def test_a_text_is_ranked_by_itself(any_blocks, case):
     hidden, offsets, ranking = case
     hidden = np.resize(hidden, (len(hidden), 32))
     ranking = dataclasses.replace(ranking, scorer=Linear(normal(5, 1, 32), normal(6, 1)))
-    left, selection, sums = any_blocks.select(hidden, offsets, ranking)
+    if ranking.restore is not None:
+        ranking = dataclasses.replace(ranking, restore=Linear(normal(7, 32, 32), normal(8, 32)))
+    left, selection, restored = any_blocks.select(hidden, offsets, ranking)
     for b, (begin, end) in enumerate(pairwise(offsets.tolist())):
         scores = None if ranking.scores is None else ranking.scores[begin:end].copy()
-        alone = dataclasses.replace(ranking, scores=scores, least=ranking.least[b : b + 1].copy())
+        alone = dataclasses.replace(ranking, scores=scores)
         mine = flat(any_blocks.select(hidden[begin:end].copy(), np.array([0, end - begin]), alone))
         rows = slice(*selection.offsets[b : b + 2])
         check_same(
@@ -157,7 +201,7 @@ def test_a_text_is_ranked_by_itself(any_blocks, case):
                 selection.scores[begin:end],
                 selection.kept[rows] - begin,
                 selection.offsets[b : b + 2] - rows.start,
-                None if sums is None else sums[b : b + 1],
+                None if restored is None else restored[b : b + 1],
             ],
         )
 
@@ -172,8 +216,7 @@ def test_scores_that_are_not_numbers_do_no_harm(level):
         np.where(np.arange(40) % 3, np.float32(1), np.float32(np.nan)),
         np.full(40, np.nan, np.float32),
     ):
-        scorer = Linear(normal(2, 1, 32), normal(3, 1))
-        ranking = Ranking(scores, scorer, np.array([5, 0, 5]), 1.0, 1, 1, True)
+        ranking = dataclasses.replace(a_ranking(32), scores=scores)
         kept = pruned(any_kernels(level), hidden, offsets, ranking)[2]
         assert (np.diff(kept) > 0).all()
         assert set(kept.tolist()) <= set(range(40))
@@ -183,55 +226,55 @@ def test_scores_that_are_not_numbers_do_no_harm(level):
 def test_select_with_helpers(level):
     blocks = blocks_of(level)
     hidden, offsets = normal(1, 200, 32), offsets_of([63, 0, 1, 136])
-    ranking = Ranking(None, Linear(normal(2, 1, 32), normal(3, 1)), np.array([9, 0, 1, 30]), 1.0, 1, 1, True)
-    weight = normal(4, 32, 32)
-    wanted, projected = flat(blocks.select(hidden, offsets, ranking)), blocks.project(hidden, weight)
+    ranking = a_ranking(32)
+    wanted = flat(blocks.select(hidden, offsets, ranking))
     with guarded.every_chunk_shared():
         for _ in range(20):
             with blocks.chunk(200, helpers=3) as inside:
                 check_same(flat(inside.select(hidden, offsets, ranking)), wanted)
-                assert np.array_equal(inside.project(hidden, weight), projected)
 
 
 # Linear maps
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(0, 70),
-    width=st.sampled_from(sorted(SPECS)),
-    precision=st.sampled_from(["float32", "int8"]),
-    level=st.sampled_from(["reference", *LEVELS]),
-)
-def test_project(seed, rows, width, precision, level):
-    blocks = blocks_of(level, width, precision)
-    x, weight = normal(seed, rows, width), normal(seed + 1, width, width)
-    before = x.tobytes(), weight.tobytes()
-    seen = blocks.project(x, weight)
-    assert seen.dtype == np.float32
-    assert seen.shape == x.shape
-    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    bound = (width + 2) * 2.0**-24 * (np.abs(x).astype(np.float64) @ np.abs(weight.T))
-    assert (np.abs(seen - exact) <= bound).all()
-    assert (x.tobytes(), weight.tobytes()) == before
-    for row in range(rows):
-        assert np.array_equal(blocks.project(x[row : row + 1].copy(), weight)[0], seen[row])
-    again = np.random.default_rng(seed).permutation(rows)
-    assert np.array_equal(blocks.project(x[again], weight), seen[again])
+def restoring(weight, bias=None):
+    """Half of the rows go; what the map makes of them is left."""
+    bias = np.zeros(len(weight), np.float32) if bias is None else bias
+    return Ranking(
+        None, Linear(normal(1, 1, 32), normal(2, 1)), np.arange(LONGEST + 1) // 2, restore=Linear(weight, bias)
+    )
 
 
-def test_results_of_project_are_their_own(any_blocks):
+def restored_by(blocks, hidden, weight):
+    return blocks.select(hidden, np.array([0, len(hidden)]), restoring(weight))[2]
+
+
+def expected_by(hidden, weight):
+    return select(hidden, np.array([0, len(hidden)]), restoring(weight))[2]
+
+
+def test_what_is_restored_is_the_callers_own(any_blocks):
     x, weight = normal(1, 5, 32), normal(2, 32, 32)
-    first = any_blocks.project(x, weight)
+    first = restored_by(any_blocks, x, weight)
     kept = first.copy()
-    any_blocks.project(x + 1, weight)
+    restored_by(any_blocks, x + 1, weight)
     any_blocks.embed(np.arange(5), np.array([0, 5]))
     assert np.array_equal(first, kept)
 
 
+def test_more_texts_than_rows(any_blocks):
+    """Empty ones; each has a row of its own in what is restored."""
+    offsets = offsets_of([0] * 90 + [7] + [0] * 90)
+    hidden, weight, bias = normal(1, 7, 32), normal(2, 32, 32), normal(3, 32)
+    seen = any_blocks.select(hidden, offsets, restoring(weight, bias))[2]
+    np.testing.assert_allclose(seen, select(hidden, offsets, restoring(weight, bias))[2], rtol=0, atol=2e-4)
+    assert seen[90].any()
+    assert not np.delete(seen, 90, axis=0).any()
+
+
 def test_many_maps_from_several_threads(any_blocks):
     """More maps than are kept laid out, some of them gone in between and their addresses taken by others."""
-    lasting = [normal(seed, 32, 32) for seed in range(PROJECTIONS + 5)]
+    lasting = [normal(seed, 32, 32) for seed in range(PRUNINGS + 5)]
     barrier = threading.Barrier(3, timeout=60)
 
     def call(shift):
@@ -241,8 +284,8 @@ def test_many_maps_from_several_threads(any_blocks):
             weight = lasting[random.integers(len(lasting))] if turn % 2 else normal(1000 * shift + turn, 32, 32)
             x = normal(turn, 1 + turn % 4, 32)
             with any_blocks.chunk(len(x), 0) as inside:
-                seen = inside.project(x, weight)
-            np.testing.assert_allclose(seen, x @ weight.T, rtol=0, atol=2e-4)
+                seen = restored_by(inside, x, weight)
+            np.testing.assert_allclose(seen, expected_by(x, weight), rtol=0, atol=4e-4)
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(call, range(3)))
@@ -252,10 +295,10 @@ def test_many_maps_from_several_threads(any_blocks):
 def test_maps_that_are_kept_do_not_pile_up(level):
     blocks = CompiledBlocks(guarded.parameters_of(SPECS[32], "float32"), any_kernels(level))
     with blocks.chunk(4, 0) as inside:
-        for seed in range(3 * PROJECTIONS):
-            inside.project(normal(1, 4, 32), normal(seed, 32, 32))
-        assert len(blocks._projections) <= PROJECTIONS
-        assert len(inside._chunk.workspace._projections) <= PROJECTIONS
+        for seed in range(3 * PRUNINGS):
+            restored_by(inside, normal(1, 4, 32), normal(seed, 32, 32))
+        assert len(blocks._restore) <= PRUNINGS
+        assert len(inside._chunk.workspace._prunings) <= PRUNINGS
 
 
 # What comes from outside
@@ -274,12 +317,15 @@ def good_call():
         "offsets": offsets_of([5, 0, 9]),
         "scores": normal(2, 14),
         "scorer": scorer,
-        "least": np.array([3, 0, 4]),
+        "least": np.arange(10) // 2,
+        "budgets": budgets_about(1.0),
+        "restore": normal(5, 32, 32),
     }
 
 
-def call_select(hidden, offsets, scores, scorer, least):
-    return compiled_blocks().select(hidden, offsets, Ranking(scores, scorer, least, sums=True))
+def call_select(hidden, offsets, scores, scorer, least, budgets, restore):
+    restore = Linear(restore, normal(6, 32))
+    return compiled_blocks().select(hidden, offsets, Ranking(scores, scorer, least, budgets, restore=restore))
 
 
 def scorer_like(change):
@@ -299,9 +345,16 @@ def scorer_like(change):
         ("scores", lambda scores: scores[:, None], r"scores is float32 \[14, 1\]"),
         ("scores", lambda scores: np.repeat(scores, 2)[::2], "scores is float32"),
         ("scores", lambda _: None, None),
-        ("least", lambda least: least.astype(np.int32), r"least is int32 \[3\]"),
-        ("least", lambda least: least[:2], r"least is int64 \[2\], wanted C-contiguous int64 \[3\]"),
+        ("least", lambda least: least.astype(np.int32), r"least is int32 \[10\]"),
+        ("least", lambda least: least[:9], r"least is int64 \[9\], wanted C-contiguous int64 \[10\]"),
         ("least", lambda least: np.repeat(least, 2)[::2], "least is int64"),
+        ("budgets", lambda budgets: budgets.astype(np.float64), "budgets is float64"),
+        ("budgets", lambda budgets: budgets[:9], r"budgets is float32 \[9\], wanted C-contiguous float32 \[10\]"),
+        ("budgets", lambda budgets: budgets[:, None], r"budgets is float32 \[401, 1\]"),
+        ("restore", lambda weight: weight[:, :31].copy(), r"restore is float32 \[32, 31\]"),
+        ("restore", lambda weight: weight[:31], r"restore is float32 \[31, 32\]"),
+        ("restore", lambda weight: weight.T, "restore is float32"),
+        ("restore", lambda weight: weight.astype(np.float16), "restore is float16"),
         ("offsets", lambda offsets: offsets.astype(np.int32), "offsets is int32"),
         ("offsets", lambda offsets: np.repeat(offsets, 2)[::2], "offsets is int64"),
         ("offsets", lambda offsets: offsets + 1, "wanted to rise from 0 to 14"),
@@ -329,21 +382,3 @@ def test_arrays_that_select_refuses(field, change, message):
     with pytest.raises(InputError, match=message):
         call_select(**changed)
     call_select(**call)
-
-
-@pytest.mark.parametrize(
-    ("x", "weight", "message"),
-    [
-        (normal(1, 3, 31), normal(2, 32, 32), r"x is float32 \[3, 31\]"),
-        (normal(1, 3, 32).astype(np.float64), normal(2, 32, 32), r"x is float64"),
-        (np.asfortranarray(normal(1, 3, 32)), normal(2, 32, 32), r"x is float32"),
-        (normal(1, 3, 32), normal(2, 32, 31), r"weight is float32 \[32, 31\]"),
-        (normal(1, 3, 32), normal(2, 31, 32), r"weight is float32 \[31, 32\]"),
-        (normal(1, 3, 32), normal(2, 32, 32).T, r"weight is float32"),
-        (normal(1, 3, 32), normal(2, 32, 32).astype(np.float16), r"weight is float16"),
-    ],
-)
-def test_arrays_that_project_refuses(x, weight, message):
-    with pytest.raises(InputError, match=message):
-        compiled_blocks().project(x, weight)
-    compiled_blocks().project(normal(1, 3, 32), normal(2, 32, 32))

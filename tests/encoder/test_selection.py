@@ -1,19 +1,23 @@
 """Scores -> kept rows -> merged rows, against exact fractions, quadratic selection and plain loops."""
 
 import itertools
+import math
+from dataclasses import replace
 from fractions import Fraction
 from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.encoder.packing import pack, segments
 from minitrans.encoder.selection import (
+    TOP,
     Ranking,
     Selection,
+    budgets,
     control_scores,
     kept_count,
     merge,
@@ -90,15 +94,21 @@ def scored_batches(draw):
     return pack([[0] * length for length in lengths], prefix, suffix), np.array(scores, np.float32)
 
 
-@given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans(), st.none() | st.integers(-1, 5))
-def test_select(batch_and_scores, q, s, protect, threshold):
+BUDGETS = st.none() | st.floats(-12, 12)  # logarithms, for scores from 0 to 4
+
+
+@given(scored_batches(), QUANTILES, st.integers(1, 6), st.booleans(), BUDGETS)
+def test_select(batch_and_scores, q, s, protect, log_budget):
     batch, scores = batch_and_scores
-    policy = PruningPolicy(min_tokens=s, quantile=float(q), protect_special=protect, threshold=threshold)
+    policy = PruningPolicy(min_tokens=s, quantile=float(q), protect_special=protect)
     hidden = np.arange(len(scores) * 3, dtype=np.float32).reshape(-1, 3)
     before = scores.copy(), hidden.copy()
     ranking = rank(policy, policy.layer, scores, batch, np.arange(len(scores)), batch.offsets)
-    left, selection, sums = select(hidden, batch.offsets, ranking)
-    assert sums is None
+    assert ranking.budgets is None
+    if log_budget is not None:
+        ranking = replace(ranking, budgets=np.exp(log_budget - TOP + 0.1 * np.arange(20)).astype(np.float32))
+    left, selection, restored = select(hidden, batch.offsets, ranking)
+    assert restored is None
     assert np.array_equal(scores, before[0])
     assert np.array_equal(hidden, before[1])
     assert np.array_equal(left, hidden[selection.kept])
@@ -111,24 +121,40 @@ def test_select(batch_and_scores, q, s, protect, threshold):
         ranks = [(special[i], scores[text.start + i], -i) for i in range(n)]  # ties: the earlier wins
         least = max(s, batch.prefix + batch.suffix) if protect else s
         count = kept_count(np.array([n]), float(q), least).item()
-        enough = [threshold is not None and scores[text.start + i] >= threshold for i in range(n)]
-        wanted = [text.start + i for i in range(n) if sum(other > ranks[i] for other in ranks) < count or enough[i]]
+        costs = [too_dear(i, ranks, scores[text], log_budget) for i in range(n)]
+        assume(not any(near for _, near in costs))
+        dear = [far for far, _ in costs]
+        wanted = [text.start + i for i in range(n) if sum(other > ranks[i] for other in ranks) < count or dear[i]]
         assert selection.kept[rows].tolist() == wanted
         assert not protect or {text.start + i for i in range(n) if special[i]} <= set(wanted)
 
 
+def too_dear(i, ranks, scores, log_budget):
+    """Whether giving up row i, and all that rank behind it, is beyond the budget of its text; whether it is near it."""
+    if log_budget is None:
+        return False, False
+    behind = [j for j in range(len(ranks)) if ranks[j] <= ranks[i]]
+    protected = ranks[i][0]  # then it stays anyhow, and counts as the dearest
+    worth = math.fsum(math.exp(TOP if ranks[j][0] else float(scores[j])) for j in behind)
+    distance = math.log(len(behind) * worth) - (log_budget + 0.1 * len(ranks))
+    return distance > 0, not protected and abs(distance) < 1e-4
+
+
 @given(scored_batches(), QUANTILES, st.integers(0, 2**32 - 1))
-def test_rows_that_go_are_added_up(batch_and_scores, q, seed):
+def test_rows_that_go_are_restored(batch_and_scores, q, seed):
     batch, scores = batch_and_scores
-    hidden = np.random.default_rng(seed).standard_normal((len(scores), 5)).astype(np.float32)
-    least = kept_count(np.diff(batch.offsets), float(q), 1)
-    left, selection, sums = select(hidden, batch.offsets, Ranking(scores, None, least, sums=True))
-    assert sums.dtype == np.float32
-    assert sums.shape == (len(batch.offsets) - 1, 5)
-    for text, rows, total in zip(segments(batch.offsets), segments(selection.offsets), sums, strict=True):
-        exact = hidden[text].sum(axis=0, dtype=np.float64) - left[rows].sum(axis=0, dtype=np.float64)
-        np.testing.assert_allclose(total, exact, rtol=0, atol=1e-5)
-        if rows.stop - rows.start == text.stop - text.start:
+    random = np.random.default_rng(seed)
+    hidden = random.standard_normal((len(scores), 5)).astype(np.float32)
+    restore = Linear(random.standard_normal((5, 5)).astype(np.float32), random.standard_normal(5).astype(np.float32))
+    least = kept_count(np.arange(20), float(q), 1)
+    left, selection, restored = select(hidden, batch.offsets, Ranking(scores, None, least, restore=restore))
+    assert restored.dtype == np.float32
+    assert restored.shape == (len(batch.offsets) - 1, 5)
+    for text, rows, total in zip(segments(batch.offsets), segments(selection.offsets), restored, strict=True):
+        gone = hidden[text].sum(axis=0, dtype=np.float64) - left[rows].sum(axis=0, dtype=np.float64)
+        count = (text.stop - text.start) - (rows.stop - rows.start)
+        np.testing.assert_allclose(total, restore.weight @ gone + count * restore.bias, rtol=0, atol=1e-4)
+        if not count:
             assert not total.any()
 
 
@@ -142,11 +168,32 @@ def test_protected_tokens_stay_beyond_min_tokens():
     assert chosen(policy, np.float32([0, 3, 2, 1, 0]), pack([[0] * 5])).kept.tolist() == [0, 4]
 
 
-def test_a_threshold_keeps_what_reaches_it_and_no_less():
-    scores = np.float32([5, 0, 3, 1, 2, 3, 0, 4])
-    for threshold, kept in ((3, [0, 2, 5, 7]), (3.5, [0, 7]), (99, [0, 7]), (0, [*range(8)]), (-7, [*range(8)])):
-        policy = PruningPolicy(min_tokens=1, quantile=0.75, threshold=threshold)
-        assert chosen(policy, scores, pack([[0] * 8])).kept.tolist() == kept, threshold
+def test_a_budget_is_spent_on_the_least_important_first():
+    # Each costs e**score; the sum counts as often as there are tokens in it.
+    scores = np.log(np.float32([5, 1, 3, 1, 2, 3, 1, 4]))
+    for budget, kept in (
+        (0.9, [*range(8)]),
+        (1, [*range(6), 7]),
+        (3.9, [*range(6), 7]),
+        (4, [0, 1, 2, 4, 5, 7]),
+        (8.9, [0, 1, 2, 4, 5, 7]),
+        (9, [0, 2, 4, 5, 7]),
+        (20, [0, 2, 5, 7]),
+        (99, [0, 7]),
+    ):
+        budgets = np.full(9, budget * 1.0001 * math.exp(-TOP), np.float32)
+        ranking = Ranking(scores, None, np.full(9, 2), budgets)
+        _, selection, _ = select(np.zeros((8, 4), np.float32), np.array([0, 8]), ranking)
+        assert selection.kept.tolist() == kept, budget
+
+
+def test_budgets_are_where_the_turn_is_foreseen():
+    turn = Linear(np.float32([[0.4, -0.9, -0.02]]), np.float32([4.1]))
+    lengths = np.array([8, 100, 256])
+    for degrees in (0.5, 5, 40):
+        log_cost, log_n = np.log(budgets(turn, degrees, lengths)) + TOP, np.log(lengths)
+        foreseen = np.exp(0.4 * log_cost - 0.9 * log_n - 0.02 * log_n**2 + 4.1)
+        np.testing.assert_allclose(foreseen, degrees, rtol=1e-5)
 
 
 # Scores of a scorer
@@ -158,7 +205,7 @@ SCORER = Linear(np.float32([[1, -2, 0, 4]]), np.float32([0.5]))
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 12), max_size=5))
 def test_scores_of_a_scorer_are_a_linear_map_of_each_row(seed, lengths):
     hidden = np.random.default_rng(seed).standard_normal((sum(lengths), 4)).astype(np.float32)
-    ranking = Ranking(None, SCORER, np.array(lengths, np.int64))
+    ranking = Ranking(None, SCORER, kept_count(np.arange(13), 0.5, 1))
     scores = score_rows(hidden, ranking)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, hidden @ SCORER.weight[0] + 0.5, rtol=0, atol=1e-5)
@@ -168,12 +215,12 @@ def test_scores_of_a_scorer_are_a_linear_map_of_each_row(seed, lengths):
 
 def test_scores_come_before_a_scorer():
     hidden, scores = np.ones((3, 4), np.float32), np.float32([1, 2, 3])
-    assert score_rows(hidden, Ranking(scores, SCORER, np.array([3]))) is scores
+    assert score_rows(hidden, Ranking(scores, SCORER, np.arange(4))) is scores
 
 
 def test_a_ranking_of_nothing_is_refused():
     with pytest.raises(InputError, match="neither scores nor a scorer"):
-        select(np.zeros((2, 4), np.float32), np.array([0, 2]), Ranking(None, None, np.array([1])))
+        select(np.zeros((2, 4), np.float32), np.array([0, 2]), Ranking(None, None, np.arange(3)))
 
 
 def test_positions():

@@ -194,23 +194,21 @@ def test_blocks_agree_with_the_reference(machine, memory, spec, precision):
 def test_pruning_agrees_with_the_reference(machine, memory, spec):
     parameters = guarded.parameters_of(spec, "float32")
     blocks, reference = CompiledBlocks(parameters, machine.kernels), ReferenceBlocks(parameters)
-    weight = guarded.square_map(spec.hidden_size)
     memory.freeze()
     for batch in _batches(spec):
         hidden = reference.embed(batch.ids, batch.offsets)
         with blocks.chunk(len(batch.ids), 0) as inside:
             for ranking in guarded.rankings(batch, spec.hidden_size):
-                left, selection, sums = inside.select(hidden, batch.offsets, ranking)
+                left, selection, restored = inside.select(hidden, batch.offsets, ranking)
                 np.testing.assert_allclose(selection.scores, score_rows(hidden, ranking), rtol=1e-4, atol=2e-5)
                 same = dataclasses.replace(ranking, scores=selection.scores)
-                wanted, wanted_selection, wanted_sums = reference.select(hidden, batch.offsets, same)
+                wanted, wanted_selection, expected = reference.select(hidden, batch.offsets, same)
                 assert np.array_equal(left, wanted)
                 assert np.array_equal(selection.kept, wanted_selection.kept)
                 assert np.array_equal(selection.offsets, wanted_selection.offsets)
-                assert (sums is None and wanted_sums is None) or np.array_equal(sums, wanted_sums)
-            np.testing.assert_allclose(
-                inside.project(hidden, weight), reference.project(hidden, weight), rtol=1e-4, atol=1e-4
-            )
+                assert (restored is None) == (expected is None)
+                if restored is not None:
+                    np.testing.assert_allclose(restored, expected, rtol=1e-4, atol=1e-3)
         memory.check()
 
 

@@ -271,8 +271,8 @@ INFINITY, NAN = float("inf"), float("nan")
         *(("score", value, "one of attention") for value in ("", "Attention", "best", None, 3, [])),
         *(("reduce", value, "one of drop, merge") for value in ("", "keep", None, True)),
         *(
-            ("threshold", value, "a number within float32's range, or null")
-            for value in (NAN, INFINITY, -INFINITY, HUGE, -HUGE, 1e39, True, "0.5", [])
+            ("max_turn", value, "a number of degrees in (0, 90], or null")
+            for value in (0, -1, 90.1, NAN, INFINITY, -INFINITY, HUGE, -HUGE, True, "0.5", [])
         ),
         *(("fitted", value, "a Fitted or None") for value in ({}, "policy.safetensors", 3)),
         *(("protect_special", value, "true or false") for value in (0, 1, "true", None)),
@@ -320,8 +320,6 @@ def test_fields_of_a_policy_that_are_out_of_range(name, value, wanted):
         {"seed": 2**32 - 1},
         {"stages": [[0, 0]]},
         {"stages": ((0, 0.1), (5, 0.999))},
-        {"threshold": 0},
-        {"threshold": -3.4e38},
     ],
 )
 def test_fields_at_the_edge_of_their_range(fields):
@@ -354,7 +352,6 @@ policies = st.builds(
     stages=st.none()
     | st.dictionaries(st.integers(0, 99), quantiles, min_size=1, max_size=4).map(lambda plan: sorted(plan.items())),
     seed=st.integers(0, 2**32 - 1),
-    threshold=st.none() | st.floats(width=32, allow_nan=False, allow_infinity=False),
     provenance=st.dictionaries(st.text(), json_values, max_size=3),
 )
 
@@ -375,6 +372,11 @@ def test_a_policy_survives_a_dict_json_and_a_file(policy):
         assert copy.plan == policy.plan
 
 
+def test_a_policy_file_of_version_1_that_means_the_same():
+    values = {"version": 1, "threshold": None, "reduce": "merge", "quantile": 0.2}
+    assert PruningPolicy.from_dict(values) == PruningPolicy(reduce="merge", quantile=0.2)
+
+
 def test_fields_left_out_take_their_defaults():
     assert PruningPolicy.from_dict({}) == PruningPolicy()
     assert PruningPolicy.from_dict({"quantile": 0.5}) == PruningPolicy(quantile=0.5)
@@ -386,8 +388,13 @@ def test_fields_left_out_take_their_defaults():
         ({"quantil": 0.3, "limit": 1}, ["['limit', 'quantil']", "newer release"]),
         ({"format": "minitrans-classifier"}, ["'minitrans-classifier'", "'minitrans-pruning-policy'"]),
         ({"format": None}, ["None", "'minitrans-pruning-policy'"]),
-        ({"version": 2}, ["version is 2", "reads version 1"]),
-        ({"version": "1"}, ["version is '1'", "reads version 1"]),
+        ({"version": 3}, ["version is 3", "reads versions 1 and 2"]),
+        ({"version": "1"}, ["version is '1'", "reads versions 1 and 2"]),
+        ({"version": True}, ["version is True", "reads versions 1 and 2"]),
+        ({"version": 1, "threshold": 0.5}, ["threshold is of version 1", "max_turn"]),
+        ({"version": 2, "threshold": None}, ["unknown fields ['threshold']"]),
+        ({"version": 1, "reduce": "restore", "threshold": None}, ["'restore' of version 1", "adapt again"]),
+        ({"max_turn": 5}, ["max_turn is 5 but nothing was fitted for layer 2", "minitrans adapt"]),
         ({"quantile": 2}, ["quantile is 2", "wanted a number in [0, 1)"]),
     ],
 )

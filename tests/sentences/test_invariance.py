@@ -32,7 +32,6 @@ POLICIES = {
     "random": PruningPolicy(min_tokens=3, quantile=0.5, layer=1, score="random", seed=7),
     "first": PruningPolicy(min_tokens=3, quantile=0.5, layer=1, score="first"),
     "protected": PruningPolicy(min_tokens=3, quantile=0.6, layer=0, protect_special=True),
-    "threshold": PruningPolicy(min_tokens=3, quantile=0.9, layer=0, threshold=0.05),
 }
 FITTED_POLICIES = {  # fields; the arrays come with the model
     "learned": {"min_tokens": 3, "quantile": 0.5, "layer": 0, "score": "learned"},
@@ -42,11 +41,18 @@ FITTED_POLICIES = {  # fields; the arrays come with the model
         "stages": ((0, 0.5), (1, 0.8)),
         "score": "learned",
         "reduce": "restore",
-        "threshold": 0,
+    },
+    "max_turn": {
+        "min_tokens": 3,
+        "quantile": 0.9,
+        "layer": 0,
+        "score": "learned",
+        "reduce": "restore",
+        "max_turn": 20,
     },
 }
 OTHER_MODELS = ["head_dim_64", "head_dim_16"]  # wide products, gelu_new; with those policies between which most differs
-DIFFERENT = ["unpruned", "merge", "threshold", "all of it"]
+DIFFERENT = ["unpruned", "merge", "max_turn", "all of it"]
 PRECISIONS = ["float32", "int8"]
 THREADS = (1, 2, 4)
 
