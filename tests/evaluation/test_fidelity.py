@@ -88,7 +88,7 @@ def test_other_shapes_have_no_turn(shape):
 # Lengths
 
 
-def test_each_length_counts_to_the_nearest_on_a_logarithmic_scale():
+def test_lengths_count_to_the_nearest_on_a_logarithmic_scale():
     lengths = range(1, 600)
     wanted = [min(LENGTHS, key=lambda each: abs(math.log(each / length))) for length in lengths]
     assert nearest_length(lengths).tolist() == wanted
