@@ -219,7 +219,7 @@ def test_tasks_and_searches_in_one_run(run, task, search, half, tmp_path):
         assert f"{tmp_path / name}: {count} rows\n" in err
     tables = out.split("\n\n")
     assert [len(table.splitlines()) - 1 for table in tables] == counts
-    assert tables[1].splitlines()[0].split() == "task pruning 8 tokens 16 tokens 64 tokens".split()
+    assert tables[1].splitlines()[0].split() == ["task", "pruning", "8", "tokens", "16", "tokens", "64", "tokens"]
     assert tables[0].splitlines()[1].split()[-2:] == ["-", "-"]  # no pruning
     code, out, err = run(*arguments, "--output", tmp_path / "t.json", "--json")
     assert f"{tmp_path / 'j'}: 10 cells were there, 0 are new\n" in err
