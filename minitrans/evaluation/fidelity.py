@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from minitrans.encoder.policy import PruningPolicy
-from minitrans.errors import InputError, PruningWarning, TruncationWarning
+from minitrans.errors import InputError, TruncationWarning
 from minitrans.evaluation.journal import foreign_result
 from minitrans.evaluation.tables import Column
 from minitrans.sentences.call import measuring
@@ -95,8 +95,7 @@ def measure_fidelity(
         policies: by name.
     """
     with measuring(), warnings.catch_warnings():
-        for each in (TruncationWarning, PruningWarning):  # as where costs are measured, on the same texts
-            warnings.simplefilter("ignore", each)
+        warnings.simplefilter("ignore", TruncationWarning)  # whoever asks embeds the same texts for a purpose too
         lengths = [len(ids) for ids in encoder.tokenized(texts).ids]
         unpruned = encoder.encode(texts, pruning=None, show_progress_bar=False)  # [B, H]
         return {

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from fitted_policies import fitted_to_lengths
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny_tasks import PRUNED, WORDS, word_task
 
 from minitrans import SentenceEncoder
-from minitrans.errors import InputError, TruncationWarning
+from minitrans.errors import InputError, PruningWarning, TruncationWarning
 from minitrans.evaluation import fidelity as near
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import COLUMNS, NARROW, evaluate
@@ -207,11 +208,12 @@ def test_fidelity_compares_embeddings(encoder):
 
 def test_it_is_measured_without_warnings(plain):
     encoder = SentenceEncoder(plain, threads=1)
+    policy, texts = fitted_to_lengths(encoder, 5, 8), ["card " * 1000, "time"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure_fidelity(encoder, ["card " * 1000, "time"], {"half": PRUNED})
-    with pytest.warns(TruncationWarning):
-        encoder.encode(["card " * 1000, "time"])
+        measure_fidelity(encoder, texts, {"half": policy})
+    with pytest.warns(TruncationWarning), pytest.warns(PruningWarning):
+        encoder.encode(texts, pruning=policy)
 
 
 SOME = Fidelity(2.0, 4.0, 0.5, (LengthTurn(8, 3, 1.0, 2.0), LengthTurn(32, 1, 5.0, 5.0)))
