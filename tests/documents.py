@@ -84,6 +84,11 @@ def reader_files(folder: Path, model: Path, data: Path) -> None:
     with (data / "out_of_scope.csv").open(encoding="utf-8", newline="") as file:
         texts = [row[0] for row in csv.reader(file)][1:]
     (folder / "chatter.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
+    with (data / "test.csv").open(encoding="utf-8", newline="") as file:
+        asked = list(csv.reader(file))[1:]
+    known = {label: text for text, label in rows}
+    with (folder / "headlines.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("query", "document"), *((text, known[label]) for text, label in asked)])
     with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts[:5])])
 

@@ -1,5 +1,7 @@
 """Fitted arrays for random models: any finite maps will do, as long as they fit."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from minitrans import PruningPolicy, SentenceEncoder
@@ -25,3 +27,9 @@ def fitted_to(encoder: SentenceEncoder, **fields: object) -> PruningPolicy:
     layers = range(encoder.config.num_hidden_layers)
     fitted = random_fitted(encoder.identity.weights, encoder.config.hidden_size, layers)
     return PruningPolicy(fitted=fitted, **fields)
+
+
+def fitted_to_lengths(encoder: SentenceEncoder, least: int, most: int) -> PruningPolicy:
+    """A policy of learned scores that was fitted on texts of so many tokens, as it says."""
+    policy = fitted_to(encoder, score="learned", layer=1, min_tokens=4, quantile=0.5)
+    return replace(policy, fitted=replace(policy.fitted, lengths=(least, most)))

@@ -24,6 +24,10 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 
 
 _TASK = click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="May be repeated.")
+_TASKS = (
+    click.option("--task", "sources", metavar="FOLDER", multiple=True, help="Labelled examples. May be repeated."),
+    click.option("--search", "searches", metavar="FILE", multiple=True, help="Queries, documents. May be repeated."),
+)
 _SEEDS = click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots."
 )
@@ -34,9 +38,11 @@ _SEEDS = click.option(
     epilog="""minitrans evaluate --task my-intents/ --pruning default
     minitrans evaluate --task a/ --task b.csv --shots 5 --output table.md
     minitrans evaluate --task banking77 --journal run.jsonl --json
-    minitrans evaluate --task clinc150 --shots 5 --out-of-scope""",
+    minitrans evaluate --task clinc150 --shots 5 --out-of-scope
+    minitrans evaluate --search questions.csv --pruning default""",
 )
-@_TASK
+@_TASKS[0]
+@_TASKS[1]
 @click.option(
     "--shots",
     metavar="NUMBERS",
@@ -51,12 +57,15 @@ _SEEDS = click.option(
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
 @options.CLASSIFIER
 @options.EXAMPLE_COLUMNS
-@click.option("--out-of-scope", is_flag=True, help="A second table: how well texts of no class are rejected.")
+@click.option("--query-column", default="query", show_default=True)
+@click.option("--document-column", default="document", show_default=True)
+@click.option("--out-of-scope", is_flag=True, help="Another table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
 @options.encoder_options
 def evaluate(
     sources: tuple[str, ...],
+    searches: tuple[str, ...],
     shots: list[int],
     seeds: int,
     pruning: tuple[str, ...],
@@ -67,53 +76,72 @@ def evaluate(
     text_column: str,
     label_column: str,
     delimiter: str | None,
+    query_column: str,
+    document_column: str,
     out_of_scope: bool,
     all_scores: bool,
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Compare pruning policies on few-shot tasks.
+    """Compare pruning policies on few-shot tasks, and on searches.
 
     A task is a folder of train.csv and test.csv (.tsv, .jsonl), a single such file, or banking77, clinc150, hwu64 from
     the hub. No pruning is always measured too, as the row "none". Texts of no class, for --out-of-scope, are labelled
     oos or lie in files oos_test.csv (or out_of_scope.csv) and oos_train.csv.
+
+    A search is a .csv, .tsv or .jsonl with a query and a document that answers it in each row. It is tried with queries
+    and documents pruned, and with one of them.
     """
-    from minitrans.evaluation import few_shot
+    from minitrans.data.searches import load_search
+    from minitrans.evaluation import few_shot, retrieval
     from minitrans.evaluation import out_of_scope as rejection
     from minitrans.evaluation.journal import Journal
-    from minitrans.evaluation.tables import check_table_file, render
+    from minitrans.evaluation.tables import check_table_file, render, save_tables, to_json
 
+    if not sources and not searches:
+        raise click.UsageError("Missing option '--task' or '--search'.")
+    if out_of_scope and not sources:
+        raise InputError("--out-of-scope is about tasks, and there is none; give --task too")
     if all_scores and not out_of_scope:
         raise InputError("--all-scores is about the table of --out-of-scope; give both, or none")
-    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *pruning])
+    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *searches, *pruning])
     if output is not None:
         check_table_file(output)
     policies = _policies(pruning)
     tasks = _tasks(sources, text_column, label_column, delimiter, model["local_files_only"])
+    found = [load_search(file, query_column, document_column, delimiter) for file in searches]
     notes = few_shot.notes(tasks, shots, range(seeds))
     if out_of_scope:
         notes += rejection.with_out_of_scope(tasks)[1]
     for note in notes:
         options.tell(f"Note: {note}")
-    encoder, journaled = options.encoder(**model), Journal(journal)
-    what = encoder, tasks, shots, range(seeds), policies, journaled, options.on_terminal(sys.stderr)
-    result = few_shot.evaluate(*what, C=regularization, label_names=label_names)
-    scope = None
+    encoder, journaled, bar = options.encoder(**model), Journal(journal), options.on_terminal(sys.stderr)
+    what = encoder, tasks, shots, range(seeds), policies, journaled, bar
+    results: list[few_shot.Evaluation | rejection.ScopeEvaluation | retrieval.SearchEvaluation] = []
+    values: dict[str, Any] = {}
+    if tasks:
+        result = few_shot.evaluate(*what, C=regularization, label_names=label_names)
+        results.append(result)
+        values |= result.to_dict()
     if out_of_scope:
         scope = rejection.evaluate_scope(*what, C=regularization, label_names=label_names, all_scores=all_scores)
+        results.append(scope)
+        values["out_of_scope"] = scope.to_dict()
+    if found:
+        search = retrieval.evaluate_search(encoder, found, policies, journaled, bar)
+        results.append(search)
+        values["search"] = search.to_dict()
     if journal is not None:
-        found = [each for each in (result, scope) if each is not None]
-        there, new = sum(each.from_journal for each in found), sum(each.computed for each in found)
+        there, new = sum(each.from_journal for each in results), sum(each.computed for each in results)
         options.tell(f"{journal}: {there} cells were there, {new} are new")
+    tables = [table for each in results for table in each.tables()]
     if output is not None:
-        for line in rejection.save(output, result, scope):
+        for line in save_tables(output, tables, values):
             options.tell(line)
     if as_json:
-        options.say(rejection.to_json(result, scope), end="")
+        options.say(to_json(values), end="")
         return
-    options.say(render(few_shot.NARROW, result.table()), end="")
-    if scope is not None:
-        options.say("\n" + render(rejection.NARROW, scope.table()), end="")
+    options.say("\n".join(render(table.narrow, table.rows) for table in tables), end="")
 
 
 @click.command(

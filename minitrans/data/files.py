@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +52,41 @@ def read_examples(
     if text_column == label_column:
         raise InputError(f"{path}: text_column and label_column are both {text_column!r}, wanted two columns")
     rows = table_rows(path, (text_column, label_column), delimiter)
-    _refuse_blank(rows, (text_column, label_column))
+    values = _filled(path, rows, (text_column, label_column))
+    texts, labels = ([each[i] for each in values] for i in (0, 1))
+    return _examples(path, texts, labels, "line", [row.line for row in rows])
+
+
+def read_pairs(
+    path: str | os.PathLike[str],
+    query_column: str = "query",
+    document_column: str = "document",
+    delimiter: str | None = None,
+) -> list[tuple[str, str]]:
+    """Read queries, each with a document that answers it, from a file as `read_examples` takes it.
+
+    Args:
+        path: of the file.
+        query_column, document_column: names in the header or the objects, blanks around them aside.
+        delimiter: of a .csv or .tsv; see `read_examples`.
+
+    Raises as `read_examples` does.
+    """
+    path = target_of(path)
+    if query_column == document_column:
+        raise InputError(f"{path}: query_column and document_column are both {query_column!r}, wanted two columns")
+    rows = table_rows(path, (query_column, document_column), delimiter)
+    return [(query, document) for query, document in _filled(path, rows, (query_column, document_column))]
+
+
+def _filled(path: Path, rows: Sequence[Row], columns: tuple[str, ...]) -> list[list[str]]:
+    """The values of all rows. InputError where one lacks a value, or there are no rows."""
+    _refuse_blank(rows, columns)
     raise_faults(path, rows)
     values = [row.values for row in rows if row.values is not None]
     if not values:
         raise InputError(f"{path} holds no examples, wanted at least one row below the header")
-    texts, labels = ([each[i] for each in values] for i in (0, 1))
-    return _examples(path, texts, labels, "line", [row.line for row in rows])
+    return values
 
 
 def read_texts(

@@ -15,10 +15,11 @@ from minitrans import __version__
 from minitrans.data.tasks import Draw, Task, draw, leakage
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
-from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.fidelity import COUNT_COLUMNS, LENGTH_COLUMNS, Fidelity, mean_fidelity, measure_fidelity
+from minitrans.evaluation.journal import Journal, foreign_result
 from minitrans.evaluation.measurement import Cost, embedding_costs
 from minitrans.evaluation.metrics import Interval, MacroMetrics, accuracy, confidence_interval, flat, macro_metrics
-from minitrans.evaluation.tables import Column
+from minitrans.evaluation.tables import Column, Table
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.sentences.call import Progress, measuring
 from minitrans.sentences.sentence_encoder import SentenceEncoder
@@ -47,8 +48,12 @@ COLUMNS = (
     Column("time_ratio", "time/none", ".2f"),
     Column("tokens_kept", "tokens kept", ".1%"),
     Column("peak_memory_mb", "peak MB", ".0f"),
+    Column("turn", "turn °", ".1f"),
+    Column("turn_p95", "95% °", ".1f"),
+    Column("similarity", "similarity", ".3f"),
 )
-NARROW = tuple(column for column in COLUMNS if column.key not in ("precision", "recall"))  # for a terminal
+WIDE = ("precision", "recall", "peak_memory_mb", "turn_p95")  # in files only: a terminal has no room for them
+NARROW = tuple(column for column in COLUMNS if column.key not in WIDE)
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class Row:
     f1: Interval
     accuracy_change: Interval | None  # to no pruning, draw by draw; None for no pruning itself
     cost: Cost
+    fidelity: Fidelity | None  # None for no pruning
 
     def to_dict(self) -> dict[str, Any]:
         """Flat, with the keys of `COLUMNS`; "..._ci95" is half the width of the 95% confidence interval, or None."""
@@ -92,6 +98,7 @@ class Row:
             "time_ratio": self.cost.time_ratio,
             "tokens_kept": self.cost.tokens_kept,
             "peak_memory_mb": None if peak is None else peak / 1e6,
+            **{name: getattr(self.fidelity, name, None) for name in ("turn", "turn_p95", "similarity")},
         }
 
 
@@ -116,12 +123,27 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        found = {"rows": self.table(), "cells": [asdict(cell) for cell in self.cells]}
+        cells = [asdict(cell) for cell in self.cells]
+        found = {"rows": self.table(), "turn_by_length": self.turn_by_length(), "cells": cells}
         return {"minitrans": __version__, **vars(self), **found}
 
     def table(self) -> list[dict[str, Any]]:
         """The rows, for `COLUMNS`."""
         return [row.to_dict() for row in self.rows]
+
+    def turn_by_length(self) -> list[dict[str, Any]]:
+        """By task and policy, which the number of shots has no part in: rows for `LENGTH_COLUMNS` of `fidelity`."""
+        found = {(row.task, row.pruning): row.fidelity for row in self.rows if row.fidelity is not None}
+        return [{"task": task, "pruning": name, **each.by_length()} for (task, name), each in found.items()]
+
+    def tables(self) -> list[Table]:
+        """The table, and where the texts of a task have several lengths a second one, of the turn by length."""
+        tables = [Table("", COLUMNS, NARROW, self.table())]
+        if any(row.fidelity is not None and len(row.fidelity.lengths) > 1 for row in self.rows):
+            rows = self.turn_by_length()
+            narrow = [each for each in LENGTH_COLUMNS if any(each.key in row for row in rows)]
+            tables.append(Table("turn-by-length", (*LENGTH_COLUMNS, *COUNT_COLUMNS), narrow, rows))
+        return tables
 
 
 def evaluate(
@@ -159,11 +181,15 @@ def evaluate(
     plan = Plan(encoder, tasks, shots, seeds, policies, journal, C, label_names)
     cells: list[Cell] = []
     costs: dict[tuple[str, str], Cost] = {}
-    total = sum(len(draws) + 1 for draws in plan.draws.values()) * len(plan.policies)
+    turned: dict[tuple[str, str], Fidelity | None] = {}
+    total = sum(len(draws) + 2 for draws in plan.draws.values()) * len(plan.policies)
     with (bar := Progress(total, progress, unit=" cells")):
         for task in plan.tasks:
             for name, cost in _costs(plan, task).items():
                 costs[task.name, name] = cost
+                bar.update(1)
+            for name, fidelity in _fidelities(plan, task).items():
+                turned[task.name, name] = fidelity
                 bar.update(1)
             for name, policy in plan.policies.items():
                 for (shot, seed), value in plan.results("evaluation", task, policy, _metrics, bar).items():
@@ -176,7 +202,7 @@ def evaluate(
         "tasks": {task.name: {"source": task.source, "sha256": task.digest} for task in plan.tasks},
     }
     computed = len(cells) - plan.from_journal
-    return Evaluation(encoder.info(), settings, _rows(cells, costs), cells, plan.from_journal, computed)
+    return Evaluation(encoder.info(), settings, _rows(cells, costs, turned), cells, plan.from_journal, computed)
 
 
 def notes(tasks: Iterable[Task], shots: Iterable[int], seeds: Iterable[int]) -> list[str]:
@@ -209,6 +235,38 @@ def _pairs(shots: Iterable[int], seeds: Iterable[int]) -> list[Pair]:
     return [(count, number) for count in counts for number in numbers]
 
 
+def result_key(encoder: SentenceEncoder, kind: str, digest: str, policy: PruningPolicy | None) -> dict[str, Any]:
+    """The key of a result in the journal: all that it depends on, but for what the caller adds.
+
+    Args:
+        encoder, policy: what runs; None for no pruning.
+        kind: of result.
+        digest: of the task.
+    """
+    return {
+        "minitrans": __version__,
+        "encoder": encoder.identity.sha256,
+        "backend": encoder.backend,
+        "task": digest,
+        "kind": kind,
+        "policy": None if policy is None else {**policy.to_dict(), "provenance": None},
+    }
+
+
+def with_no_pruning(policies: Mapping[str, PruningPolicy | None] | None) -> dict[str, PruningPolicy | None]:
+    """The policies by name, "none" before all others. InputError where that one prunes."""
+    found = {NO_PRUNING: None, **(policies or {})}
+    if found[NO_PRUNING] is not None:
+        raise InputError(f"the policy {NO_PRUNING!r} prunes, wanted another name: this one is for no pruning")
+    return found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """InputError unless there are tasks, each with its own name."""
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
+
+
 class Plan:
     """The arguments of `evaluate`, checked, which `evaluate_scope` takes too. Raises InputError as `evaluate` does.
 
@@ -230,12 +288,8 @@ class Plan:
         label_names: bool,
     ) -> None:
         self.encoder, self.tasks, pairs = encoder, list(tasks), _pairs(shots, seeds)
-        self.policies = {NO_PRUNING: None, **(policies or {})}
-        if self.policies[NO_PRUNING] is not None:
-            raise InputError(f"the policy {NO_PRUNING!r} prunes, wanted another name: this one is for no pruning")
-        names = [task.name for task in self.tasks]
-        if not names or len(set(names)) < len(names):
-            raise InputError(f"the tasks are {', '.join(names) or 'none'}, wanted at least one, each with its own name")
+        self.policies = with_no_pruning(policies)
+        check_names([task.name for task in self.tasks])
         self.draws = {task.name: {pair: draw(task, *pair) for pair in pairs} for task in self.tasks}
         self.journal = Journal(None) if journal is None else journal
         self.from_journal = 0
@@ -243,14 +297,7 @@ class Plan:
 
     def key(self, kind: str, task: Task, policy: PruningPolicy | None) -> dict[str, Any]:
         """The key of a result in the journal: all that it depends on, but for what the caller adds."""
-        return {
-            "minitrans": __version__,
-            "encoder": self.encoder.identity.sha256,
-            "backend": self.encoder.backend,
-            "task": task.digest,
-            "kind": kind,
-            "policy": None if policy is None else {**policy.to_dict(), "provenance": None},
-        }
+        return result_key(self.encoder, kind, task.digest, policy)
 
     def results(
         self,
@@ -310,11 +357,27 @@ def _costs(plan: Plan, task: Task) -> dict[str, Cost]:
     }
     pending = {name: policy for name, policy in plan.policies.items() if plan.journal.get(keys[name]) is None}
     if pending:
-        texts = next(task.splits[split].texts for split in ("test", "train", "all") if split in task.splits)
-        for name, cost in embedding_costs(plan.encoder, texts, {NO_PRUNING: None} | pending).items():
+        for name, cost in embedding_costs(plan.encoder, _measured_on(task), {NO_PRUNING: None} | pending).items():
             if name in pending:
                 plan.journal.put(keys[name], asdict(cost))
     return {name: _stored(Cost, {}, plan.journal.get(key) or {}) for name, key in keys.items()}
+
+
+def _fidelities(plan: Plan, task: Task) -> dict[str, Fidelity | None]:
+    """How near the embeddings of the test split are to those without pruning, by policy; None for "none"."""
+    policies = {name: policy for name, policy in plan.policies.items() if name != NO_PRUNING}
+    keys = {name: plan.key("fidelity", task, policy) for name, policy in policies.items()}
+    pending = {name: policy for name, policy in policies.items() if plan.journal.get(keys[name]) is None}
+    if pending:
+        for name, each in measure_fidelity(plan.encoder, _measured_on(task), pending).items():
+            plan.journal.put(keys[name], each.to_dict())
+    found = {name: Fidelity.from_dict(plan.journal.get(key) or {}) for name, key in keys.items()}
+    return {NO_PRUNING: None, **found}
+
+
+def _measured_on(task: Task) -> Sequence[str]:
+    """The texts that costs and fidelity are measured on."""
+    return next(task.splits[split].texts for split in ("test", "train", "all") if split in task.splits)
 
 
 def _metrics(classifier: FewShotClassifier, examples: Draw, rows_of: Lookup) -> dict[str, Any]:
@@ -356,7 +419,11 @@ def _by_draw(members: Sequence[Sequence[T]], value: Callable[[T], float]) -> lis
     return [math.fsum(map(value, cells)) / len(cells) for cells in zip(*members, strict=True)]
 
 
-def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[Row]:
+def _rows(
+    cells: Sequence[Cell],
+    costs: Mapping[tuple[str, str], Cost],
+    fidelities: Mapping[tuple[str, str], Fidelity | None],
+) -> list[Row]:
     """One per task, shots and policy; then, of several tasks, the means over them."""
     unpruned = {(cell.task, cell.shots, cell.seed): cell.accuracy for cell in cells if cell.pruning == NO_PRUNING}
     rows = []
@@ -368,8 +435,19 @@ def _rows(cells: Sequence[Cell], costs: Mapping[tuple[str, str], Cost]) -> list[
             change = confidence_interval(list(map(sub, by_draw["accuracy"], base)))
         intervals = {metric: confidence_interval(values) for metric, values in by_draw.items()}
         cost = _mean_cost([costs[group[0].task, first.pruning] for group in members])
-        draws = len(members[0])
-        rows.append(Row(task, first.shots, first.pruning, draws, accuracy_change=change, cost=cost, **intervals))
+        near = [each for group in members if (each := fidelities[group[0].task, first.pruning]) is not None]
+        fidelity = mean_fidelity(near) if near else None
+        row = Row(
+            task,
+            first.shots,
+            first.pruning,
+            len(members[0]),
+            accuracy_change=change,
+            cost=cost,
+            fidelity=fidelity,
+            **intervals,
+        )
+        rows.append(row)
     return rows
 
 
@@ -396,8 +474,3 @@ def _stored(kind: Callable[..., T], named: Mapping[str, Any], value: Mapping[str
     if set(value) != wanted or not numbers:
         raise foreign_result(value, f"numbers from 0 on for {', '.join(sorted(wanted))}")
     return kind(**named, **value)
-
-
-def foreign_result(value: Mapping[str, Any], wanted: str) -> InputError:
-    """The error for a journal that holds something else than the result that belongs under its key."""
-    return InputError(f"the journal holds {dict(value)!r:.200}, wanted {wanted}; start a new one")

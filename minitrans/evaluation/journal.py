@@ -70,6 +70,11 @@ class Journal:
         self._values[name] = text
 
 
+def foreign_result(value: Mapping[str, Any], wanted: str) -> InputError:
+    """The error for a journal that holds something else than the result that belongs under its key."""
+    return InputError(f"the journal holds {dict(value)!r:.200}, wanted {wanted}; start a new one")
+
+
 def _canonical(values: Mapping[str, Any], what: str) -> str:
     """Equal objects give equal text."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -83,6 +84,7 @@ def confidence_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, student_t(0.95, n - 1) * deviation / math.sqrt(n))
 
 
+@lru_cache(maxsize=1000)  # of thousands of queries it takes a tenth of a second
 def student_t(level: float, freedom: int) -> float:
     """The t with P(|T| <= t) = level, for T of Student's distribution with so many degrees of freedom.
 

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,11 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 from minitrans.data.tasks import Draw, Task
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
-from minitrans.evaluation.few_shot import COLUMNS as EVALUATION_COLUMNS
-from minitrans.evaluation.few_shot import Evaluation, Lookup, Plan, by_row, foreign_result
-from minitrans.evaluation.journal import Journal
+from minitrans.evaluation.few_shot import Lookup, Plan, by_row
+from minitrans.evaluation.journal import Journal, foreign_result
 from minitrans.evaluation.metrics import Interval, confidence_interval, flat
-from minitrans.evaluation.tables import Column, check_table_file, render, save_text
+from minitrans.evaluation.tables import Column, Table
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.fewshot.examples import Label, label_array
 from minitrans.fewshot.rejection import SCORES, auroc, calibrate, cross_fit, fpr_at
@@ -148,6 +144,10 @@ class ScopeEvaluation:
         """The rows, for `COLUMNS`."""
         return [row.to_dict() for row in self.rows]
 
+    def tables(self) -> list[Table]:
+        """The table."""
+        return [Table("out-of-scope", COLUMNS, NARROW, self.table())]
+
 
 def with_out_of_scope(tasks: Iterable[Task]) -> tuple[list[Task], list[str]]:
     """The tasks that have texts out of scope to test with, and a note for each that has none.
@@ -267,30 +267,6 @@ def measure_rejection(
 
 def _in_scope(classifier: FewShotClassifier, rows: ArrayLike) -> dict[str, NDArray[np.float64]]:
     return {name: classifier.score_in_scope_embeddings(rows, name) for name in SCORES}
-
-
-def save(path: str | os.PathLike[str], found: Evaluation, scope: ScopeEvaluation | None) -> list[str]:
-    """Write what was found in the style that the end of the file's name stands for; say what is where, a line each.
-
-    A file in CSV holds one table: the second one goes to a file of its own beside it, "results.out-of-scope.csv".
-    """
-    style, path = check_table_file(path), Path(path)
-    tables = [(EVALUATION_COLUMNS, found.table())] + ([] if scope is None else [(COLUMNS, scope.table())])
-    shown = [render(columns, rows, style) for columns, rows in tables]
-    counts = [len(rows) for _, rows in tables]
-    if style == "csv":
-        files = [path, path.with_suffix(".out-of-scope.csv")][: len(tables)]
-        for file, text in zip(files, shown, strict=True):
-            save_text(file, text)
-        return [f"{file}: {count} rows" for file, count in zip(files, counts, strict=True)]
-    save_text(path, to_json(found, scope) if style == "json" else "\n".join(shown))
-    return [f"{path}: {' and '.join(map(str, counts))} rows"]
-
-
-def to_json(found: Evaluation, scope: ScopeEvaluation | None) -> str:
-    """All that was found as text, ending in a line end."""
-    more = {} if scope is None else {"out_of_scope": scope.to_dict()}
-    return json.dumps(found.to_dict() | more, indent=2) + "\n"
 
 
 def _outside(task: Task) -> Sequence[str]:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from minitrans import words
@@ -36,6 +37,23 @@ class Column:
     title: str
     form: str = ""
     spread: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What to show of some results.
+
+    Attributes:
+        name: of the file that a .csv puts beside the first table's: "results.NAME.csv".
+        columns: for files.
+        narrow: for a terminal.
+        rows: see `render`.
+    """
+
+    name: str
+    columns: Sequence[Column]
+    narrow: Sequence[Column]
+    rows: Sequence[Mapping[str, Any]]
 
 
 def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: Style = "text") -> str:
@@ -67,6 +85,37 @@ def render(columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], style: 
         rule = ["-" * (width - 1) + (":" if numeric else "-") for width, numeric in zip(widths, right, strict=True)]
         return "".join(f"| {' | '.join(line)} |\n" for line in [lines[0], rule, *lines[1:]])
     return "".join("  ".join(line).rstrip() + "\n" for line in lines)
+
+
+def to_json(values: Mapping[str, Any]) -> str:
+    """Plain values as text, ending in a line end."""
+    return json.dumps(values, indent=2) + "\n"
+
+
+def save_tables(path: str | os.PathLike[str], tables: Sequence[Table], values: Mapping[str, Any]) -> list[str]:
+    """Write what was found in the style that the end of the file's name stands for; say what is where, a line each.
+
+    Args:
+        path: of the file. One in CSV holds one table: each further one goes to a file of its own beside it.
+        tables: at least one.
+        values: all that was found, which a file in JSON holds in place of the tables.
+
+    Raises:
+        InputError: a name that ends otherwise.
+        WriteError: the file cannot be written.
+    """
+    style, path = check_table_file(path), Path(path)
+    counts = [len(table.rows) for table in tables]
+    if style == "json":
+        save_text(path, to_json(values))
+    elif style == "csv":
+        files = [path, *(path.with_suffix(f".{table.name}.csv") for table in tables[1:])]
+        for file, table in zip(files, tables, strict=True):
+            save_text(file, render(table.columns, table.rows, style))
+        return [f"{file}: {count} rows" for file, count in zip(files, counts, strict=True)]
+    else:
+        save_text(path, "\n".join(render(table.columns, table.rows, style) for table in tables))
+    return [f"{path}: {' and '.join(map(str, counts))} rows"]
 
 
 def check_table_file(path: str | os.PathLike[str]) -> Style:

@@ -59,7 +59,9 @@ def test_a_table_with_no_pruning_and_each_policy(run, task, tmp_path):
     PruningPolicy(min_tokens=2, quantile=0.5, layer=0).save(tmp_path / "half.json")
     code, out, err = run("--task", task, "--shots", "1,2", "--seeds", "2", "--pruning", tmp_path / "half.json")
     assert code == 0
-    lines = out.splitlines()
+    table, by_length = out.split("\n\n")
+    assert by_length.split()[:4] == ["task", "pruning", "8", "tokens"]
+    lines = table.splitlines()
     assert lines[0].split()[:4] == ["task", "shots", "pruning", "draws"]
     assert [line.split()[:4] for line in lines[1:]] == [
         ["shop", shots, policy, "2"] for shots in ("1", "2") for policy in ("none", "half")
@@ -160,6 +162,82 @@ def test_files_with_both_tables(run, task, tmp_path):
     assert "out_of_scope" in json.loads((tmp_path / "table.json").read_text())
 
 
+SEARCH = """query,document
+where is my parcel,track my order
+where is my parcel,has my order shipped
+hello there,hi there
+good day,good morning
+"""
+
+
+@pytest.fixture
+def search(tmp_path):
+    (tmp_path / "faq.csv").write_text(SEARCH)
+    return tmp_path / "faq.csv"
+
+
+@pytest.fixture
+def half(tmp_path):
+    PruningPolicy(min_tokens=2, quantile=0.5, layer=0).save(tmp_path / "half.json")
+    return tmp_path / "half.json"
+
+
+def test_a_search_is_a_table_of_its_own(run, search, half):
+    code, out, err = run("--search", search, "--pruning", half)
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][:6] == ["task", "pruning", "pruned", "queries", "documents", "MRR@10"]
+    assert [line[:5] for line in lines[1:]] == [
+        ["faq", "none", "-", "3", "4"],
+        *(["faq", "half", way, "3", "4"] for way in ("both", "queries", "documents")),
+    ]
+    _, out, _ = run("--search", search, "--pruning", half, "--json")
+    found = json.loads(out)
+    assert list(found) == ["search"]
+    assert [row["pruned"] for row in found["search"]["rows"]] == [None, "both", "queries", "documents"]
+    assert found["search"]["settings"]["tasks"]["faq"]["source"] == str(search)
+
+
+def test_columns_of_a_search_have_other_names(run, tmp_path):
+    (tmp_path / "faq.csv").write_text(SEARCH.replace("query,document", "q,a").replace(",", ";"))
+    columns = ("--query-column", "q", "--document-column", "a")
+    code, out, _ = run("--search", tmp_path / "faq.csv", *columns, "--delimiter", ";", "--json")
+    assert code == 0
+    assert json.loads(out)["search"]["rows"][0]["queries"] == 3
+
+
+def test_tasks_and_searches_in_one_run(run, task, search, half, tmp_path):
+    (task / "test.csv").write_text(TEST + f"{'hi ' * 30},greeting\n")  # of another length
+    arguments = ("--task", task, "--shots", "2", "--seeds", "2", "--out-of-scope", "--search", search)
+    arguments += ("--pruning", half, "--journal", tmp_path / "j")
+    code, out, err = run(*arguments, "--output", tmp_path / "t.csv")
+    assert code == 0
+    assert f"{tmp_path / 'j'}: 0 cells were there, 10 are new\n" in err
+    files = ["t.csv", "t.turn-by-length.csv", "t.out-of-scope.csv", "t.search.csv"]
+    counts = [2, 1, 2, 4]
+    for name, count in zip(files, counts, strict=True):
+        assert f"{tmp_path / name}: {count} rows\n" in err
+    tables = out.split("\n\n")
+    assert [len(table.splitlines()) - 1 for table in tables] == counts
+    assert tables[1].splitlines()[0].split() == ["task", "pruning", "8", "tokens", "16", "tokens", "64", "tokens"]
+    assert tables[0].splitlines()[1].split()[-2:] == ["-", "-"]  # no pruning
+    code, out, err = run(*arguments, "--output", tmp_path / "t.json", "--json")
+    assert f"{tmp_path / 'j'}: 10 cells were there, 0 are new\n" in err
+    found = json.loads(out)
+    assert json.loads((tmp_path / "t.json").read_text()) == found
+    parts = [found["rows"], found["turn_by_length"], found["out_of_scope"]["rows"], found["search"]["rows"]]
+    assert [len(rows) for rows in parts] == counts
+    for name, rows in zip(files, parts, strict=True):
+        for read, row in zip(csv.DictReader(io.StringIO((tmp_path / name).read_text())), rows, strict=True):
+            assert row.keys() <= read.keys()
+            assert {key: value for key, value in read.items() if value} == {
+                key: str(value) for key, value in row.items() if value is not None
+            }
+    _, _, err = run(*arguments, "--output", tmp_path / "t.md")
+    assert f"{tmp_path / 't.md'}: 2 and 1 and 2 and 4 rows\n" in err
+    assert (tmp_path / "t.md").read_text().count("| task") == 4
+
+
 def test_no_texts_out_of_scope_is_an_error_before_the_work(run, tmp_path):
     (tmp_path / "one.csv").write_text(TRAIN)
     code, out, err = run(
@@ -171,7 +249,15 @@ def test_no_texts_out_of_scope_is_an_error_before_the_work(run, tmp_path):
 
 
 BAD = {
-    ("--shots", "1"): "Missing option '--task'",
+    ("--shots", "1"): "Missing option '--task' or '--search'",
+    ("--search", "/nope.csv"): "cannot read /nope.csv",
+    ("--search", "{task}"): "wanted .csv, .tsv or .jsonl",
+    ("--search", "{task}/train.csv"): "column 'query' is missing",
+    ("--search", "{search}", "--query-column", "q"): "column 'q' is missing",
+    ("--search", "{search}", "--document-column", "query"): "are both 'query', wanted two columns",
+    ("--search", "{search}", "--search", "{search}"): "the tasks are faq, faq",
+    ("--search", "{search}", "--out-of-scope"): "--out-of-scope is about tasks, and there is none",
+    ("--search", "{search}", "--output", "{search}"): "faq.csv, which is read too; name another file",
     ("--task", "/nope"): "there is no task '/nope'",
     ("--task", "hwu64", "--local-files-only"): "hwu64 (FastFit/hwu_64, revision 9fb5bff) is not on this machine",
     ("--task", "{task}", "--shots", "1,x"): "'1,x' is not a list of whole numbers",
@@ -189,9 +275,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
-def test_bad_input_is_one_line_and_exit_code_2(run, task, arguments, no_network, monkeypatch, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(run, task, search, arguments, no_network, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    code, out, err = run(*(argument.format(task=task) for argument in arguments))
+    code, out, err = run(*(argument.format(task=task, search=search) for argument in arguments))
     assert (code, out) == (2, "")
     lines = [line for line in err.splitlines() if not line.startswith("Note: ")]
     assert len(lines) == 1

@@ -21,6 +21,7 @@ from minitrans.errors import InputError, PolicyError
 from minitrans.evaluation import few_shot as evaluation
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import COLUMNS, evaluate, notes
+from minitrans.evaluation.fidelity import Fidelity
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import Interval, accuracy, confidence_interval, macro_metrics, student_t
 
@@ -169,6 +170,7 @@ def test_each_text_is_embedded_once_per_policy(encoder, monkeypatch):
     calls = []
     encode = SentenceEncoder.encode
     monkeypatch.setattr(evaluation, "embedding_costs", lambda encoder, texts, policies: dict.fromkeys(policies, COST))
+    monkeypatch.setattr(evaluation, "measure_fidelity", lambda encoder, texts, policies: dict.fromkeys(policies, NEAR))
     monkeypatch.setattr(
         SentenceEncoder, "encode", lambda self, texts, **o: calls.append(texts) or encode(self, texts, **o)
     )
@@ -179,6 +181,7 @@ def test_each_text_is_embedded_once_per_policy(encoder, monkeypatch):
 
 
 COST = measurement.Cost(100.0, 1.0, 1.0, None)
+NEAR = Fidelity(1.0, 2.0, 0.9, ())
 
 
 def test_costs_say_what_pruning_saves(encoder):
@@ -245,6 +248,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(encoder, tmp_path, monkeyp
         raise AssertionError("this was in the journal")
 
     monkeypatch.setattr(evaluation, "embedding_costs", never)
+    monkeypatch.setattr(evaluation, "measure_fidelity", never)
     again = evaluate(encoder, tasks[:1], shots, seeds, policies, Journal(tmp_path / "j"))
     assert (again.from_journal, again.computed, len(fits)) == (8, 0, 8)
     assert again.rows == found.rows
