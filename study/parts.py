@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
+import random
 import string
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from benchmarks.models import float32_folder, random_model
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.adaptation.adapt import Adaptation, adapt
-from minitrans.adaptation.costs import KINDS
 from minitrans.adaptation.recipes import Recipe
-from minitrans.adaptation.report import save_picture, timing_table
 from minitrans.adaptation.search import Search, SearchSettings
+from minitrans.data.searches import half_search, headline_search, intent_search
 from minitrans.data.tasks import Task, draw
-from minitrans.encoder.fitted import Fitted
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import evaluate
+from minitrans.evaluation.fidelity import fidelity as fidelity_of
+from minitrans.evaluation.fidelity import nearest_length, turns
 from minitrans.evaluation.measurement import interleaved, ratios
 from minitrans.evaluation.out_of_scope import measure_rejection
+from minitrans.evaluation.retrieval import evaluate_search
 from minitrans.sentences.call import measuring
+from study import curve
 from study.settings import (
     ADAPTATION,
     DRAWS,
     EVALUATION,
     FEWER_DRAWS,
     FEWER_SHOTS,
-    LIMITS,
     LONG,
-    LONG_POLICY,
-    PICTURES,
+    ONE_BY_ONE,
     PRECISIONS,
-    ROOT,
     ROUNDS,
     SHOTS,
     encoder,
@@ -48,12 +43,9 @@ from study.settings import (
     policies,
     save,
     task,
-    without_test,
 )
 
-LAYER_ROWS = KINDS.index("layer_rows")
 PROGRESS = sys.stderr.isatty()
-PROTECTED = (("attention", "drop"), ("learned", "restore"))  # tried with specials protected too
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
 STOP_WORDS = frozenset(
     """
@@ -75,111 +67,58 @@ def machine() -> None:
     save("machine", describe_machine())
 
 
-def adaptation() -> None:
-    """Search for the policies: on other data sets, and on the training and validation splits of the evaluation's."""
-    few = [
-        Recipe(((layer, quantile),), score, reduce, min_tokens=least)
-        for score, reduce in (("attention", "drop"), ("learned", "restore"))
-        for layer in range(4)
-        for quantile in (0.3, 0.4, 0.5, 0.6, 0.7)
-        for least in (4, 6)
-    ]
-    variants = {
-        "transfer": ([task(name) for name in ADAPTATION], DRAWS, None),
-        "in-domain": ([without_test(name) for name in EVALUATION], 2, few),
-    }
-    for variant, (tasks, draws, recipes) in variants.items():
-        for name, limits in LIMITS.items():
-            found = adapt(
-                encoder("int8"),
-                tasks,
-                limits,
-                SearchSettings(seeds=range(draws)),
-                recipes=recipes,
-                journal=journal(f"adaptation-{variant}"),
-                progress=PROGRESS,
-            )
-            picture = f"study-{variant}-{name}.svg"
-            save_picture(found, PICTURES / picture)
-            save(f"adaptation-{variant}-{name}", _described(found, picture))
-            if found.policy is not None:
-                file = f"{name}.json" if variant == "transfer" else f"{name}-intents.json"
-                found.policy.save(ROOT / "weights" / "policies" / file)
-
-
 def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int], test_texts: int, name: str) -> Search:
     """A search at 10 shots, with arrays fitted on the texts of the data sets for adaptation."""
     settings = SearchSettings((10,), seeds, test_texts=test_texts)
     return Search(model, tasks, settings, journal(name), PROGRESS, fit_on=[task(each) for each in ADAPTATION])
 
 
-def long_inputs() -> None:
-    """A policy for long texts: the strongest that loses nothing on held-out training texts; arrays from short texts."""
-    model, data = encoder("int8"), task(LONG)
-    held_out = Task(f"{LONG} (train)", {"all": data.splits["train"]}, {}, data.source)
-    search = _search(model, [held_out], range(FEWER_DRAWS), 300, "long")
-    recipes = [
-        Recipe(((layer, quantile),), "learned", "restore") for layer in (0, 1) for quantile in (0.5, 0.6, 0.7, 0.8)
-    ]
-    unpruned = search.unpruned_work[LAYER_ROWS]
-    outcomes = search.run(recipes, mean_drop=1000.0)
-    lossless = [each for each in outcomes if each.mean_drop <= 0] or [min(outcomes, key=lambda each: each.mean_drop)]
-    chosen = min(lossless, key=lambda each: each.work[LAYER_ROWS])
-    texts = data.splits["train"].texts[:48]
-    policy = search.policy(chosen.recipe)
-    runs = {name: partial(model.encode, texts, pruning=each) for name, each in (("none", None), ("long", policy))}
-    provenance = {
-        "made_by": "python -m study run long",
-        "model": {"name": model.name_or_path, **model.identity.to_dict()},
-        "tasks": {held_out.name: held_out.digest},
-        "fitted_on": {name: task(name).digest for name in ADAPTATION},
-        "limits": {"mean_drop": 0.0},
-        "mean_drop": round(chosen.mean_drop, 3),
-        "time_ratio": round(ratios(interleaved(runs, 3), "none")["long"], 3),
-    }
-    search.policy(chosen.recipe, provenance).save(ROOT / "weights" / "policies" / f"{LONG_POLICY}.json")
-    rows = [
-        {"policy": str(each.recipe), "mean_drop": each.mean_drop, "rows": float(each.work[LAYER_ROWS] / unpruned)}
-        for each in outcomes
-    ]
-    save("long", {"rows": rows, "chosen": str(chosen.recipe)})
-
-
-def _described(found: Adaptation, picture: str) -> dict[str, Any]:
-    mean, worst = found.chosen.bounds(found.limits.confidence)
-    return {
-        "chosen": str(found.chosen.recipe),
-        "meets": found.policy is not None,
-        "mean_drop": found.chosen.mean_drop,
-        "bounds": [mean, worst],
-        "tried": len(found.outcomes),
-        "limits": asdict(found.limits),
-        "timings": [asdict(each) for each in found.timings],
-        "table": timing_table(found, "markdown"),
-        "cost_model_error": found.cost_model.error,
-        "baseline": dict(found.baseline),
-        "picture": picture,
-        "provenance": None if found.policy is None else dict(found.policy.provenance),
-    }
-
-
 def main_results() -> None:
-    """The test splits at every number of shots, and the long inputs."""
+    """The test splits at every number of shots."""
     measurement.ROUNDS = 1  # the part `speed` times the policies
     for precision in PRECISIONS:
+        whole = precision == "int8"
+        found = evaluate(
+            encoder(precision),
+            [task(each) for each in EVALUATION],
+            SHOTS if whole else FEWER_SHOTS,
+            range(DRAWS if whole else FEWER_DRAWS),
+            policies(),
+            journal(f"main-{precision}"),
+            progress=PROGRESS,
+        )
+        save(f"main-{precision}", {"rows": found.table(), "settings": _settings(found.settings)})
+
+
+def fidelity() -> None:
+    """How far embeddings turn by length, and searches, on texts that decided nothing."""
+    long = task(LONG).splits["test"].texts[:300]
+    chance = random.Random(0)
+    texts = [text for name in EVALUATION for text in chance.sample(task(name).splits["test"].texts, 300)]
+    # As many of 12 to 24 words as of 24 to 48, ...
+    texts += [" ".join(text.split()[: round(12 * 2 ** chance.uniform(0, 4))]) for text in long]
+    searches = [
+        headline_search(f"{LONG}, headlines", long),
+        half_search(f"{LONG}, halves", long),
+        intent_search(task("banking77")),
+    ]
+    for precision in PRECISIONS:
         model = encoder(precision)
-        for name, tasks in (("intents", EVALUATION), ("long", (LONG,))):
-            whole = (precision, name) == ("int8", "intents")
-            found = evaluate(
-                model,
-                [task(each) for each in tasks],
-                SHOTS if whole else FEWER_SHOTS,
-                range(DRAWS if whole else FEWER_DRAWS),
-                policies(with_long=name == "long"),
-                journal(f"main-{precision}"),
-                progress=PROGRESS,
-            )
-            save(f"main-{name}-{precision}", {"rows": found.table(), "settings": _settings(found.settings)})
+        found = evaluate_search(model, searches, policies(), journal(f"search-{precision}"), progress=PROGRESS)
+        save(f"fidelity-{precision}", {"turns": _turns(model, texts), "searches": found.table()})
+
+
+@measuring()
+def _turns(model: SentenceEncoder, texts: list[str]) -> dict[str, dict[str, Any]]:
+    """By policy, how far embeddings turn, and the mean cosine by length."""
+    lengths = [min(length, model.max_seq_length) for length in model.tokenizer.encode(texts).lengths]
+    near, unpruned, found = nearest_length(lengths), model.encode(texts, pruning=None), {}
+    for name, policy in policies().items():
+        pruned = model.encode(texts, pruning=policy)
+        cosines = np.cos(np.radians(turns(unpruned, pruned)))
+        by_length = {str(length): float(cosines[near == length].mean()) for length in sorted({*near.tolist()})}
+        found[name] = fidelity_of(unpruned, pruned, lengths).to_dict() | {"cosines": by_length}
+    return found
 
 
 def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,11 +133,10 @@ def ablation() -> None:
     ]  # fmt: skip
     search = _search(encoder("int8"), [task(name) for name in EVALUATION], (0,), 600, "ablation")
     recipes = [
-        Recipe(((layer, quantile),), score, reduce, protect_special=protect)
+        Recipe(((layer, quantile),), score, reduce)
         for layer in range(search.num_layers)
         for score, reduce in kinds
         for quantile in QUANTILES
-        for protect in ((False, True) if (score, reduce) in PROTECTED else (False,))
     ]
     outcomes = search.run(recipes, mean_drop=1000.0)
     rows = [
@@ -207,7 +145,6 @@ def ablation() -> None:
             "quantile": each.recipe.stages[0][1],
             "score": each.recipe.score,
             "reduce": each.recipe.reduce,
-            "protect": each.recipe.protect_special,
             "mean_drop": each.mean_drop,
             "drops": {name: float(values.mean()) for name, values in each.drops.items()},
             "tokens_kept": each.tokens_kept,
@@ -278,8 +215,9 @@ class _Pruned:
 
 
 def speed() -> None:
-    """The same policies on both backends and precisions, and on random weights of MiniLM-L12's shape."""
-    texts = {"banking77": task("banking77").splits["test"].texts, LONG: task(LONG).splits["test"].texts}
+    """The policies on both backends and precisions, on many texts and one by one."""
+    banking = task("banking77").splits["test"].texts
+    texts = {"banking77": banking, LONG: task(LONG).splits["test"].texts, ONE_BY_ONE: _of_few_tokens(banking)}
     rows = []
 
     def measure(
@@ -287,9 +225,9 @@ def speed() -> None:
     ) -> None:
         for name in names:
             few = texts[name][: _sample(model, name)]
+            calls = few if name == ONE_BY_ONE else [few]
             runs: dict[str, Callable[[], object]] = {
-                policy_name: partial(model.encode, few, pruning=policy, batch_size=64)
-                for policy_name, policy in chosen.items()
+                policy_name: partial(_embed, model, calls, policy) for policy_name, policy in chosen.items()
             }
             seconds = interleaved(runs, ROUNDS)
             for policy_name, ratio in ratios(seconds, "none").items():
@@ -309,26 +247,27 @@ def speed() -> None:
     for backend in ("compiled", "reference"):
         for precision in PRECISIONS:
             measure(encoder(precision, backend), "all-MiniLM-L6-v2", chosen, texts)
-    with tempfile.TemporaryDirectory() as cache:
-        folder = random_model(float32_folder(), Path(cache))
-        for precision in PRECISIONS:
-            model = SentenceEncoder(folder, precision=precision, on_truncation="ignore")
-            moved = {name: _moved(each, model) for name, each in chosen.items()}
-            measure(model, "random weights, 12 layers", moved, ["banking77"])
     save("speed", rows)
 
 
-def _moved(policy: PruningPolicy | None, model: SentenceEncoder) -> PruningPolicy | None:
-    """The policy for another model of the same width: its arrays do not fit that model, but take as much time."""
-    if policy is None or policy.fitted is None:
-        return policy
-    return replace(policy, fitted=Fitted(model.identity.weights, policy.fitted.scorers, policy.fitted.restore))
+def _embed(model: SentenceEncoder, calls: Iterable[str | list[str]], policy: PruningPolicy | None) -> None:
+    for call in calls:
+        model.encode(call, pruning=policy, batch_size=64)
+
+
+def _of_few_tokens(texts: Sequence[str]) -> list[str]:
+    """Texts of 5 to 15 tokens, as many of each length as there are of the rarest."""
+    by_length: dict[int, list[str]] = {}
+    for text, length in zip(texts, encoder("int8").tokenizer.encode(list(texts)).lengths, strict=True):
+        by_length.setdefault(length, []).append(text)
+    columns = [by_length.get(length, []) for length in range(5, 16)]
+    return [text for row in zip(*filter(None, columns), strict=False) for text in row]
 
 
 def _sample(model: SentenceEncoder, name: str) -> int:
-    whole = {"banking77": 1200, LONG: 48}[name]
+    whole, least = {"banking77": (1200, 1), LONG: (48, 1), ONE_BY_ONE: (66, 11)}[name]  # 11: one of each length
     slow = 1 if model.precision == "int8" else 3
-    return whole // (slow * (6 if model.backend == "reference" else 1))
+    return max(least, whole // (slow * (6 if model.backend == "reference" else 1)))
 
 
 def out_of_scope() -> None:
@@ -351,9 +290,9 @@ def out_of_scope() -> None:
 
 PARTS: dict[str, Callable[[], None]] = {
     "machine": machine,
-    "adaptation": adaptation,
-    "long": long_inputs,
+    "policies": curve.policies,
     "main": main_results,
+    "fidelity": fidelity,
     "tokens": tokens,
     "ablation": ablation,
     "out-of-scope": out_of_scope,

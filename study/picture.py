@@ -40,7 +40,6 @@ STYLE = """
     .ours { fill: #0b7d72; stroke: #0b7d72 }
     .peer { fill: #b3bcc6 }
     .paper { fill: #8c959f; stroke: #8c959f }
-    .intents { fill: #7a5cc9; stroke: #7a5cc9 }
     .none { fill: #1f2328; stroke: #1f2328 }
     circle { stroke-width: 2.5 }
     .pair { stroke-width: 1.5; opacity: 0.6 }
@@ -55,7 +54,6 @@ STYLE = """
       .ours { fill: #2bb5a5; stroke: #2bb5a5 }
       .peer { fill: #56606b }
       .paper { fill: #8b949e; stroke: #8b949e }
-      .intents { fill: #a78bfa; stroke: #a78bfa }
       .none { fill: #f0f6fc; stroke: #f0f6fc }
       .axis { stroke: #656c76 }
       .grid { stroke: #30363d }
@@ -145,7 +143,7 @@ def points(precision: str) -> list[Point]:
 
 
 def _main(precision: str) -> str:
-    return f"main-intents-{precision}"
+    return f"main-{precision}"
 
 
 def overview() -> str:
@@ -217,10 +215,9 @@ def _pruning(found: Sequence[Point], title: str, y: float) -> tuple[list[str], f
     notes = (
         "The policy balanced, int8. Accuracy is the mean of BANKING77, CLINC150",
         f"and HWU64 at {SHOTS} shots; 95% intervals of its change: ±{min(intervals):.2f} to ±{max(intervals):.2f}.",
-        "Policies -intents were chosen on training data of these sets.",
     )
     body = _heading(y, title, notes)
-    y += 76
+    y += 59
     x = PLOT_LEFT + 6
     for precision in PRECISIONS:
         body.append(f'<circle class="none {precision}" cx="{x}" cy="{y + 4}" r="{RADIUS - 1}"/>')
@@ -272,8 +269,6 @@ def _heading(y: float, title: str, notes: Sequence[str]) -> list[str]:
 
 def kind(policy: str) -> str:
     """What colour a policy has."""
-    if policy.endswith("-intents"):
-        return "intents"
     return "none" if policy == "none" else "paper" if policy.startswith("paper") else "ours"
 
 

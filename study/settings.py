@@ -9,7 +9,6 @@ from typing import Any
 
 from benchmarks.models import float32_folder
 from minitrans import PruningPolicy, SentenceEncoder
-from minitrans.adaptation.search import Limits
 from minitrans.data.tasks import Task, load_task
 from minitrans.encoder.policy_files import shipped_policies
 from minitrans.evaluation.journal import Journal
@@ -22,12 +21,10 @@ PICTURES = ROOT / "docs"
 
 ADAPTATION = ("snips", "hint3_curekart", "hint3_powerplay11", "hint3_sofmattress")
 EVALUATION = ("banking77", "clinc150", "hwu64")
-LONG, LONG_POLICY = "bbc", "long"
+LONG, ONE_BY_ONE = "bbc", "one by one"
 SHOTS, DRAWS = (1, 2, 3, 5, 10), 5
-FEWER_SHOTS, FEWER_DRAWS = (5, 10), 3  # float32, and long inputs
+FEWER_SHOTS, FEWER_DRAWS = (5, 10), 3  # float32
 ROUNDS = 5  # of timing
-# Points that a search allows: on average, and on the worst task. Its bound is the wider the fewer texts a task has.
-LIMITS = {"balanced": Limits(0.5, 1.5), "fast": Limits(1.5, 3.0)}
 PRECISIONS = ("int8", "float32")
 PAPER = {  # the paper's own score and reduction
     "paper q=0.3 l=1": PruningPolicy(layer=1, quantile=0.3, min_tokens=6),
@@ -60,17 +57,21 @@ def encoder(precision: str, backend: str = "auto") -> SentenceEncoder:
     return SentenceEncoder(folder, backend=backend, on_truncation="ignore")
 
 
-def policies(with_long: bool = True) -> dict[str, PruningPolicy]:
-    """The paper's and the shipped ones; that for long texts only where it is wanted."""
-    names = [name for name in shipped_policies() if with_long or name != LONG_POLICY]
-    return PAPER | {name: PruningPolicy.named(name) for name in names}
+def policies() -> dict[str, PruningPolicy]:
+    """The paper's and the shipped ones."""
+    return PAPER | {name: PruningPolicy.named(name) for name in shipped_policies()}
+
+
+def cache() -> Path:
+    """Where parts keep what they have finished."""
+    place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 def journal(name: str) -> Journal:
     """What a part has finished, so that it goes on from there when it was interrupted."""
-    place = Path(os.environ.get("MINITRANS_STUDY_CACHE", Path.home() / ".cache" / "minitrans-study"))
-    place.mkdir(parents=True, exist_ok=True)
-    return Journal(place / f"{name}.jsonl")
+    return Journal(cache() / f"{name}.jsonl")
 
 
 def save(name: str, values: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import pytest
 from fitted_policies import fitted_to
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.encoder.selection import Ranking, kept_count, select
+from minitrans.encoder.selection import Ranking, budgets, cost, kept_count, select
 from minitrans.explain.explanation import explain
 from minitrans.explain.html import shown as to_show
 from minitrans.explain.html import write_page
@@ -56,8 +56,9 @@ POLICIES = {
     "paper": lambda encoder: PruningPolicy(),
     "protected": lambda encoder: PruningPolicy(quantile=0.6, min_tokens=3, protect_special=True),
     "merge": lambda encoder: PruningPolicy(min_tokens=5, stages=((1, 0.25), (3, 0.3)), reduce="merge"),
-    "learned": lambda encoder: fitted_to(
-        encoder, quantile=0.6, min_tokens=4, score="learned", reduce="restore", threshold=0.5
+    "learned": lambda encoder: fitted_to(encoder, quantile=0.6, min_tokens=4, score="learned", reduce="restore"),
+    "turn": lambda encoder: fitted_to(
+        encoder, quantile=0.8, min_tokens=3, score="learned", max_turn=8, protect_special=True
     ),
 }
 
@@ -82,10 +83,12 @@ class Shown:
         assert self.requests == [self.path.as_uri()]
         assert broken is None
 
-    def move(self, quantile, least=None):
+    def move(self, quantile, least=None, degrees=None):
         """Put the slider somewhere, as a user does: its value changes, and it says so."""
         if least is not None:
             self.page.fill("#least", str(least))
+        if degrees is not None:
+            self.page.fill("#turn", str(degrees))
         self.page.fill("#quantile", f"{quantile:.2f}")
         shown = self.page.locator("#decision")
         return json.loads(shown.get_attribute("data-kept")), json.loads(shown.get_attribute("data-threshold"))
@@ -107,15 +110,13 @@ def shown(browser, written):
     opened.close()
 
 
-def by_python(policy, scores, quantile, least, threshold):
+def by_python(policy, scores, quantile, least, budget=None):
     """What `minitrans.encoder.selection` keeps of one text."""
-    guard = int(policy.protect_special)
-    count = kept_count(np.array([len(scores)]), quantile, max(least, 2 * guard))
-    ranking = Ranking(
-        np.array(scores, np.float32), None, count, np.inf if threshold is None else threshold, guard, guard
-    )
-    offsets = np.array([0, len(scores)])
-    return select(np.zeros((len(scores), 1), np.float32), offsets, ranking)[1].kept.tolist()
+    guard, n = int(policy.protect_special), len(scores)
+    counts = kept_count(np.arange(n + 1), quantile, max(least, 2 * guard))
+    most = None if budget is None else np.full(n + 1, budget, np.float32)
+    ranking = Ranking(np.array(scores, np.float32), None, counts, most, guard, guard)
+    return select(np.zeros((n, 1), np.float32), np.array([0, n]), ranking)[1].kept.tolist()
 
 
 def test_the_page_opens_and_shows_what_python_found(shown, written):
@@ -150,19 +151,25 @@ def test_the_slider_decides_as_python_does(shown, written):
     assert sources == len(each.stages) + 6
     for source in range(sources):
         shown.page.select_option("#source", str(source))
+        turns = [None]
         if source < len(each.stages):
             stage = each.stages[source]
-            entered, scores, threshold = stage.entered, stage.scores, policy.threshold
+            entered, scores, layer = stage.entered, stage.scores, stage.layer
+            turns = turns if policy.max_turn is None else [1, 5, 8, 20, 60]
         else:
             layer = source - len(each.stages)
-            entered, scores, threshold = range(len(each.tokens)), [t.unpruned[layer] for t in each.tokens], None
-        for quantile in (0, 0.07, 0.29, 0.5, 0.77, 0.99):
-            for least in (1, 8):
-                kept, cut = shown.move(quantile, least)
-                wanted = by_python(policy, scores, quantile, least, threshold)
-                assert kept == [entered[row] for row in wanted], (source, quantile, least)
-                guarded = 2 * policy.protect_special  # they do not stay on their merit
-                assert (cut is None) == (len(wanted) in (len(scores), guarded))
+            entered, scores = range(len(each.tokens)), [t.unpruned[layer] for t in each.tokens]
+            assert policy.max_turn is None or shown.page.locator("#turn").is_disabled()
+        seen = set()
+        for quantile, least, degrees in product((0, 0.07, 0.29, 0.5, 0.77, 0.99), (1, 8), turns):
+            budget = degrees and budgets(policy.turn_map(layer), degrees, np.array([len(scores)]))[0]
+            kept, cut = shown.move(quantile, least, degrees)
+            wanted = by_python(policy, scores, quantile, least, budget)
+            assert kept == [entered[row] for row in wanted], (source, quantile, least, degrees)
+            guarded = 2 * policy.protect_special  # they do not stay on their merit
+            assert (cut is None) == (len(wanted) in (len(scores), guarded))
+            seen |= {len(kept)} if (quantile, least) == (0.99, 1) else set()
+        assert len(seen) >= min(3, len(turns))  # the turn decides
         bars = shown.page.locator("#explorer .bars li.dropped")
         gone = sorted(set(range(len(each.tokens))) & set(entered) - set(kept))
         assert bars.evaluate_all("all => all.map((li) => Number(li.dataset.place))") == gone
@@ -174,17 +181,56 @@ def test_the_selection_of_the_page_is_the_selection_of_python(browser, written):
     opened = Shown(browser, path)
     random = np.random.default_rng(0)
     guard = {"prefix": 1, "suffix": 1} if policy.protect_special else {"prefix": 0, "suffix": 0}
-    for n in (2, 3, 7, 10, 29, 100):
-        scores = (random.integers(-4, 5, n) / 4).astype(np.float32).tolist()
-        for threshold in (None, 0.3):
-            wanted = [by_python(policy, scores, step / 100, 2, threshold) for step in range(100)]
+    for n, above in product((2, 3, 7, 10, 29, 100), (0, 16)):  # higher than 16 a score costs no more
+        scores = (random.integers(-4, 5, n) / 4 + above).astype(np.float32).tolist()
+        spent = cost(np.sort(np.float32(scores)))
+        for budget in (None, 0.0, *(float(spent[rank] * 1.001) for rank in (n // 3, n // 2, -2))):
+            wanted = [by_python(policy, scores, step / 100, 2, budget) for step in range(100)]
             seen = opened.page.evaluate(
                 """([scores, options]) => [...Array(100).keys()]
                 .map((step) => select(scores, step / 100, 2, options).stays)""",
-                [scores, guard | {"threshold": threshold}],
+                [scores, guard | {"budget": budget}],
             )
             assert [np.flatnonzero(row).tolist() for row in seen] == wanted
     opened.close()
+
+
+def test_the_page_foresees_the_turn_as_python_does(browser, encoder, tmp_path):
+    policy = fitted_to(encoder, quantile=0.8, min_tokens=3, score="learned", max_turn=8)
+    path, found = page_of(encoder, tmp_path / "a.html", TEXTS, policy)
+    opened = Shown(browser, path)
+    for degrees, n in product((0.5, 8, 90), (1, 13, 256, 512)):
+        wanted = budgets(policy.turn_map(2), degrees, np.array([n]))[0]
+        seen = opened.page.evaluate(f"budgetOf(DATA.turn, {degrees}, {n})")
+        assert seen == pytest.approx(wanted, rel=1e-6)
+        assert opened.page.evaluate(f"expectedTurn(DATA.turn, {seen}, {n})") == pytest.approx(degrees, rel=1e-5)
+    for index, each in enumerate(found):
+        opened.page.locator("nav button").nth(index).click()
+        said = opened.page.locator("#decision").inner_text()
+        gone = len(each.kept) < len(each.tokens)
+        assert (f"expected to turn the embedding by {each.expected_angle:.1f}°" in said) == gone
+        assert f"{each.expected_angle:.1f} degrees expected" in opened.page.locator(".tiles").inner_text()
+    assert "with more it would be expected to turn farther than 8°" in said
+    assert "at most 80% of the tokens at layer 2" in opened.page.locator("#about").inner_text()
+    assert "what is expected to turn its embedding by 8° or less" in opened.page.locator("#about").inner_text()
+    opened.page.locator("nav button").first.click()
+    opened.page.fill("#turn", "")  # on the way to another number
+    assert json.loads(opened.page.locator("#decision").get_attribute("data-kept")) == found[0].stages[0].kept
+    opened.page.fill("#turn", "1")
+    opened.page.locator("nav button").nth(1).click()
+    assert opened.page.locator("#turn").input_value() == "1"
+    opened.close()
+
+
+def test_the_page_names_the_nearest_text(shown, written):
+    _, _, found = written
+    for index, each in enumerate(found):
+        shown.page.locator("nav button").nth(index).click()
+        assert each.meaning in shown.page.locator(".tiles").inner_text()
+        said = shown.page.locator("#embedding").inner_text()
+        assert "some 52° for two texts of one intent, and 78° for two of different ones" in said
+        assert f"Of 2 training examples the nearest without pruning is “{each.nearest.unpruned[:20]}" in said
+        assert ("With pruning it stays the nearest." in said) == each.nearest.same
 
 
 def page_of(encoder, path, texts, policy, classifier=None):

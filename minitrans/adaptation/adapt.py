@@ -1,4 +1,4 @@
-"""Offline adaptation: one pruning policy for several tasks, found by trying many (arXiv 2408.11799, taken further).
+"""Offline adaptation: one pruning policy for several tasks and searches, found by trying many (as in arXiv 2408.11799).
 
 The cheapest policy within the limits wins; of about equal ones the simplest. Cost is embedding time: predicted by a
 model of this machine for all policies, and measured for the finalists and for what pruning competes with.
@@ -51,7 +51,7 @@ class TimedRun:
         kind: "none"; "policy", a finalist; "paper", averaged attention with dropping, at about the same time;
             "layers" and "precision", the competitors, with the best policy too.
         time_ratio: to no pruning with the same model; interleaved, median.
-        mean_drop: in points; those of policies are cross-fitted, see search.py.
+        mean_drop: in points, of MRR@10 where there are no tasks; those of policies are cross-fitted, see search.py.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Adaptation:
         outcomes: everything that was tried.
         timings: the finalists and the competitors.
         baseline: task -> mean accuracy without pruning, in [0, 1].
+        search_baseline: search -> MRR@10 without pruning, in [0, 1].
         limits, cost_model, settings: what led there.
     """
 
@@ -81,6 +82,7 @@ class Adaptation:
     limits: Limits
     cost_model: CostModel
     settings: Mapping[str, Any] = field(default_factory=dict)
+    search_baseline: Mapping[str, float] = field(default_factory=dict)
 
     def pareto(self) -> list[Outcome]:
         """Those that no other beats in both predicted time and mean drop, the cheapest first."""
@@ -93,11 +95,20 @@ class Adaptation:
             PolicyError: none stays within the limits; the message says what comes nearest.
         """
         if self.policy is None:
-            mean, worst = self.chosen.bounds(self.limits.confidence)
+            limits, nearest = self.limits, self.chosen
+            mean, worst = nearest.bounds(limits.confidence)
+            rows: list[tuple[str, str]] = []
+            if nearest.drops:
+                rows += [(f"{limits.mean_drop:g} points on average", f"{mean:.2f}")]
+                rows += [(f"{limits.task_drop:g} on the worst task", f"{worst:.2f}")]
+            if nearest.search_drop is not None:
+                rows.append((f"{limits.of_searches:g} points of MRR@10", f"{nearest.search_drop:.2f}"))
+            if limits.turn is not None:
+                rows.append((f"{limits.turn:g} degrees", f"{nearest.turn:.1f}"))
+            wanted, reached = (" and ".join(words) for words in zip(*rows, strict=True))
             raise PolicyError(
-                f"none of {len(self.outcomes)} policies stays within {self.limits.mean_drop:g} points on average and "
-                f"{self.limits.task_drop:g} on the worst task; the nearest is {self.chosen.recipe} with {mean:.2f} and "
-                f"{worst:.2f}; allow more, or use more draws or larger tasks, which makes the bounds narrower"
+                f"none of {len(self.outcomes)} policies stays within {wanted}; the nearest is {nearest.recipe} with "
+                f"{reached}; allow more, or use more draws or larger tasks, which makes the bounds narrower"
             )
         self.policy.save(Path(path))
 
@@ -112,32 +123,39 @@ def adapt(
     journal: Journal | None = None,
     progress: bool = False,
 ) -> Adaptation:
-    """Search for the cheapest pruning policy that several tasks can bear.
+    """Search for the cheapest pruning policy that several tasks and searches can bear.
 
     Everything but the times is the same in every run with the same arguments; with a journal the times are too.
 
     Args:
         encoder: its own pruning is not used.
-        tasks: with different names. Labels serve the accuracies only; fitted arrays see unlabelled training texts.
+        tasks: with different names, none if the settings have searches. Labels serve the accuracies only; fitted arrays
+            see unlabelled training texts.
         limits: what a policy may cost; None takes the defaults.
-        settings: what policies are tried on; None takes the defaults.
+        settings: what policies are tried on, such as searches; None takes the defaults.
         recipes: what to try in place of the grid and its neighbours.
         journal: None keeps nothing; else an interrupted search goes on where it was.
         progress: show bars on standard error.
 
     Raises:
-        InputError: no tasks, names that come twice, recipes that the model cannot run, or as
-            `minitrans.data.tasks.draw` does.
+        InputError: neither tasks nor searches, names that come twice, recipes that the model cannot run or whose turn
+            cannot be foreseen, all of them, or as `minitrans.data.tasks.draw` does.
     """
     tries = _grid(encoder) if recipes is None else _checked(recipes, encoder)
     search = Search(encoder, tasks, settings, journal, progress)
     limits = limits or Limits()
-    tried = search.run(tries, limits.mean_drop)
+    bar = limits.mean_drop if search.trials else limits.of_searches
+    tried = search.run(tries, bar)
+    if not tried:
+        raise InputError(
+            f"max_turn is {tries[0].max_turn} in {tries[0]}, and how far texts turn cannot be foreseen; wanted recipes "
+            "without max_turn, or more texts"
+        )
     model = _cost_model(search, tried)
     if recipes is None:
         parents = _promising(_priced(search, tried, model), limits)
         more = [other for each in parents for other in neighbours(each.recipe, search.num_layers)]
-        tried += search.run(new_ones(more, [each.recipe for each in tried]), limits.mean_drop)
+        tried += search.run(new_ones(more, [each.recipe for each in tried]), bar)
     return _decided(search, _priced(search, tried, model), limits, model)
 
 
@@ -191,6 +209,7 @@ def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: Cos
         outcomes=outcomes,
         timings=timings,
         baseline={trial.name: float(search.base(trial).mean()) for trial in search.trials},
+        search_baseline={each.name: search.base_mrr(each) for each in search.searches},
         limits=limits,
         cost_model=model,
         settings=search.key | {"unlabelled": {name: len(texts) for name, texts in search.unlabelled.items()}},
@@ -208,9 +227,9 @@ def _decided(search: Search, outcomes: list[Outcome], limits: Limits, model: Cos
 
 
 def _sample(search: Search) -> list[str]:
-    """Texts to time: test texts of every task."""
-    each = TIMED_TEXTS // len(search.trials)
-    return [text for trial in search.trials for text in trial.test_texts[:each]]
+    """Texts to time: test texts of every task, and texts of every search."""
+    each = TIMED_TEXTS // len(search.measured)
+    return [text for trial in search.measured for text in trial.timed_texts[:each]]
 
 
 def _encoding(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy | None) -> Callable[[], object]:
@@ -310,8 +329,12 @@ def _cheapest(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
 
 
 def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
-    """Whose neighbours to try: the cheapest within the limits, then those of the front that come nearest to them."""
-    near = sorted(front(outcomes, TIME_AND_DROP), key=lambda each: each.excess(limits))
+    """Whose neighbours to try: the cheapest within the limits, then those of the front that come nearest to them.
+
+    The front is that of time and of whatever limit is hardest to keep: one of turns or of searches, too.
+    """
+    best = front(outcomes, lambda each: (each.cost, each.excess(limits)))
+    near = sorted(best, key=lambda each: abs(each.excess(limits)))
     chosen = {str(each.recipe): each for each in [*_cheapest(outcomes, limits)[: PARENTS // 2], *near]}
     return list(chosen.values())[:PARENTS]
 
@@ -327,15 +350,27 @@ def _spread(recipes: Sequence[Recipe]) -> list[Recipe]:
 def _provenance(search: Search, chosen: Outcome, limits: Limits, ratio: float) -> dict[str, Any]:
     encoder = search.encoder
     mean, worst = chosen.bounds(limits.confidence)
-    return {
+    lengths = np.concatenate([trial.lengths(encoder) for trial in search.measured])
+    found = {
         "made_by": f"minitrans {__version__} adapt",
         "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
         "backend": encoder.backend,
-        **{name: search.key[name] for name in ("tasks", "shots", "seeds")},
-        "limits": asdict(limits),
-        "mean_drop": round(chosen.mean_drop, 3),
-        "mean_drop_bound": round(mean, 3),
-        "worst_task_drop_bound": round(worst, 3),
+        **{name: search.key[name] for name in ("tasks", "searches", "shots", "seeds")},
+        "limits": asdict(limits) | {"search_drop": limits.of_searches if search.searches else None},
+        "lengths": [int(lengths.min()), int(lengths.max())],  # tokens of the texts that it was tried on
+        "turns": {str(length): round(turn, 2) for length, turn in chosen.turns.items()},
         "tokens_kept": round(chosen.tokens_kept, 4),
         "time_ratio": round(ratio, 3),
     }
+    if search.trials:
+        found |= {
+            "mean_drop": round(chosen.mean_drop, 3),
+            "mean_drop_bound": round(mean, 3),
+            "worst_task_drop_bound": round(worst, 3),
+        }
+    if search.searches:
+        found["search_drops"] = {
+            name: {way: round(points, 3) for way, points in drops.items()}
+            for name, drops in chosen.search_drops.items()
+        }
+    return found

@@ -45,6 +45,10 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # by which texts are pruned to see how 
 LEAST_TURN = 0.01  # degrees: below it is rounding
 
 
+class UnforeseenTurnError(InputError):
+    """What tokens are worth says nothing of how far embeddings turn."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Sums over the tokens of some texts, for one layer; they add up."""
@@ -117,7 +121,8 @@ def calibrated(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPo
         policy: "learned", with one stage; its quantile and ``max_turn`` play no part.
 
     Raises:
-        InputError: no text of a fitting length, or what tokens are worth says nothing of the turn.
+        InputError: no text of a fitting length.
+        UnforeseenTurnError: what tokens are worth says nothing of the turn; an InputError too.
     """
     ((layer, _),) = policy.plan.items()
 
@@ -139,12 +144,15 @@ def calibrated(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPo
     parts = over_batches(encoder.blocks, _packed(encoder, texts), work, encoder.threads)
     found = [np.concatenate(each) for each in zip(*parts, strict=True)]
     features, turns = np.column_stack([found[0], np.ones(len(found[0]))]), found[1]
+    unforeseen = UnforeseenTurnError(
+        f"of {len(turns)} prunings that turned a text none turned it the farther the more was given up, wanted texts "
+        "whose turn can be foreseen; add texts"
+    )
+    if len({*features[:, 0].tolist()}) < 2:  # nothing to go by
+        raise unforeseen
     turn = _linear(*_ridge(features.T @ features, (features.T @ turns)[:, None], TURN_RIDGE))
     if not turn.weight[0, 0] > 0:
-        raise InputError(
-            f"of {len(turns)} prunings none turned the farther the more was given up, wanted texts whose turn can be "
-            "foreseen; add texts"
-        )
+        raise unforeseen
     return replace(policy.fitted or Fitted(encoder.fingerprint, {}, {}), turns={layer: turn})
 
 

@@ -19,10 +19,12 @@ METHODS: tuple[tuple[Score, Reduce], ...] = (
     ("learned", "restore"),
 )
 QUANTILES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+LEARNED_QUANTILES = (0.3, 0.5)  # the rest of a learned method's share of the grid are turns
 MIN_TOKENS = 6
 DEEPEST = 3  # pruning later than this saves too little to be worth a search
 CAP = 0.7  # the most that a text loses however little it turns
-TURNS = (6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0)  # degrees
+TURNS = (6.0, 8.0, 10.0, 12.0, 14.0, 17.0, 20.0, 25.0)  # degrees; every second one is in the grid
+LEAST_OF_TURNS = 4  # tokens: a text that can spare none keeps all, however short it is
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,19 @@ class Recipe:
 
 
 def grid(num_layers: int) -> list[Recipe]:
-    """Every method at every layer and quantile, the gentlest first."""
-    layers = range(min(DEEPEST + 1, max(1, num_layers - 1)))
-    return [
-        Recipe(((layer, quantile),), score, reduce)
-        for score, reduce in METHODS
-        for layer in layers
-        for quantile in QUANTILES
-    ]
+    """Every method at every layer, by some quantiles and, where the score is learned, by some turns; gentlest first."""
+    found = []
+    for score, reduce in METHODS:
+        for layer in range(min(DEEPEST + 1, max(1, num_layers - 1))):
+            quantiles = LEARNED_QUANTILES if score == "learned" else QUANTILES
+            found += [Recipe(((layer, quantile),), score, reduce) for quantile in quantiles]
+            if score == "learned":
+                found += [_by_turn(layer, score, reduce, degrees) for degrees in TURNS[::2]]
+    return found
+
+
+def _by_turn(layer: int, score: Score, reduce: Reduce, degrees: float) -> Recipe:
+    return Recipe(((layer, CAP),), score, reduce, LEAST_OF_TURNS, max_turn=degrees)
 
 
 def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
@@ -110,9 +117,21 @@ def neighbours(recipe: Recipe, num_layers: int) -> list[Recipe]:
             if later < num_layers
             for second in (0.3, 0.5)
         ]
-        if recipe.score == "learned":
-            found += [replace(recipe, stages=((layer, CAP),), max_turn=degrees, min_tokens=4) for degrees in TURNS]
+    if recipe.max_turn is not None:
+        gentler = [degrees for degrees in TURNS if degrees < recipe.max_turn]
+        farther = [degrees for degrees in TURNS if degrees > recipe.max_turn]
+        found += [replace(recipe, max_turn=degrees) for degrees in (*gentler[-1:], *farther[:1])]
     return [other for other in found if other != recipe]
+
+
+def is_milder(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a recipe prunes less than another one of its kind, at the same layers; a second stage only adds to it."""
+    alike = replace(recipe, stages=other.stages, max_turn=other.max_turn) == other and recipe.layer == other.layer
+    if not alike or recipe.stages[1:] not in ((), other.stages[1:]):
+        return False
+    if recipe.max_turn is not None and other.max_turn is not None:
+        return recipe.stages == other.stages and recipe.max_turn < other.max_turn
+    return recipe.max_turn == other.max_turn and recipe.stages[0][1] < other.stages[0][1]
 
 
 def new_ones(recipes: Iterable[Recipe], known: Iterable[Recipe]) -> list[Recipe]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from minitrans.adaptation.adapt import Adaptation, TimedRun
 from minitrans.adaptation.recipes import METHODS
+from minitrans.adaptation.search import Limits, Outcome
 from minitrans.errors import InputError
+from minitrans.evaluation.retrieval import SIDES
 from minitrans.evaluation.tables import Column, render, save_text
 from minitrans.files import atomic_file
 
@@ -23,6 +25,8 @@ _FRONT = (
     Column("mean_drop", "mean drop", "+.2f"),
     Column("mean_bound", "bound", "+.2f"),
     Column("worst_bound", "worst task's bound", "+.2f"),
+    Column("search_drop", "worst drop of MRR@10", "+.2f"),
+    Column("turn", "worst turn °", ".1f"),
     Column("tokens_kept", "tokens kept", ".1%"),
     Column("within", "within limits"),
 )
@@ -120,38 +124,33 @@ def _draw(found: Adaptation, axes: Any) -> None:
     place = 100 * found.chosen.cost, -found.chosen.mean_drop
     axes.scatter(*place, marker="*", s=170, color="#d62728", zorder=5, label=f"{label}: {found.chosen.recipe}")
     axes.scatter(100, 0, marker="s", s=30, color="black", label="no pruning")
-    axes.axhline(-found.limits.mean_drop, color="#999999", ls=":", lw=1)
-    place = 0.01, -found.limits.mean_drop
+    limit = found.limits.mean_drop if found.baseline else found.limits.of_searches
+    axes.axhline(-limit, color="#999999", ls=":", lw=1)
+    place = 0.01, -limit
     across = ("axes fraction", "data")
     axes.annotate("limit of the mean drop", place, xycoords=across, xytext=(0, 3), color="#666666", **note)
     axes.set_xlabel("embedding time, % of no pruning (policies: predicted; crosses: measured)")
-    axes.set_ylabel("change of accuracy in points, mean over tasks, shots and draws")
+    words = "accuracy in points, mean over tasks, shots and draws" if found.baseline else "MRR@10 in points, mean"
+    axes.set_ylabel(f"change of {words}")
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7, loc="lower right")
 
 
 def _parts(found: Adaptation, picture: str | None) -> Iterator[str]:
     limits, settings = found.limits, found.settings
-    yield "# A pruning policy for " + ", ".join(settings["tasks"])
+    yield "# A pruning policy for " + ", ".join([*settings["tasks"], *settings["searches"]])
     chosen = found.chosen
-    mean, worst = chosen.bounds(limits.confidence)
     if found.policy is not None:
         ratio = found.policy.provenance["time_ratio"]
         yield (
-            f"**{chosen.recipe}** embeds in {ratio:.1%} of the time without pruning (measured) and loses "
-            f"{chosen.mean_drop:.2f} points of accuracy on average (bound {mean:.2f}), on the worst task at most "
-            f"{worst:.2f}. It keeps {chosen.tokens_kept:.1%} of the tokens."
+            f"**{chosen.recipe}** embeds in {ratio:.1%} of the time without pruning (measured) and "
+            f"{_lost(chosen, limits)} It keeps {chosen.tokens_kept:.1%} of the tokens."
         )
     else:
-        yield (
-            f"**No policy stays within the limits.** The nearest, {chosen.recipe}, loses {chosen.mean_drop:.2f} points "
-            f"on average (bound {mean:.2f}), on the worst task at most {worst:.2f}."
-        )
+        yield f"**No policy stays within the limits.** The nearest, {chosen.recipe}, {_lost(chosen, limits)}"
     yield (
-        f"Limits: {limits.mean_drop:g} points on average, {limits.task_drop:g} on the worst task, each with a "
-        f"confidence of {limits.confidence:.0%} over {len(settings['seeds'])} draws at "
-        f"{', '.join(map(str, settings['shots']))} shots. A negative drop is a gain. {len(found.outcomes)} policies "
-        "were tried; each was judged on every task with arrays fitted to unlabelled texts of the other tasks."
+        f"Limits: {_limited(found)}. A negative drop is a gain. {len(found.outcomes)} policies were tried; each was "
+        "judged on every task and search with arrays fitted to unlabelled texts of the others."
     )
     if picture is not None:
         yield f"![Accuracy against time, one point per policy]({picture})"
@@ -165,14 +164,58 @@ def _parts(found: Adaptation, picture: str | None) -> Iterator[str]:
     rows = []
     for each in found.pareto():
         mean, worst = each.bounds(limits.confidence)
-        shown = {"mean_drop": each.mean_drop, "mean_bound": mean, "worst_bound": worst}
+        shown: dict[str, Any] = {"turn": each.turn, "search_drop": each.search_drop}
+        if each.drops:
+            shown |= {"mean_drop": each.mean_drop, "mean_bound": mean, "worst_bound": worst}
         mark = " (chosen)" if found.policy is not None and each is chosen else ""
         within = "yes" if each.meets(limits) else "no"
         rows.append(vars(each) | shown | {"policy": f"{each.recipe}{mark}", "within": within})
-    yield render(_FRONT, rows, "markdown")
-    yield "## Accuracy without pruning"
-    rows = [{"task": name, "accuracy": value} for name, value in found.baseline.items()]
-    yield render((Column("task", "task"), Column("accuracy", "accuracy", ".1%")), rows, "markdown")
+    there = [column for column in _FRONT if any(row.get(column.key) is not None for row in rows)]
+    yield render(there, rows, "markdown")
+    if found.baseline:
+        yield "## Accuracy without pruning"
+        rows = [{"task": name, "accuracy": value} for name, value in found.baseline.items()]
+        yield render((Column("task", "task"), Column("accuracy", "accuracy", ".1%")), rows, "markdown")
+    if found.search_baseline:
+        yield "## MRR@10 without pruning, and points lost"
+        rows = [
+            {"task": name, "mrr": value, **chosen.search_drops[name]} for name, value in found.search_baseline.items()
+        ]
+        ways = [Column(way, "both pruned" if way == "both" else f"{way} pruned", "+.2f") for way in SIDES]
+        yield render((Column("task", "search"), Column("mrr", "MRR@10", ".3f"), *ways), rows, "markdown")
+
+
+def _lost(each: Outcome, limits: Limits) -> str:
+    """What a policy costs, as the rest of a sentence."""
+    parts = []
+    if each.drops:
+        mean, worst = each.bounds(limits.confidence)
+        parts.append(
+            f"loses {each.mean_drop:.2f} points of accuracy on average (bound {mean:.2f}), on the worst task at most "
+            f"{worst:.2f}"
+        )
+    if each.search_drop is not None:
+        parts.append(f"loses {each.search_drop:.2f} points of MRR@10 on average, whichever side is pruned")
+    if each.turns:
+        length, turn = max(each.turns.items(), key=lambda pair: pair[1])
+        parts.append(f"turns texts of about {length} tokens, which it turns the most, by {turn:.1f} degrees")
+    return "; it ".join(parts) + "."
+
+
+def _limited(found: Adaptation) -> str:
+    """The limits in words."""
+    limits, settings, parts = found.limits, found.settings, []
+    if found.baseline:
+        parts.append(
+            f"{limits.mean_drop:g} points on average, {limits.task_drop:g} on the worst task, each with a confidence "
+            f"of {limits.confidence:.0%} over {len(settings['seeds'])} draws at "
+            f"{', '.join(map(str, settings['shots']))} shots"
+        )
+    if found.search_baseline:
+        parts.append(f"{limits.of_searches:g} points of MRR@10")
+    if limits.turn is not None:
+        parts.append(f"a turn of {limits.turn:g} degrees")
+    return "; ".join(parts)
 
 
 def _described(found: Adaptation, each: TimedRun) -> str:

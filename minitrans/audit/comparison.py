@@ -278,8 +278,9 @@ def distance_from_cut(right: Kept, other: Kept, budgets: Float32 | None = None) 
     cut = (merit.min() + best_gone) / 2 if merit.size else best_gone
     near = np.abs(scores[moved] - cut) / (np.abs(scores).mean() or 1.0)  # [M]
     if budgets is not None:
-        order = np.argsort(scores, kind="stable")
-        costs = np.empty(len(scores))
+        counted = np.flatnonzero(~stayed | (scores >= best_gone))  # [C] protected rows cost nothing
+        order = counted[np.argsort(scores[counted], kind="stable")]  # [C]
+        costs = np.full(len(scores), np.inf)
         costs[order] = cost(right.scores[order])
         near = np.minimum(near, np.abs(costs[moved] / budgets[len(scores)] - 1))
     return float(near.max())

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.backends.panels import PackedLinear, address, pack_linears, pack_model, unpack_model
+from minitrans.backends.panels import address, pack_linears, pack_model, unpack_model
 from minitrans.backends.team import MOST_MEMBERS, Team, register_chunk
-from minitrans.backends.workspace import PRUNINGS, Program, Workspace
+from minitrans.backends.workspace import PRUNINGS, PreparedRanking, Program, Workspace
 from minitrans.encoder.selection import Ranking, Selection, positions
 from minitrans.errors import InputError
 from minitrans.kernels.library.loading import Kernels, load_kernels
@@ -77,7 +78,7 @@ class CompiledBlocks:
         )
         self._workspaces: list[Workspace] = []  # idle ones; append and pop are atomic
         self._teams: list[Team] = []
-        self._restore: dict[int, tuple[Float32, PackedLinear]] = {}  # by the id of the weight, which is kept
+        self._rankings: dict[tuple[int, ...], PreparedRanking] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Memory addresses and a library of this machine: elsewhere the weights are laid out anew.
@@ -167,38 +168,55 @@ class CompiledBlocks:
         rows, texts, width = len(hidden), len(offsets) - 1, self.config.hidden_size
         _check("hidden", hidden, _FLOAT32, (rows, width))
         workspace = self._workspace(rows, offsets, max(rows, texts))
-        for name, table, dtype in (("least", ranking.least, _INT64), ("budgets", ranking.budgets, _FLOAT32)):
-            if table is not None:
-                _check(name, table, dtype, (max(len(table), workspace.longest + 1),))
-        if ranking.restore is not None:
-            _check("restore", ranking.restore.weight, _FLOAT32, (width, width))
+        prepared = self._prepared(ranking)
+        if workspace.longest > prepared.longest:
+            raise InputError(f"a text has {workspace.longest} tokens, the ranking's tables end at {prepared.longest}")
         if ranking.scores is not None:
             _check("scores", ranking.scores, _FLOAT32, (rows,))
-        elif ranking.scorer is not None:
-            _check("scorer", ranking.scorer.weight, _FLOAT32, (1, width))
-        else:
-            raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
         scores = np.empty(rows, np.float32) if ranking.scores is None else ranking.scores
-        out, kept = np.empty((rows, width), np.float32), np.empty(rows, np.int64)
-        new_offsets = np.empty(texts + 1, np.int64)
-        restore = None if ranking.restore is None else self._packed(ranking.restore.weight)
-        program, mapped = workspace.pruning(ranking, restore, scores, kept, new_offsets)
+        out, places = np.empty((rows, width), np.float32), np.empty(rows + texts + 1, np.int64)
+        kept, new_offsets = places[:rows], places[rows:]
+        at = address(places)
+        program, mapped = workspace.pruning(prepared, address(scores), at, at + 8 * rows)
         self._run(workspace, program, rows, address(hidden), address(out))
         stayed, restored = int(new_offsets[-1]), None
-        if mapped is not None and ranking.restore is not None:
-            gone = np.diff(offsets) - np.diff(new_offsets)  # [B]
-            restored = mapped[:texts] + gone[:, None].astype(np.float32) * ranking.restore.bias  # [B, H]
+        if mapped is not None:
+            restored = mapped[:texts].copy() if stayed < rows else np.zeros((texts, width), np.float32)  # [B, H]
+            if prepared.bias is not None:
+                gone = np.diff(offsets) - np.diff(new_offsets)  # [B]
+                restored += gone[:, None].astype(np.float32) * prepared.bias
         return out[:stayed], Selection(scores, kept[:stayed], new_offsets), restored
 
-    def _packed(self, weight: Float32) -> PackedLinear:
-        """A policy's map, laid out for the kernels when it is first seen."""
-        known = self._restore.get(id(weight))
+    def _prepared(self, ranking: Ranking) -> PreparedRanking:
+        """A policy's ranking, checked and laid out for the kernels when it is first seen."""
+        scorer = ranking.scorer if ranking.scores is None else None
+        tables = scorer, ranking.least, ranking.budgets, ranking.restore
+        key = *map(id, tables), ranking.scores is None, ranking.prefix, ranking.suffix
+        known = self._rankings.get(key)
         if known is None:
-            if len(self._restore) >= PRUNINGS:
-                self._restore.clear()
-            bias = np.zeros(len(weight), np.float32)
-            known = self._restore[id(weight)] = weight, pack_linears(self.kernels.level, Linear(weight, bias))
-        return known[1]
+            if len(self._rankings) >= PRUNINGS:
+                self._rankings.clear()
+            known = self._prepare(ranking)
+            kept = replace(ranking, scores=None, scorer=scorer)  # with it the tables, and so their ids
+            known = self._rankings[key] = replace(known, ranking=kept)
+        return known
+
+    def _prepare(self, ranking: Ranking) -> PreparedRanking:
+        width, restore, bias = self.config.hidden_size, None, None
+        if ranking.scores is None:
+            if ranking.scorer is None:
+                raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
+            _check("scorer", ranking.scorer.weight, _FLOAT32, (1, width))
+        _check("least", ranking.least, _INT64, (len(ranking.least),))
+        if ranking.budgets is not None:
+            _check("budgets", ranking.budgets, _FLOAT32, (len(ranking.least),))
+        if ranking.restore is not None:
+            _check("restore", ranking.restore.weight, _FLOAT32, (width, width))
+            _check("restore", ranking.restore.bias, _FLOAT32, (width,))
+            no_bias = np.zeros(width, np.float32)
+            restore = pack_linears(self.kernels.level, Linear(ranking.restore.weight, no_bias))
+            bias = ranking.restore.bias if ranking.restore.bias.any() else None
+        return PreparedRanking(ranking, len(ranking.least) - 1, restore, bias)
 
     def _run(
         self,

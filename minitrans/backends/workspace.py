@@ -25,7 +25,7 @@ from minitrans.kernels.steps import (
 )
 from minitrans.models.parameters import Float32, LayerNorm
 
-_BATCH = struct.Struct(f"{len(BATCH)}q")
+_BATCH, _RESULTS = struct.Struct(f"{len(BATCH)}q"), struct.Struct("3q")
 PRUNINGS = 16  # of policies, whose programs are kept
 SLACK_ROWS = 32  # a tile may read and write this many rows behind the last one
 
@@ -39,6 +39,16 @@ class Program:
     records: NDArray[np.int64]  # [steps, STEP_WORDS]
     address: int
     count: int
+
+
+@dataclass(frozen=True)
+class PreparedRanking:
+    """What all calls with the same ranking share: it was checked, and its map laid out."""
+
+    ranking: Ranking  # without scores; and without a scorer where there are some
+    longest: int  # tokens of a text
+    restore: PackedLinear | None
+    bias: Float32 | None  # [H] of the map; None where it adds nothing
 
 
 class Workspace:
@@ -75,7 +85,7 @@ class Workspace:
         logits = round_up(rows, level.panel) * 4 * level.float32_heights[0]
         turned = round_up(rows, level.panel) * 4 * round_up(head_size, level.lanes)
         self._attention = aligned((members, logits + turned), np.uint8)
-        self._prunings: dict[int, tuple[PackedLinear | None, Program]] = {}  # by the id of the map, which is kept
+        self._prunings: dict[int, tuple[PreparedRanking, Program, memoryview, Float32 | None]] = {}  # by the first's id
         self.embed = self._program([self._embed()])
         self._per_text = aligned((len(BATCH),), np.int64)  # a batch whose rows are texts
         self._ranking, self._worth = aligned((rows,), np.float32), aligned((rows,), np.float32)
@@ -211,41 +221,29 @@ class Workspace:
         )
 
     def pruning(
-        self,
-        ranking: Ranking,
-        restore: PackedLinear | None,
-        scores: Float32,
-        kept: NDArray[np.int64],
-        offsets: NDArray[np.int64],
+        self, prepared: PreparedRanking, scores: int, kept: int, offsets: int
     ) -> tuple[Program, Float32 | None]:
-        """The program that prunes, told what to rank and where its results go: arrays that were checked.
+        """The program that prunes, told where the scores are or go, and where the rest goes: addresses.
 
         Returns:
             the program, and where it leaves what `restore` makes of the sum of each text's rows that go: [rows, H].
         """
-        known = self._prunings.get(id(restore))
+        known = self._prunings.get(id(prepared))
         if known is None:
             if len(self._prunings) >= PRUNINGS:
                 self._prunings.clear()
-            known = self._prunings[id(restore)] = restore, self._pruning(restore)
-        program, scorer = known[1], ranking.scorer if ranking.scores is None else None
-        write_fields(
-            program.records[0],
-            PRUNE,
-            scores=address(scores),
-            weight=0 if scorer is None else address(scorer.weight),
-            bias=0 if scorer is None else float_bits(scorer.bias[0]),
-            least=address(ranking.least),
-            budgets=address(ranking.budgets),
-            prefix=ranking.prefix,
-            suffix=ranking.suffix,
-            kept=address(kept),
-            offsets=address(offsets),
-        )
-        write_fields(self._per_text, BATCH, tokens=self._texts[0])
-        return program, None if restore is None else self._y[:, : restore.outputs]
+            program = self._pruning(prepared)
+            memory = memoryview(program.records.data).cast("B")
+            mapped = None if prepared.restore is None else self._y[:, : prepared.restore.outputs]
+            # The ranking is kept, so that no other one has its id.
+            known = self._prunings[id(prepared)] = prepared, program, memory, mapped
+        _, program, memory, mapped = known
+        _RESULTS.pack_into(memory, PRUNE.scores, scores, kept, offsets)
+        return program, mapped
 
-    def _pruning(self, restore: PackedLinear | None) -> Program:
+    def _pruning(self, prepared: PreparedRanking) -> Program:
+        ranking, restore = prepared.ranking, prepared.restore
+        scorer = ranking.scorer
         prune = new_step(
             "prune",
             tasks=1,
@@ -253,9 +251,16 @@ class Workspace:
             ranking=address(self._ranking),
             worth=address(self._worth),
             top=float_bits(TOP),
+            weight=0 if scorer is None else address(scorer.weight),
+            bias=0 if scorer is None else float_bits(scorer.bias[0]),
+            least=address(ranking.least),
+            budgets=address(ranking.budgets),
+            prefix=ranking.prefix,
+            suffix=ranking.suffix,
         )
         if restore is None:
             return self._program([prune])
-        write_fields(prune, PRUNE, sums=address(self._context), sums_bytes=self._context.strides[0])
+        sums = {"sums": address(self._context), "sums_bytes": self._context.strides[0]}
+        write_fields(prune, PRUNE, **sums, mapped=address(self._per_text))
         products = self._product(self._context, restore, self._y)
         return self._program([prune, *products], per_text=len(products))

@@ -23,10 +23,13 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is not a list of whole numbers, wanted for example 1,5,10.") from None
 
 
-_TASK = click.option("--task", "sources", metavar="FOLDER", multiple=True, required=True, help="May be repeated.")
 _TASKS = (
     click.option("--task", "sources", metavar="FOLDER", multiple=True, help="Labelled examples. May be repeated."),
     click.option("--search", "searches", metavar="FILE", multiple=True, help="Queries, documents. May be repeated."),
+)
+_PAIR_COLUMNS = (
+    click.option("--query-column", default="query", show_default=True),
+    click.option("--document-column", default="document", show_default=True),
 )
 _SEEDS = click.option(
     "--seeds", default=5, show_default=True, type=click.IntRange(min=1), help="Draws per number of shots."
@@ -57,8 +60,8 @@ _SEEDS = click.option(
 @click.option("--journal", metavar="FILE", help="Keep what is finished, and go on from what is there.")
 @options.CLASSIFIER
 @options.EXAMPLE_COLUMNS
-@click.option("--query-column", default="query", show_default=True)
-@click.option("--document-column", default="document", show_default=True)
+@_PAIR_COLUMNS[0]
+@_PAIR_COLUMNS[1]
 @click.option("--out-of-scope", is_flag=True, help="Another table: how well texts of no class are rejected.")
 @click.option("--all-scores", is_flag=True, help="With --out-of-scope: each score, not only the one that is chosen.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON in place of the table.")
@@ -147,12 +150,16 @@ def evaluate(
 @click.command(
     cls=options.Command,
     epilog="""minitrans adapt --task a.csv --task b.csv --task c.csv -o policy.json
-    minitrans adapt --task a/ --task b/ --max-drop 0.5 --max-task-drop 1 --texts log.txt -o mild.json""",
+    minitrans adapt --task a/ --task b/ --max-drop 0.5 --max-task-drop 1 --texts log.txt -o mild.json
+    minitrans adapt --task a/ --search questions.csv --max-turn 12 -o policy.json""",
 )
-@_TASK
+@_TASKS[0]
+@_TASKS[1]
 @click.option("--max-drop", default=1.0, show_default=True, help="Points of accuracy, mean over the tasks.")
 @click.option("--max-task-drop", type=float, help="Points on the worst task. Default: twice --max-drop.")
 @click.option("--confidence", default=0.9, show_default=True, help="How sure both must be, over the draws.")
+@click.option("--max-turn", metavar="DEGREES", type=float, help="Of embeddings, at every length. Default: no limit.")
+@click.option("--max-search-drop", metavar="POINTS", type=float, help="Of MRR@10, on average. Default: --max-drop.")
 @click.option("-o", "--output", metavar="FILE", required=True, help="The policy, as .json.")
 @click.option("--report", metavar="FILE", help="Default: beside the policy, as .md with a picture.")
 @click.option("--journal", metavar="FILE", help="What is finished. Default: beside the policy.")
@@ -162,12 +169,17 @@ def evaluate(
 @click.option("--fit-texts", default=2000, show_default=True, type=click.IntRange(min=1), help="Texts to learn from.")
 @click.option("--test-texts", default=1000, show_default=True, type=click.IntRange(min=1), help="Per task, at most.")
 @options.EXAMPLE_COLUMNS
+@_PAIR_COLUMNS[0]
+@_PAIR_COLUMNS[1]
 @options.encoder_options
 def adapt(
     sources: tuple[str, ...],
+    searches: tuple[str, ...],
     max_drop: float,
     max_task_drop: float | None,
     confidence: float,
+    max_turn: float | None,
+    max_search_drop: float | None,
     output: str,
     report: str | None,
     journal: str | None,
@@ -179,27 +191,34 @@ def adapt(
     text_column: str,
     label_column: str,
     delimiter: str | None,
+    query_column: str,
+    document_column: str,
     **model: Any,
 ) -> None:
-    """Find one pruning policy for several tasks.
+    """Find one pruning policy for several tasks and searches.
 
-    Tries hundreds of policies on few-shot classifiers of every task, and writes the fastest one that stays within the
-    limits, a report, and a picture of accuracy against time. Interrupted, it goes on from its journal.
+    Tries hundreds of policies on few-shot classifiers of every task, and on every search, and writes the fastest one
+    that stays within the limits, a report, and a picture of accuracy against time. Interrupted, it goes on from its
+    journal. Tasks and searches are as for evaluate; what you will evaluate on does not belong here.
     """
     from minitrans.adaptation import adapt as adaptation
     from minitrans.adaptation import report as adaptation_report
     from minitrans.adaptation.search import Limits, SearchSettings
     from minitrans.data.files import read_texts
+    from minitrans.data.searches import load_search
     from minitrans.evaluation.journal import Journal
 
+    if not sources and not searches:
+        raise click.UsageError("Missing option '--task' or '--search'.")
     if not output.endswith(".json"):
         raise InputError(f"{output} does not end in .json, wanted a name as policy.json")
     policy_file = Path(output)
     report_file = adaptation_report.check_report_file(report or policy_file.with_suffix(".md"))
     journal_file = journal or policy_file.with_suffix(".journal.jsonl")
     outputs = {"--output": policy_file, "--report": report_file, "--journal": journal_file}
-    options.check_outputs(outputs, [*sources, texts])
-    limits = Limits(max_drop, 2 * max_drop if max_task_drop is None else max_task_drop, confidence)
+    options.check_outputs(outputs, [*sources, *searches, texts])
+    worst = 2 * max_drop if max_task_drop is None else max_task_drop
+    limits = Limits(max_drop, worst, confidence, max_turn, max_search_drop)
     found = adaptation.adapt(
         options.encoder(**model),
         _tasks(sources, text_column, label_column, delimiter, model["local_files_only"]),
@@ -210,6 +229,7 @@ def adapt(
             () if texts is None else read_texts(texts, text_column, delimiter),
             fit_texts,
             test_texts,
+            [load_search(file, query_column, document_column, delimiter) for file in searches],
         ),
         journal=Journal(journal_file),
         progress=options.on_terminal(sys.stderr),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from minitrans.encoder.blocks import Blocks
 from minitrans.encoder.packing import PackedBatch
 from minitrans.encoder.policy import PruningPolicy
-from minitrans.encoder.selection import Selection, merge, rank
+from minitrans.encoder.selection import Selection, may_prune, merge, rank
 from minitrans.errors import NumericalError
 from minitrans.models.parameters import Float32
 
@@ -83,7 +83,6 @@ def forward(
     Raises:
         NumericalError: NaN or infinity, with the layer where it appeared.
     """
-    plan = policy.plan if policy is not None else {}
     offsets, sizes, rows, restored = batch.offsets, None, np.arange(len(batch.ids)), None  # [B + 1], -, [T], -
     hidden = blocks.embed(batch.ids, offsets) if start is None else start.hidden  # [T, H]
     if observer is not None and start is None:
@@ -91,16 +90,20 @@ def forward(
 
     for layer in range(0 if start is None else start.layer, blocks.num_layers):
         selection = None
+        # Texts that are too short to lose anything cost nothing; an observer is shown their scores all the same.
+        prunes = policy if policy is not None and layer in policy.plan else None
+        if prunes is not None and observer is None and not may_prune(prunes, layer, batch, offsets):
+            prunes = None
         if start is not None and layer == start.layer:
             scores = start.scores  # [T]
         else:
-            want = policy.score if policy is not None and layer in plan else None
+            want = None if prunes is None else prunes.score
             hidden, scores = blocks.attention_block(hidden, offsets, sizes, layer, want)  # [T, H], [T]
-        if policy is not None and layer in plan:
-            ranking = rank(policy, layer, scores, batch, rows, offsets)
+        if prunes is not None:
+            ranking = rank(prunes, layer, scores, batch, rows, offsets)
             before = hidden  # [T, H]
             hidden, selection, expected = blocks.select(before, offsets, ranking)  # [T', H], -, [B, H]
-            if policy.reduce == "merge":
+            if prunes.reduce == "merge":
                 hidden, sizes, selection = merge(before, sizes, offsets, selection)  # [T', H], [T']
             elif expected is not None:
                 restored = expected if restored is None else restored + expected  # [B, H]

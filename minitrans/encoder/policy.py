@@ -307,8 +307,6 @@ class PruningPolicy:
     def named(cls, name: str) -> PruningPolicy:
         """The policy of a name: "default", which is ``PruningPolicy()``, or one of ``shipped_policies``.
 
-        The latter are made for classifying short texts: see docs/pruning.md for what they do to others.
-
         Raises:
             PolicyError: there is none of that name.
         """

@@ -19,11 +19,7 @@ SHIPPED = "weights/policies"
 
 
 def shipped_policies() -> tuple[str, ...]:
-    """Names of the policies that travel with minitrans: for all-MiniLM-L6-v2, and for classifying short texts.
-
-    All but "long", which is for classifying texts of hundreds of tokens. On texts of some 200 tokens "balanced" turns
-    embeddings by 55 degrees, and a search loses a third of its hits.
-    """
+    """Names of the policies that travel with minitrans, for all-MiniLM-L6-v2."""
     try:
         return _names_in(bundled(SHIPPED))
     except ModelNotFoundError:

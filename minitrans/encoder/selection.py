@@ -67,13 +67,24 @@ def rank(
         rows: [T] which tokens of the batch are still there.
         offsets: [B + 1] of these.
     """
-    prefix, suffix = (batch.prefix, batch.suffix) if policy.protect_special else (0, 0)
+    prefix, suffix = _protected(policy, batch)
     least, budgets = by_length(policy, layer, len(batch.ids), prefix + suffix)
     scorer = policy.scorer(layer) if policy.score == "learned" else None
     if scores is None and scorer is None:
         scores = control_scores(policy, batch, rows, offsets)
     restore = policy.restore_map(layer) if policy.reduce == "restore" else None
     return Ranking(scores, scorer, least, budgets, prefix, suffix, restore)
+
+
+def may_prune(policy: PruningPolicy, layer: int, batch: PackedBatch, offsets: NDArray[np.int64]) -> bool:
+    """Whether any text is long enough to lose tokens at a layer of the plan; arguments as for `rank`."""
+    least, _ = by_length(policy, layer, len(batch.ids), sum(_protected(policy, batch)))
+    lengths = np.diff(offsets)  # [B]
+    return bool((least[lengths] < lengths).any())
+
+
+def _protected(policy: PruningPolicy, batch: PackedBatch) -> tuple[int, int]:
+    return (batch.prefix, batch.suffix) if policy.protect_special else (0, 0)
 
 
 def by_length(

@@ -123,10 +123,20 @@ def page_data(encoder: SentenceEncoder, policy: PruningPolicy | None, explained:
         },
         "policy": policy and {f.name: getattr(policy, f.name) for f in fields(policy) if f.name not in left_out},
         "policy_text": describe(policy),
+        "turn": None if policy is None else _turn(policy),
         "ranked": RANKED,
         "special": {"prefix": encoder.tokenizer.prefix, "suffix": encoder.tokenizer.suffix},
         "texts": [each.values for each in explained],
     }
+
+
+def _turn(policy: PruningPolicy) -> list[float] | None:
+    """The three weights and the bias of `Fitted.turns` that ``max_turn`` goes by; None without it."""
+    if policy.max_turn is None:
+        return None
+    ((layer, _),) = policy.plan.items()
+    turn = policy.turn_map(layer)
+    return [*turn.weight[0].tolist(), float(turn.bias[0])]
 
 
 def _attention(traced: TracedText, room: int) -> dict[str, Any]:

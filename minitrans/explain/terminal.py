@@ -54,8 +54,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
             f"{'time' if timing.texts == 1 else '':<11} {timing.verdict}: {timing.unpruned_ms:.2f} {arrow} "
             f"{timing.pruned_ms:.2f} ms {'alone' if timing.texts == 1 else f'as one of {timing.texts} texts'}"
         )
-    cosine = f"cosine {explanation.cosine:.4f} to the one without pruning"
-    yield f"embedding   turned by {explanation.angle:.1f} degrees: {cosine}"
+    yield f"embedding   turned by {explanation.angle:.1f} degrees: {explanation.meaning}"
     if explanation.warning is not None:
         yield f"WARNING     {explanation.warning}"
     if explanation.prediction is not None and explanation.unpruned_prediction is not None:
@@ -63,8 +62,9 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
 
 
 def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: bool) -> Iterator[str]:
+    turn = "" if stage.max_turn is None else f", at most {stage.max_turn:g} degrees"
     yield (
-        f"layer {stage.layer}, quantile {stage.quantile:g}, ranked by {RANKED[stage.score]}: "
+        f"layer {stage.layer}, quantile {stage.quantile:g}{turn}, ranked by {RANKED[stage.score]}: "
         f"{len(stage.kept)} of {len(stage.entered)} tokens stay"
         + ("" if stage.threshold is None else f", threshold {stage.threshold:.4f}")
     )

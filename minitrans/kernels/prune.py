@@ -101,6 +101,7 @@ def prune(level: Level) -> Kernel:
         prefix, suffix = load_word(step, PRUNE.prefix), load_word(step, PRUNE.suffix)
         kept, offsets = load_word(step, PRUNE.kept), load_word(step, PRUNE.offsets)
         sums, sums_bytes = load_word(step, PRUNE.sums), load_word(step, PRUNE.sums_bytes)
+        mapped = load_word(step, PRUNE.mapped)
         hidden, out = load_word(batch, BATCH.hidden), load_word(batch, BATCH.out)
         row_bytes = width * 4
         to = 0
@@ -134,5 +135,8 @@ def prune(level: Level) -> Kernel:
                 elif sums != 0:
                     add_row(hidden + row * row_bytes, sums + text * sums_bytes, width)
             store_word(offsets + text * 8 + 8, to)
+        if mapped != 0:  # where no row goes there is nothing to map
+            texts = load_word(batch, BATCH.texts) if to < load_word(batch, BATCH.tokens) else 0
+            store_word(mapped + BATCH.tokens, texts)
 
     return prune

@@ -54,10 +54,10 @@ ATTENTION = _record(_STEP + "qkv qkv_bytes heads head_size factor context contex
 LAYER_NORM = _record(_STEP + "x x_bytes weight bias width epsilon")
 PRUNE = _record(
     _STEP + "width ranking worth top "  # float32 [T] both, scratch; the bits of the greatest score that counts
-    "scores weight bias "  # float32 [T]; [H] of a linear scorer, or 0; the bits of its bias
+    "weight bias "  # [H] of a linear scorer, or 0; the bits of its bias
     "least budgets prefix suffix "  # by the length of a text: int64, and float32 or 0; protected tokens
-    "kept offsets "  # int64 [T]; int64 [texts + 1]
-    "sums sums_bytes",  # float32 [texts, H], or 0; bytes of its rows
+    "sums sums_bytes mapped "  # float32 [texts, H], or 0; bytes of its rows; the batch record of the map that follows
+    "scores kept offsets",  # float32 [T]; int64 [T]; int64 [texts + 1]
 )
 
 # Every kernel and the record of its steps. The first word of a step is the kernel's place in this table.

@@ -1,5 +1,6 @@
 """adapt() under a clock that is counted work: what it chooses, what it compares with, and the report of it."""
 
+import json
 import re
 import shutil
 import sys
@@ -9,15 +10,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import random_models
-from tiny_tasks import tiny_task
+from tiny_tasks import tiny_rows, tiny_task
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder, __version__
 from minitrans.adaptation import adapt as adaptation
 from minitrans.adaptation import report as adaptation_report
 from minitrans.adaptation.adapt import FINALISTS, TIE, adapt
 from minitrans.adaptation.costs import WorkCounter
-from minitrans.adaptation.recipes import Recipe, front
-from minitrans.adaptation.search import Limits, Search, SearchSettings
+from minitrans.adaptation.fitting import UnforeseenTurnError
+from minitrans.adaptation.recipes import CAP, LEAST_OF_TURNS, Recipe, front
+from minitrans.adaptation.search import Limits, Outcome, Search, SearchSettings
+from minitrans.data.searches import half_search
 from minitrans.data.tasks import draw
 from minitrans.encoder.forward import forward
 from minitrans.errors import InputError, InputTypeError, PolicyError
@@ -188,6 +191,8 @@ def test_the_saved_policy(encoder, alone, tmp_path):
     assert np.abs(pruned - encoder.encode(texts, pruning=None)).max() > 1e-3
     mean, worst = found.chosen.bounds(0.5)
     time_ratio = next(each.time_ratio for each in found.timings if each.name == str(recipe))
+    used = {text for task in TASKS for split in task.splits.values() for text in split.texts}
+    lengths = [len(ids) for ids in encoder.tokenized(sorted(used)).ids]
     assert loaded.provenance == {
         "made_by": f"minitrans {__version__} adapt",
         "model": {"name": encoder.name_or_path, **encoder.identity.to_dict()},
@@ -195,7 +200,10 @@ def test_the_saved_policy(encoder, alone, tmp_path):
         "tasks": {task.name: task.digest for task in TASKS},
         "shots": [1, 2],
         "seeds": [0, 1],
-        "limits": {"mean_drop": 100, "task_drop": 100, "confidence": 0.5},
+        "limits": {"mean_drop": 100, "task_drop": 100, "confidence": 0.5, "turn": None, "search_drop": None},
+        "searches": {},
+        "lengths": [min(lengths), max(lengths)],
+        "turns": {str(length): round(turn, 2) for length, turn in found.chosen.turns.items()},
         "mean_drop": round(found.chosen.mean_drop, 3),
         "mean_drop_bound": round(mean, 3),
         "worst_task_drop_bound": round(worst, 3),
@@ -217,14 +225,169 @@ def test_two_runs_are_one(clock, plain, first):
 def test_the_grid_and_its_neighbours(encoder, alone, monkeypatch):
     monkeypatch.setattr("minitrans.adaptation.recipes.METHODS", (("attention", "drop"), ("learned", "restore")))
     monkeypatch.setattr("minitrans.adaptation.recipes.QUANTILES", (0.4,))
+    monkeypatch.setattr("minitrans.adaptation.recipes.LEARNED_QUANTILES", (0.5,))
+    monkeypatch.setattr("minitrans.adaptation.recipes.TURNS", (8.0, 9.0))
     monkeypatch.setattr(adaptation, "PARENTS", 1)
     found = run(encoder, recipes=None, shots=(2,), seeds=(0,))
     recipes = [each.recipe for each in found.outcomes]
     assert len(set(recipes)) == len(recipes)
-    methods = (("attention", "drop"), ("learned", "restore"))
-    assert recipes[:4] == [Recipe(((layer, 0.4),), *method) for method in methods for layer in (0, 1)]
-    neighbours = [set(adaptation.neighbours(parent, 3)) - set(recipes[:4]) for parent in recipes[:4]]
-    assert set(recipes[4:]) in neighbours
+    wanted = [Recipe(((layer, 0.4),), "attention", "drop") for layer in (0, 1)]
+    for layer in (0, 1):
+        wanted.append(Recipe(((layer, 0.5),), "learned", "restore"))
+        wanted.append(Recipe(((layer, CAP),), "learned", "restore", LEAST_OF_TURNS, max_turn=8.0))
+    assert recipes[:6] == wanted
+    neighbours = [set(adaptation.neighbours(parent, 3)) - set(recipes[:6]) for parent in recipes[:6]]
+    assert set(recipes[6:]) in neighbours
+
+
+def test_neighbours_of_what_is_near_the_limits():
+    def outcome(cost, drop, turn):
+        recipe = Recipe(((1, cost),), "learned", "drop")
+        return Outcome(recipe, {"a": np.array([[drop]])}, 0.5, np.zeros(8), cost, {64: turn})
+
+    # By time and accuracy alone the first ones are best; they turn too far.
+    outcomes = [outcome(0.4 + i / 100, 0.0, 60.0 - i) for i in range(9)]
+    outcomes += [outcome(0.6 + i / 100, 0.5 + i / 100, 14.5 - i) for i in range(8)]
+    found = adaptation._promising(outcomes, Limits(1, 2, turn=12.0))
+    assert len(found) == adaptation.PARENTS
+    assert found[:3] == outcomes[12:15]  # the cheapest within the limits
+    assert {each.cost for each in found} <= {each.cost for each in outcomes[9:]}
+    found = adaptation._promising(outcomes, Limits(1, 2))
+    assert found[0] is outcomes[0]
+
+
+# Searches and turns
+
+
+def tiny_search(name, seed):
+    """Find the second half of a text by the first: texts of 20 to 60 words, each with a topic of its own."""
+    rows = [text for text, _ in tiny_rows(seed, classes=9, examples=6)]
+    return half_search(name, [" ".join(rows[begin : begin + 3]) for begin in range(0, len(rows), 3)])
+
+
+SEARCHES = [tiny_search("faq", 3), tiny_search("manual", 4)]
+
+
+@pytest.fixture(scope="module")
+def searched(encoder, tmp_path_factory):
+    """One run of all the recipes on tasks and searches, and its journal, which is not to be changed."""
+    path = tmp_path_factory.mktemp("searched") / "run.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adaptation, "interleaved", counted({}))
+        return run(encoder, journal=Journal(path), searches=SEARCHES), path
+
+
+@pytest.mark.parametrize("what", ["turn", "search_drop"])
+def test_limits_on_turns_and_searches_hold(encoder, alone, searched, tmp_path, what):
+    outcomes = searched[0].outcomes
+    middle = float(np.median([getattr(each, what) for each in outcomes]))
+    middle = max(0.0, middle)
+    found = run(
+        encoder,
+        Limits(100, 100, 0.5, **{"search_drop": 100, what: middle}),
+        journal=Journal(shutil.copy(searched[1], tmp_path)),
+        searches=SEARCHES,
+    )
+    within = [each for each in outcomes if getattr(each, what) <= middle]
+    assert 0 < len(within) < len(outcomes)
+    assert getattr(found.chosen, what) <= middle
+    assert found.chosen.cost <= min(each.cost for each in within) * (1 + 2 * TIE)
+    names = {str(each.recipe) for each in within}
+    assert {each.name for each in found.timings if each.kind == "policy"} <= names
+    text = adaptation_report.markdown(found)
+    limit = f"a turn of {middle:g} degrees" if what == "turn" else f"{middle:g} points of MRR@10"
+    assert re.search(rf"Limits: 100 points on average.*; {re.escape(limit)}", text)
+
+
+def test_the_policy_says_what_it_was_found_on(searched):
+    found, _ = searched
+    assert found.search_baseline.keys() == found.chosen.search_drops.keys() == {"faq", "manual"}
+    provenance = found.policy.provenance
+    assert provenance["tasks"] == {task.name: task.digest for task in TASKS}
+    assert provenance["searches"] == {task.name: task.digest for task in SEARCHES}
+    assert provenance["limits"] == {
+        "mean_drop": 100,
+        "task_drop": 100,
+        "confidence": 0.5,
+        "turn": None,
+        "search_drop": 100,
+    }
+    assert {int(length) for length in provenance["turns"]} == found.chosen.turns.keys() >= {8, 16}
+    for name, drops in found.chosen.search_drops.items():
+        assert provenance["search_drops"][name] == {way: round(points, 3) for way, points in drops.items()}
+        assert drops.keys() == {"both", "queries", "documents"}
+    assert provenance["lengths"][0] < 8
+    assert provenance["lengths"][1] > 18
+    assert json.loads(json.dumps(provenance)) == provenance
+
+
+def test_the_report_of_searches(searched):
+    found, _ = searched
+    text = adaptation_report.markdown(found)
+    assert text.startswith("# A pruning policy for shop, bank, faq, manual\n\n")
+    length = max(found.chosen.turns, key=found.chosen.turns.__getitem__)
+    assert (
+        f"it loses {found.chosen.search_drop:.2f} points of MRR@10 on average, whichever side is pruned; it turns "
+        f"texts of about {length} tokens, which it turns the most, by {found.chosen.turn:.1f} degrees. It keeps"
+    ) in text
+    _, pareto, _, searches = tables(text)
+    places = [pareto[0].index(name) for name in ("worst drop of MRR@10", "worst turn °")]
+    for row, each in zip(pareto[2:], found.pareto(), strict=True):
+        assert [row[place] for place in places] == [f"{each.search_drop:+.2f}", f"{each.turn:.1f}"]
+    for row in searches[2:]:
+        ways = found.chosen.search_drops[row[0]]
+        assert row[1:] == [f"{found.search_baseline[row[0]]:.3f}", *(f"{points:+.2f}" for points in ways.values())]
+
+
+def test_searches_without_tasks(encoder, clock, tmp_path):
+    pytest.importorskip("matplotlib")
+    few = [RECIPES[0], RECIPES[3], RECIPES[13]]
+    found = run(encoder, tasks=[], recipes=few, searches=SEARCHES)
+    assert found.baseline == {}
+    assert found.policy is not None
+    assert "mean_drop" not in found.policy.provenance
+    assert {each.kind for each in found.timings} >= {"none", "policy", "layers", "precision"}
+    rivals = [each for each in found.timings if each.name == "1 layers"]
+    shallow, _ = adaptation._competitors(encoder, found.policy)["1 layers"]
+    search = Search(encoder, [], SearchSettings(**SETTINGS, searches=SEARCHES))
+    assert rivals[0].mean_drop == pytest.approx(search.drop(shallow, None))
+    text = adaptation_report.save_report(found, tmp_path / "policy.md")[0].read_text()
+    assert text.startswith("# A pruning policy for faq, manual\n")
+    assert f"Limits: 100 points of MRR@10. A negative drop is a gain. {len(few)} policies" in text
+    assert "accuracy on average" not in text
+    assert "worst task's bound" not in text
+    with pytest.raises(PolicyError, match=r"within 0 points of MRR@10 and 0\.5 degrees; the nearest is"):
+        replace(found, policy=None, limits=Limits(0, 0, turn=0.5)).save_policy(tmp_path / "policy.json")
+
+
+@pytest.mark.parametrize(("tasks", "limit"), [([], 3.0), (TASKS, 100)])
+def test_what_is_hopeless_depends_on_what_there_is(encoder, alone, monkeypatch, tasks, limit):
+    asked, tried = [], Search.run
+    monkeypatch.setattr(Search, "run", lambda self, recipes, bar: asked.append(bar) or tried(self, recipes, bar))
+    run(encoder, Limits(100, 100, 0.5, search_drop=3.0), tasks=tasks, recipes=RECIPES[:1], searches=SEARCHES)
+    assert asked == [limit]
+
+
+def test_what_is_nearest_to_limits_on_turns(encoder, alone, searched, tmp_path):
+    journal = Journal(shutil.copy(searched[1], tmp_path))
+    found = run(encoder, Limits(100, 100, 0.5, turn=0.0), journal=journal, searches=SEARCHES)
+    assert found.policy is None
+    assert found.chosen.turn == min(each.turn for each in found.outcomes) > 0
+    with pytest.raises(PolicyError) as error:
+        found.save_policy(tmp_path / "policy.json")
+    assert f"100 points of MRR@10 and 0 degrees; the nearest is {found.chosen.recipe} with" in str(error.value)
+    assert f"{found.chosen.search_drop:.2f} and {found.chosen.turn:.1f}; allow more" in str(error.value)
+
+
+def test_turns_that_nothing_foresees(encoder, alone, monkeypatch):
+    def unforeseen(*_):
+        raise UnforeseenTurnError("no idea")
+
+    monkeypatch.setattr("minitrans.adaptation.search.calibrated", unforeseen)
+    by_turn = Recipe(((1, 0.7),), "learned", "drop", max_turn=10.0)
+    with pytest.raises(InputError, match=r"max_turn is 10.0 in learned, drop, .* cannot be foreseen; wanted recipes"):
+        run(encoder, recipes=[by_turn])
+    assert [each.recipe for each in run(encoder, recipes=[by_turn, RECIPES[0]]).outcomes] == [RECIPES[0]]
 
 
 # A journal

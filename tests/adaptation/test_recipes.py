@@ -1,35 +1,68 @@
 """The policies that a search tries: which ones, that they are valid, and which of them nothing beats."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from fitted_policies import random_fitted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minitrans.adaptation.recipes import CAP, DEEPEST, METHODS, QUANTILES, Recipe, front, grid, neighbours, new_ones
+from minitrans.adaptation.recipes import (
+    CAP,
+    DEEPEST,
+    LEARNED_QUANTILES,
+    METHODS,
+    QUANTILES,
+    TURNS,
+    Recipe,
+    front,
+    grid,
+    is_milder,
+    neighbours,
+    new_ones,
+)
 from minitrans.errors import PolicyError
 
 DEPTHS = (1, 2, 6, 12)
 FITTED = random_fitted("any", 4, range(12))
 
 quantiles = st.integers(1, 19).map(lambda n: n / 20)
-recipes = st.builds(
+by_quantile = st.builds(
     lambda layers, shares, method, *rest: Recipe(tuple(zip(sorted(layers), shares, strict=False)), *method, *rest),
     st.sets(st.integers(0, 5), min_size=1, max_size=2),
     st.lists(quantiles, min_size=2, max_size=2),
     st.sampled_from([*METHODS, ("random", "drop"), ("attention_value", "restore")]),
     st.integers(1, 12),
     st.booleans(),
-    st.none() | st.sampled_from([-0.5, 0.0, 1.0]),
 )
+by_turn = st.builds(
+    lambda layer, share, *rest: Recipe(((layer, share),), "learned", *rest),
+    st.integers(0, 5),
+    quantiles,
+    st.sampled_from(["drop", "merge", "restore"]),
+    st.integers(1, 12),
+    st.booleans(),
+    st.sampled_from([*TURNS, 1.0, 7.5, 90.0]),
+)
+recipes = by_quantile | by_turn
 
 
 @pytest.mark.parametrize("num_layers", DEPTHS)
 def test_the_grid(num_layers):
     found = grid(num_layers)
     layers = sorted({recipe.layer for recipe in found})
-    assert len(set(found)) == len(found) == len(METHODS) * len(layers) * len(QUANTILES)
+    assert len(set(found)) == len(found)
+    for score, reduce in METHODS:
+        for layer in layers:
+            mine = [each for each in found if (each.score, each.reduce, each.layer) == (score, reduce, layer)]
+            shares = [each.stages[0][1] for each in mine if each.max_turn is None]
+            turns = [each.max_turn for each in mine if each.max_turn is not None]
+            assert shares == list(LEARNED_QUANTILES if score == "learned" else QUANTILES)
+            assert {each.stages[0][1] for each in mine if each.max_turn is not None} <= {CAP}
+            assert bool(turns) == (score == "learned")
+            assert turns == sorted(turns)
+            assert not turns or (turns[0] == min(TURNS) and turns[-1] >= 0.75 * max(TURNS))
     assert layers == list(range(len(layers)))
     assert 1 <= len(layers) <= DEEPEST + 1
     assert layers[-1] < num_layers
@@ -56,7 +89,7 @@ def test_neighbours_differ_and_are_valid(recipe, num_layers):
     assert len(set(found)) == len(found)
     for other in found:
         changed = differences(recipe, other)
-        assert len(changed) == 1 or changed <= {"stages", "threshold", "min_tokens"}
+        assert len(changed) == 1
         assert (other.score, other.reduce) == (recipe.score, recipe.reduce)
         assert all(0 <= layer < num_layers and 0 <= quantile < 1 for layer, quantile in other.stages)
         assert other.policy(FITTED).plan == dict(other.stages)
@@ -70,13 +103,48 @@ def test_neighbours_of_the_grid_stay_within_the_model(num_layers):
             assert max(layer for layer, _ in other.stages) < num_layers
 
 
-def test_only_learned_scores_have_a_threshold():
-    for recipe in grid(6):
-        thresholds = {other.threshold for other in neighbours(recipe, 6)} - {None}
-        assert bool(thresholds) == (recipe.score == "learned")
-        for other in neighbours(recipe, 6):
-            if other.threshold is not None:
-                assert other.stages == ((recipe.layer, CAP),)
+def test_every_turn_is_a_step_from_the_grid():
+    tried = grid(6)
+    more = [other for recipe in tried for other in neighbours(recipe, 6)]
+    for layer in range(DEEPEST + 1):
+        for reduce in ("drop", "restore"):
+            kind = [each for each in [*tried, *more] if (each.layer, each.reduce) == (layer, reduce)]
+            assert {each.max_turn for each in kind} == {None, *TURNS}
+    assert all(each.score == "learned" and len(each.stages) == 1 for each in more if each.max_turn is not None)
+
+
+@settings(max_examples=60)
+@given(by_turn)
+def test_the_next_turns_are_tried(recipe):
+    turns = {other.max_turn for other in neighbours(recipe, 6)} - {recipe.max_turn}
+    gentler, farther = [t for t in TURNS if t < recipe.max_turn], [t for t in TURNS if t > recipe.max_turn]
+    assert turns == {*gentler[-1:], *farther[:1]}
+
+
+BASE = Recipe(((1, 0.4),), "learned", "drop")
+BY_TURN = replace(BASE, max_turn=10.0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "milder"),
+    [
+        (BASE, replace(BASE, stages=((1, 0.5),)), True),
+        (BASE, replace(BASE, stages=((1, 0.5), (2, 0.1))), True),
+        (BASE, BASE, False),
+        (replace(BASE, stages=((1, 0.4), (2, 0.1))), replace(BASE, stages=((1, 0.5),)), False),
+        (BASE, replace(BASE, stages=((2, 0.5),)), False),
+        (BASE, replace(BASE, stages=((1, 0.5),), min_tokens=4), False),
+        (BASE, replace(BASE, stages=((1, 0.5),), reduce="restore"), False),
+        (BY_TURN, replace(BY_TURN, max_turn=12.0), True),
+        (BY_TURN, replace(BY_TURN, max_turn=8.0), False),
+        (BY_TURN, replace(BY_TURN, max_turn=12.0, stages=((1, 0.3),)), False),
+        (BY_TURN, replace(BASE, stages=((1, 0.7),)), False),
+        (BASE, replace(BY_TURN, stages=((1, 0.7),)), False),
+    ],
+)
+def test_which_of_two_is_milder(one, other, milder):
+    assert is_milder(one, other) is milder
+    assert not (milder and is_milder(other, one))
 
 
 @settings(max_examples=40)
@@ -84,7 +152,7 @@ def test_only_learned_scores_have_a_threshold():
 def test_a_recipe_is_its_policy(recipe):
     policy = recipe.policy(FITTED, {"tasks": ["a"]})
     assert policy.plan == dict(recipe.stages)
-    for name in ("score", "reduce", "min_tokens", "protect_special", "threshold"):
+    for name in ("score", "reduce", "min_tokens", "protect_special", "max_turn"):
         assert getattr(policy, name) == getattr(recipe, name)
     assert policy.provenance == {"tasks": ["a"]}
     layers = sorted(dict(recipe.stages))
@@ -93,6 +161,7 @@ def test_a_recipe_is_its_policy(recipe):
     if recipe.is_fitted:
         assert sorted(policy.fitted.scorers) == (layers if recipe.score == "learned" else [])
         assert sorted(policy.fitted.restore) == (layers if recipe.reduce == "restore" else [])
+        assert sorted(policy.fitted.turns) == (layers if recipe.max_turn is not None else [])
         with pytest.raises(PolicyError, match="nothing was fitted"):
             recipe.policy(None)
     values = json.loads(json.dumps(recipe.to_dict()))
@@ -106,6 +175,7 @@ def test_what_is_fitted_or_has_more_parts_is_less_simple():
         Recipe(((1, 0.3),), "attention", "drop", protect_special=True),
         Recipe(((1, 0.3), (2, 0.3)), "attention", "drop"),
         Recipe(((1, 0.3),), "learned", "drop"),
+        Recipe(((1, 0.3),), "learned", "drop", max_turn=10.0),
         Recipe(((1, 0.3),), "learned", "restore"),
     ]
     assert sorted([*others[::-1], plain], key=lambda recipe: recipe.simplicity) == [plain, *others]

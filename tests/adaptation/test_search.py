@@ -1,6 +1,7 @@
 """The search's steps: limits, accuracies and arrays against the public encoder and classifier, and the journal."""
 
 import math
+import random
 from dataclasses import replace
 from functools import cache, reduce
 from operator import add
@@ -8,21 +9,28 @@ from operator import add
 import numpy as np
 import pytest
 import random_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_tasks import tiny_task
 
 from minitrans import FewShotClassifier, SentenceEncoder
 from minitrans.adaptation import search as search_module
 from minitrans.adaptation import trials
-from minitrans.adaptation.fitting import fit, token_moments
+from minitrans.adaptation.fitting import UnforeseenTurnError, calibrated, fit, token_moments
 from minitrans.adaptation.recipes import Recipe
-from minitrans.adaptation.search import HOPELESS, Limits, Outcome, Search, SearchSettings
-from minitrans.adaptation.trials import Trial, unlabelled_texts
+from minitrans.adaptation.search import DEGREE, HOPELESS, Limits, Outcome, Search, SearchSettings, mean_turns
+from minitrans.adaptation.trials import SearchTrial, Trial, prompted_search, smaller_search, unlabelled_texts
 from minitrans.data.files import Examples
+from minitrans.data.searches import SearchTask, half_search
 from minitrans.data.tasks import Draw, Task, draw
 from minitrans.encoder.forward import forward
 from minitrans.errors import InputError
+from minitrans.evaluation.fidelity import nearest_length, turns
 from minitrans.evaluation.journal import Journal
 from minitrans.evaluation.metrics import accuracy
+from minitrans.evaluation.retrieval import evaluate_search
+
+pytestmark = pytest.mark.filterwarnings("ignore::minitrans.errors.PruningWarning")  # texts of other lengths, too
 
 SHOTS, SEEDS = (1, 2), (0, 3)
 TASKS = [tiny_task("shop", 0), tiny_task("bank", 1), tiny_task("road", 2, classes=4)]
@@ -32,7 +40,7 @@ RECIPES = {
     "attention_value, merged": Recipe(((0, 0.4),), "attention_value", "merge"),
     "restored": Recipe(((1, 0.6),), "learned", "restore", min_tokens=4),
     "restored in two stages": Recipe(((0, 0.3), (1, 0.3)), "attention", "restore"),
-    "threshold": Recipe(((1, 0.9),), "learned", "drop", min_tokens=4, threshold=0.25),
+    "turn": Recipe(((1, 0.9),), "learned", "drop", min_tokens=4, max_turn=12.0),
     "specials protected": Recipe(((2, 0.5),), "learned", "drop", protect_special=True),
 }
 
@@ -95,6 +103,10 @@ def unpruned(encoder, place):
         ("mean_drop", "1"),
         ("task_drop", math.inf),
         ("task_drop", None),
+        ("turn", -1),
+        ("turn", math.nan),
+        ("search_drop", "2"),
+        ("search_drop", -0.5),
         ("confidence", 0.49),
         ("confidence", 1),
         ("confidence", math.nan),
@@ -141,6 +153,64 @@ def test_both_limits_have_to_hold(limits, meets):
     assert outcome({"a": [[1, 2, 3]], "b": [[0, 2, 4]]}).meets(Limits(*limits)) is meets
 
 
+def searched(turns, **drops):
+    return replace(outcome({"a": [[1.0]]}), turns=turns, search_drops=drops)
+
+
+def test_the_worst_length_and_the_worst_way_count():
+    one = searched({8: 3.0, 64: 9.0, 256: 5.0})
+    assert (one.turn, one.search_drop) == (9.0, None)
+    ways = {"both": 1.0, "queries": 4.0, "documents": 0.0}, {"both": 3.0, "queries": -4.0, "documents": 5.0}
+    one = searched({8: 3.0}, a=ways[0], b=ways[1])
+    assert one.search_drop == 2.5  # of documents: 0 and 5; the worst way of each would be 4.5
+    assert one.mean_drop == 1.0
+    assert replace(one, drops={}).mean_drop == 2.5
+    assert replace(one, drops={}).bounds(0.9) == (0, 0)
+
+
+WAYS = {"both": 1.0, "queries": 2.0, "documents": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("limits", "excess"),
+    [
+        ({}, 2.0),  # the limit on searches is that on tasks
+        ({"search_drop": 2.5}, 0.5),
+        ({"search_drop": 3.0}, 0.0),
+        ({"search_drop": 3.0, "turn": 9.5}, -0.0),
+        ({"search_drop": 3.0, "turn": 7.0}, 2 * DEGREE),
+        ({"search_drop": 2.0, "turn": 9.0 - 0.5 / DEGREE}, 1.0),
+        ({"search_drop": 3.5, "turn": 9.0, "mean_drop": 0.25}, 0.75),
+    ],
+)
+def test_what_is_limited_has_to_hold_everywhere(limits, excess):
+    one, all_limits = searched({8: 3.0, 64: 9.0}, faq=WAYS), Limits(confidence=0.5, **limits)
+    assert one.excess(all_limits) == pytest.approx(excess, abs=1e-12)
+    assert one.meets(all_limits) is (one.excess(all_limits) <= 0)
+    alone = replace(one, drops={})
+    assert alone.excess(Limits(0, 0, search_drop=3.0)) == 0  # no tasks, no limit on them
+
+
+def test_turns_without_a_limit_are_free():
+    assert searched({64: 90.0}).meets(Limits())
+    assert not searched({64: 90.0}).meets(Limits(turn=89.0))
+
+
+rows = st.tuples(st.sampled_from([8, 16, 32]), st.integers(1, 25), st.floats(0, 90))
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(rows, max_size=4), min_size=1, max_size=4).filter(any))
+def test_mean_turns_count_texts(found):
+    texts = {
+        length: [turn for rows in found for near, count, turn in rows for _ in range(count) if near == length]
+        for length in (8, 16, 32)
+    }
+    wanted = {length: np.mean(each) for length, each in texts.items() if each}
+    enough = {length: each for length, each in wanted.items() if len(texts[length]) >= 10}
+    assert mean_turns(found) == pytest.approx(enough or wanted)
+
+
 # Trials
 
 
@@ -168,24 +238,24 @@ def test_at_most_so_many_test_texts():
     assert trial.draws[0][0].train == draw(TASKS[0], SHOTS[0], SEEDS[0]).train
 
 
-def test_unlabelled_texts_are_shares_of_the_training_texts():
-    found = unlabelled_texts(TASKS, (), 15)
+def test_unlabelled_texts_are_shares_of_the_training_texts(quick):
+    found = unlabelled_texts(quick, TASKS, (), 15)
     assert list(found) == ["shop", "bank", "road"]
     for task in TASKS:
         assert len(set(found[task.name])) == 5
         assert set(found[task.name]) <= set(task.splits["train"].texts)
-    assert found == unlabelled_texts(TASKS, (), 15)
-    whole = unlabelled_texts(TASKS, ["mine", "yours", "mine"], 1000)
+    assert found == unlabelled_texts(quick, TASKS, (), 15)
+    whole = unlabelled_texts(quick, TASKS, ["mine", "yours", "mine"], 1000)
     assert whole.pop("(texts)") == ["mine", "yours"]
     assert {name: set(texts) for name, texts in whole.items()} == {
         task.name: set(task.splits["train"].texts) for task in TASKS
     }
-    assert [len(texts) for texts in unlabelled_texts(TASKS, (), 1).values()] == [1, 1, 1]
+    assert [len(texts) for texts in unlabelled_texts(quick, TASKS, (), 1).values()] == [1, 1, 1]
 
 
-def test_a_task_of_one_file_gives_what_it_has():
+def test_a_task_of_one_file_gives_what_it_has(quick):
     one = Task("one", {"all": TASKS[0].splits["train"]}, {}, "made up")
-    assert set(unlabelled_texts([one], (), 1000)["one"]) == set(TASKS[0].splits["train"].texts)
+    assert set(unlabelled_texts(quick, [one], (), 1000)["one"]) == set(TASKS[0].splits["train"].texts)
 
 
 # What a policy does
@@ -224,7 +294,7 @@ def test_recipes_of_one_layer_share_its_states(quick, monkeypatch):
     monkeypatch.setattr(
         Search, "_states", lambda self, trial, *rest: calls.append((trial.name, *rest)) or states(self, trial, *rest)
     )
-    names = ("attention", "restored", "threshold", "attention_value, merged")
+    names = ("attention", "restored", "turn", "attention_value, merged")
     search = make_search(quick)
     outcomes = search.run([RECIPES[name] for name in names], 1000)
     assert sorted(calls) == sorted(
@@ -244,10 +314,186 @@ def test_prompts_and_fewer_dimensions_count(plain):
     flags = [flag for text in other.pruned_tokens(trial.texts, pruning=policy) for flag in text.kept]
     assert kept == pytest.approx(np.mean(flags))
     alone = make_search(other, TASKS[:1])
-    texts = ["tell me: " + text for text in alone.unlabelled["shop"]]
+    texts = alone.unlabelled["shop"]
+    assert all(text.startswith("tell me: ") for text in texts)
     assert alone.fitted(recipe) == fit(other.identity.weights, {1: token_moments(other, texts, 1)})
     settings = [make_search(each).key for each in (other, SentenceEncoder(plain, threads=1))]
     assert settings[0] != settings[1]
+
+
+# Searches
+
+
+def tiny_search(name, seed, count=24):
+    """Find the second half of a text by the first; each text has few words of its own, of 6 to some 40 tokens."""
+    draw = random.Random(seed)
+    texts = []
+    for _ in range(count):
+        words = draw.sample(random_models.WORDS, 6)
+        texts.append(" ".join(draw.choices(words, k=draw.randint(8, 56))))
+    return half_search(name, texts)
+
+
+SEARCHES = [tiny_search("faq", 3), tiny_search("manual", 4)]
+
+
+def searching(encoder, tasks=TASKS[:1], searches=SEARCHES, **changes):
+    return make_search(encoder, tasks, searches=searches, **changes)
+
+
+@pytest.mark.parametrize("name", ["attention", "restored", "turn", "attention of two stages"])
+def test_searches_and_turns_are_what_evaluate_finds(plain, name):
+    encoder = SentenceEncoder(plain, threads=1, prompts={"query": "find: ", "passage": "text: "})
+    recipe, search = RECIPES[name], searching(encoder)
+    (found,) = search.run([recipe], 1000)
+    angles, lengths, kept, work = [], [], [], []
+    for task in SEARCHES:
+        policy = recipe.policy(search.fitted(recipe, without=task.name) if recipe.is_fitted else None)
+        result = evaluate_search(encoder, [task], {"it": policy})
+        base, *rows = result.table()
+        for row in rows:
+            assert found.search_drops[task.name][row["pruned"]] == pytest.approx(100 * (base["mrr"] - row["mrr"]))
+        assert 0.1 < base["mrr"] < 1
+        prompted = [f"find: {query}" for query in task.queries] + [f"text: {each}" for each in task.documents]
+        assert prompted_search(encoder, task) == prompted
+        angles.append(turns(encoder.encode(prompted), encoder.encode(prompted, pruning=policy)))
+        lengths += [len(ids) for ids in encoder.tokenized(prompted).ids]
+        kept.append(np.mean([flag for each in encoder.pruned_tokens(prompted, pruning=policy) for flag in each.kept]))
+        work.append(search.count(prompted, policy) / len(prompted))
+    task, trial = TASKS[0], search.trials[0]
+    policy = recipe.policy(search.fitted(recipe, without=task.name) if recipe.is_fitted else None)
+    texts = [text for split in task.splits.values() for text in split.texts]
+    used = [text for text in dict.fromkeys(texts) if text in trial.texts]
+    assert trial.own == len(used)
+    angles.append(turns(encoder.encode(used), encoder.encode(used, pruning=policy)))
+    lengths += [len(ids) for ids in encoder.tokenized(used).ids]
+    near, turned = nearest_length(lengths), np.concatenate(angles)
+    wanted = {length: turned[near == length].mean() for length in {*near.tolist()} if (near == length).sum() >= 10}
+    assert len(wanted) > 1
+    assert found.turns == pytest.approx(wanted, abs=0.05)
+    assert any(each for ways in found.search_drops.values() for each in ways.values())
+    flags = [flag for each in encoder.pruned_tokens(trial.texts, pruning=policy) for flag in each.kept]
+    assert found.tokens_kept == pytest.approx(np.mean([*kept, np.mean(flags)]))
+    np.testing.assert_allclose(
+        found.work, np.mean([*work, search.count(trial.texts, policy) / len(trial.texts)], axis=0)
+    )
+
+
+def test_documents_by_dot_product_are_ranked_so(quick, plain):
+    by_dot = SentenceEncoder(plain, threads=1, similarity_fn_name="dot")
+    trial, draw = SearchTrial(SEARCHES[0], 100), np.random.default_rng(0)
+    rows = draw.standard_normal((len(trial.texts), 32)).astype(np.float32)
+    stretched = rows * draw.uniform(0.2, 5, (len(rows), 1)).astype(np.float32)
+    assert trial.mrr(quick, rows, rows) == trial.mrr(quick, stretched, stretched)
+    assert trial.mrr(by_dot, rows, rows) != trial.mrr(by_dot, stretched, stretched)
+    assert searching(quick).key != searching(by_dot).key
+
+
+@st.composite
+def search_tasks(draw):
+    documents = draw(st.integers(1, 12))
+    relevant = draw(st.lists(st.sets(st.integers(0, documents - 1), min_size=1).map(sorted), min_size=1, max_size=12))
+    queries = [f"q{i}" for i in range(len(relevant))]
+    return SearchTask("s", queries, [f"d{i}" for i in range(documents)], relevant, "made up")
+
+
+@settings(max_examples=80)
+@given(search_tasks(), st.integers(1, 12))
+def test_a_smaller_search_asks_the_same(task, most):
+    small = smaller_search(task, most)
+    assert len(small.queries) == min(most, len(task.queries))
+    answers = {document for rows in small.relevant for document in (small.documents[row] for row in rows)}
+    assert len(small.documents) == min(len(task.documents), max(most, len(answers)))
+    for query, rows in zip(small.queries, small.relevant, strict=True):
+        wanted = task.relevant[task.queries.index(query)]
+        assert [small.documents[row] for row in rows] == [task.documents[row] for row in wanted]
+    assert small.documents == [each for each in task.documents if each in set(small.documents)]
+    assert smaller_search(task, most) == small
+    assert (small is task) == (max(len(task.queries), len(task.documents)) <= most)
+
+
+def test_a_search_is_tried_with_arrays_that_never_saw_it(quick):
+    search, recipe = searching(quick), RECIPES["restored"]
+    assert {*search.unlabelled} == {"shop", "faq", "manual"}
+    assert {*search.unlabelled["faq"]} <= {*SEARCHES[0].queries, *SEARCHES[0].documents}
+    assert len(search.unlabelled["faq"]) == 10  # its share of 30
+    other = searching(quick, searches=[tiny_search("faq", 9), SEARCHES[1]])
+    assert search.fitted(recipe, without="faq") == other.fitted(recipe, without="faq")
+    assert search.fitted(recipe, without="shop") != other.fitted(recipe, without="shop")
+    assert search.fitted(recipe) != other.fitted(recipe)
+
+
+def test_searches_alone(quick):
+    search = searching(quick, tasks=[])
+    (found,) = search.run([RECIPES["attention"]], 1000)
+    assert found.drops == {}
+    assert found.mean_drop == found.search_drop
+    plain = evaluate_search(quick, SEARCHES).table()
+    assert [search.base_mrr(each) for each in search.searches] == [row["mrr"] for row in plain[:2]]
+    policy = RECIPES["attention"].policy(None)
+    rows = evaluate_search(quick, SEARCHES, {"it": policy}).table()
+    both = [row["mrr"] for row in rows if row["pruned"] == "both" and row["task"] != "(mean)"]
+    wanted = np.mean([row["mrr"] for row in plain[:2]]) - np.mean(both)
+    assert search.drop(quick, policy) == pytest.approx(100 * wanted)
+
+
+def test_searches_are_kept_in_the_journal(quick, tmp_path, monkeypatch):
+    journal, few = Journal(tmp_path / "run.jsonl"), [RECIPES["attention"], RECIPES["turn"]]
+    first = searching(quick, journal=journal).run(few, 1000)
+    monkeypatch.setattr(search_module, "forward", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(SentenceEncoder, "encode", lambda *_, **__: pytest.fail("computed again"))
+    again = searching(quick, journal=Journal(tmp_path / "run.jsonl")).run(few, 1000)
+    assert_same(again, first)
+    assert [(each.turns, each.search_drops) for each in again] == [(each.turns, each.search_drops) for each in first]
+    keys = [searching(quick, searches=each).key for each in ([], SEARCHES[:1], SEARCHES, [tiny_search("faq", 9)])]
+    assert all(one != other for i, one in enumerate(keys) for other in keys[:i])
+
+
+def test_a_search_has_a_name_of_its_own(quick):
+    with pytest.raises(InputError, match="the tasks are shop, shop, wanted at least one, each with its own name"):
+        searching(quick, searches=[tiny_search("shop", 1)])
+
+
+# Turns
+
+
+def test_turns_are_foreseen_for_each_kind_of_policy(quick, monkeypatch):
+    """Once for all turns, shares and least lengths of a kind: whatever was asked for before."""
+    search, recipe, calls = make_search(quick), RECIPES["turn"], []
+    monkeypatch.setattr(search_module, "calibrated", lambda *each: calls.append(each) or calibrated(*each))
+    alike = [recipe, replace(recipe, max_turn=5.0), replace(recipe, min_tokens=9, stages=((1, 0.2),))]
+    assert len({search.fitted(each) for each in alike}) == len(calls) == 1
+    others = [
+        replace(recipe, protect_special=True),
+        replace(recipe, reduce="restore"),
+        replace(recipe, stages=((0, 0.5),)),
+    ]
+    found = {search.fitted(each) for each in [recipe, *others]}
+    assert len(found) == len(calls) == 4
+    assert found == {make_search(quick).fitted(each) for each in [*others, recipe]}
+    assert search.fitted(recipe, without="shop") != search.fitted(recipe)
+
+
+def test_a_turn_that_cannot_be_foreseen_is_not_tried(quick, tmp_path, monkeypatch):
+    def unforeseen(*_):
+        raise UnforeseenTurnError("no idea")
+
+    journal, few = Journal(tmp_path / "run.jsonl"), [RECIPES["attention"], RECIPES["turn"], RECIPES["restored"]]
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "calibrated", unforeseen)
+        found = make_search(quick, journal=journal).run(few, 1000)
+    assert [each.recipe for each in found] == [few[0], few[2]]
+    assert_same(make_search(quick, journal=journal).run(few, 1000), found)  # it is known, and not tried again
+
+
+def test_a_policy_by_turn_keeps_to_it(quick):
+    texts = tiny_search("more", 5, 60).documents
+    outcomes = searching(quick, searches=[tiny_search("faq", 3, 80)], texts=texts, fit_texts=200).run(
+        [replace(RECIPES["turn"], max_turn=degrees) for degrees in (6.0, 12.0)], 1000
+    )
+    for each, degrees in zip(outcomes, (6.0, 12.0), strict=True):
+        assert 0.5 * degrees < each.turn < 1.4 * degrees
+    assert outcomes[0].tokens_kept > outcomes[1].tokens_kept
 
 
 # Fitted arrays
@@ -270,7 +516,7 @@ def summed(parts, layers):
     return {layer: reduce(add, [part[layer] for part in parts]) for layer in layers}
 
 
-@pytest.mark.parametrize("name", ["restored in two stages", "threshold"])
+@pytest.mark.parametrize("name", ["restored in two stages", "turn"])
 def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
     recipe = RECIPES[name]
     layers = [layer for layer, _ in recipe.stages]
@@ -282,19 +528,25 @@ def test_arrays_are_fitted_to_the_other_tasks(quick, monkeypatch, name):
     assert list(moments) == ["shop", "bank", "road", "(texts)"]
     used = policies_used(search, recipe, monkeypatch)
     for task in TASKS:
-        others = summed([moments[name] for name in moments if name != task.name], layers)
-        fitted = fit(quick.identity.weights, others, by_threshold=recipe.threshold is not None)
+        fitted = by_hand_fitted(quick, search, recipe, moments, [name for name in moments if name != task.name])
         assert_close(used[task.name].fitted, used[task.name].needed(fitted))
-    whole = summed(list(moments.values()), layers)
-    everything = fit(quick.identity.weights, whole, by_threshold=recipe.threshold is not None)
+    everything = by_hand_fitted(quick, search, recipe, moments, list(moments))
     final = search.policy(recipe, {"made": "here"})
     assert_close(final.fitted, final.needed(everything))
     assert final.provenance == {"made": "here"}
 
 
+def by_hand_fitted(encoder, search, recipe, moments, names):
+    found = fit(encoder.identity.weights, summed([moments[name] for name in names], [*dict(recipe.stages)]))
+    if recipe.max_turn is None:
+        return found
+    texts = [text for name in names for text in search.held_out[name]]
+    return calibrated(encoder, texts, replace(recipe, max_turn=None).policy(found))
+
+
 def assert_close(one, other):
     assert one.model == other.model
-    for mine, wanted in ((one.scorers, other.scorers), (one.restore, other.restore)):
+    for mine, wanted in ((one.scorers, other.scorers), (one.restore, other.restore), (one.turns, other.turns)):
         assert mine.keys() == wanted.keys()
         for layer in mine:
             np.testing.assert_allclose(mine[layer].weight, wanted[layer].weight, rtol=1e-3, atol=1e-5)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import random_models
+from fitted_policies import fitted_to
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.audit.comparison import (
@@ -31,6 +32,7 @@ from minitrans.backends import load_blocks
 from minitrans.backends.reference import ReferenceBlocks
 from minitrans.encoder.blocks import Tapped
 from minitrans.encoder.forward import forward
+from minitrans.encoder.selection import cost
 from minitrans.errors import BackendError, NumericalError
 from minitrans.models.quantization import with_precision
 from minitrans.models.weights import load_parameters
@@ -92,9 +94,8 @@ class Setting:
     def policy(self, **fields):
         layer = min(1, self.parameters.config.num_hidden_layers - 1)
         protect = self.pooling.modes == ("cls",)
-        return PruningPolicy(
-            **({"layer": layer, "min_tokens": 4, "quantile": 0.4, "protect_special": protect} | fields)
-        )
+        fields = {"layer": layer, "min_tokens": 4, "quantile": 0.4, "protect_special": protect} | fields
+        return fitted_to(self.encoder, **fields)
 
 
 @pytest.fixture(scope="module", params=PRECISIONS)
@@ -304,7 +305,8 @@ POLICIES = {
     "merge": {"reduce": "merge"},
     "random": {"score": "random"},
     "first": {"score": "first"},
-    "threshold": {"threshold": 0.05, "quantile": 0.9},
+    "turn": {"score": "learned", "max_turn": 20, "quantile": 0.9},
+    "turn, protected": {"score": "learned", "max_turn": 10, "quantile": 0.9, "protect_special": True},
 }
 
 
@@ -318,7 +320,7 @@ def test_backends_keep_the_same_rows(setting, fields):
 
 
 def test_fitted_policies_are_compared_too():
-    """Scorers, sums of dropped rows and restored rows."""
+    """Scorers and restored rows."""
     setting = Setting(SentenceEncoder().folder, "int8")
     check = pruning_check(
         "balanced", PruningPolicy.named("balanced"), setting.reference, setting.compiled(), setting.sample, "int8"
@@ -326,7 +328,21 @@ def test_fitted_policies_are_compared_too():
     assert check.verdict == "PASS"
     differences = Differences(setting.reference)
     list(watched(Tapped(setting.reference, differences), setting.sample, PruningPolicy.named("balanced")))
-    assert {"sums of dropped rows", "restored rows"} <= differences.blocks.keys()
+    assert "restored rows" in differences.blocks
+
+
+def test_restored_rows_that_differ_fail(plain_setting):
+    class Broken(Changed):
+        def select(self, hidden, offsets, ranking):
+            left, selection, restored = self._blocks.select(hidden, offsets, ranking)
+            return left, selection, restored + np.float32(1)
+
+    setting = plain_setting
+    policy = setting.policy(score="learned", reduce="restore")
+    for other, verdict in ((setting.compiled(), "PASS"), (Broken(setting.reference), "FAIL")):
+        check = pruning_check("p", policy, setting.reference, other, setting.sample, setting.precision)
+        assert check.verdict == verdict, check
+    assert check.detail[0].endswith(": restored rows")
 
 
 @pytest.mark.parametrize("what", ["select", "scores", "sums"])
@@ -378,10 +394,28 @@ def test_the_distance_from_the_cut_tells_ties_from_faults():
     # A protected row stays with any score, and does not move the cut.
     protected = stage([0.5, 0.3, 0.2, 0.2, 0.001], [0, 1, 4])
     assert distance_from_cut(protected, stage([0] * 5, [0, 2, 4])) == pytest.approx(0.05 / mean, rel=0.1)
-    # At a threshold rows may come and go.
-    assert distance_from_cut(right, stage([0] * 5, [0, 1, 2, 4]), 0.1001) == pytest.approx(1e-4 / mean, rel=1e-2)
     assert distance_from_cut(right, stage([0] * 5, [0, 1, 2, 4])) > 0.3
     assert distance_from_cut(stage([1.0, 1.0], [0, 1]), stage([1.0, 1.0], [0])) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "others", "moved"),
+    [
+        ([9, 8, 7, 6, 5], [0, 1, 2], [0, 1, 2, 3], [5, 6]),  # the other keeps a row that this one could still afford
+        ([9, 8, 7, 6, 5], [0, 1, 2], [0, 1], [5, 6, 7]),  # it gives up one that was too dear
+        ([9, 8, 7, 1, 6, 5], [0, 1, 2, 3], [0, 1, 2, 3, 4], [5, 6]),  # a protected row is not paid for
+    ],
+    ids=["kept", "given up", "protected"],
+)
+def test_a_row_at_the_budget_is_near_by_its_cost(scores, kept, others, moved):
+    right, other = stage(scores, kept), stage([0] * len(scores), others)
+    by_score = 0.5 / np.mean(scores)
+    assert distance_from_cut(right, other) == pytest.approx(by_score)
+    budgets = np.ones(len(scores) + 1, np.float32)  # of texts of other lengths
+    for apart, wanted in ((1e-4, 1e-4), (-1e-4, 1e-4), (3.0, by_score)):
+        budgets[-1] = cost(np.float32(moved))[-1] / (1 + apart)
+        assert distance_from_cut(right, other, budgets) == pytest.approx(wanted, rel=0.01)
+    assert distance_from_cut(right, right, budgets) == 0
 
 
 def test_a_near_tie_passes_and_is_counted(plain_setting):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import random_models
+from fitted_policies import fitted_to
 
 from minitrans import PruningPolicy, SentenceEncoder
 from minitrans.audit.comparison import TEXTS, Sample
@@ -34,13 +35,14 @@ class Setting:
         layer = min(1, self.encoder.config.num_hidden_layers - 1)
         protect = self.encoder.pooling.modes == ("cls",)
         self.policies = {
-            name: PruningPolicy(
-                **({"min_tokens": 4, "quantile": 0.4, "layer": layer, "protect_special": protect} | more)
+            name: fitted_to(
+                self.encoder,
+                **({"min_tokens": 4, "quantile": 0.4, "layer": layer, "protect_special": protect} | more),
             )
             for name, more in {
                 "attention": {},
                 "attention value": {"score": "attention_value"},
-                "threshold": {"threshold": 0.05, "quantile": 0.9},
+                "turn": {"score": "learned", "max_turn": 20, "quantile": 0.9},
                 "random": {"score": "random"},
             }.items()
         }
@@ -79,7 +81,7 @@ def test_random_models_agree(random_folder, tmp_path, spec, int8):
         "embeddings, reference",
         "rows, attention",
         "rows, attention value",
-        "rows, threshold",
+        "rows, turn",
     ]
     assert len(checks["layers, reference"].values) == 2 * (1 + spec.num_hidden_layers)
     assert checks["rows, attention"].values == {}

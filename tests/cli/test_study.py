@@ -352,8 +352,8 @@ def test_a_real_task(run, data_folder):
 
 
 def few_recipes(num_layers):
-    methods = (("attention", "drop"), ("learned", "restore"))
-    return [each for each in grid(num_layers) if (each.score, each.reduce) in methods and each.stages[0][1] == 0.4]
+    shares = {("attention", "drop"): 0.4, ("learned", "restore"): 0.5}
+    return [each for each in grid(num_layers) if each.stages[0][1] == shares.get((each.score, each.reduce))]
 
 
 @pytest.fixture
@@ -427,7 +427,8 @@ def test_adapt_writes_a_policy_a_report_and_a_journal(adapt, journals, tmp_path,
     wanted = {"policy.json", "policy.md", "policy.svg", "policy.journal.jsonl"} | arrays
     assert {path.name for path in folder.iterdir()} == wanted
     assert policy.provenance["tasks"].keys() == {"a", "b"}
-    assert policy.provenance["limits"] == {"mean_drop": 100, "task_drop": 200, "confidence": 0.5}
+    limits = {"mean_drop": 100, "task_drop": 200, "confidence": 0.5, "turn": None, "search_drop": None}
+    assert policy.provenance["limits"] == limits
     assert (policy.provenance["shots"], policy.provenance["seeds"]) == ([1], [0, 1])
     assert SentenceEncoder(plain, pruning=policy).encode("where is my new card please").shape == (32,)
     assert [line for line in out.splitlines() if "(chosen)" in line]
@@ -450,6 +451,30 @@ def test_adapt_puts_files_where_it_is_told(adapt_again, tmp_path):
     assert f"{tmp_path / 'r' / 'found.md'}: written" in err
     assert {path.suffix for path in (tmp_path / "out").iterdir()} <= {".json", ".safetensors"}
     assert PruningPolicy.load(tmp_path / "out" / "policy.json").provenance["limits"]["task_drop"] == 150
+
+
+def test_adapt_keeps_limits_on_searches_and_turns(few, run, adapt, search, tmp_path):
+    code, _, err = adapt(*LAX, "--seeds", "1", "--search", search, "--max-turn", "80", "--max-search-drop", "90")
+    assert (code, err.count("written")) == (0, err.count("\n"))
+    policy = PruningPolicy.load(tmp_path / "out" / "policy.json")
+    assert (policy.provenance["limits"]["turn"], policy.provenance["limits"]["search_drop"]) == (80, 90)
+    assert policy.provenance["searches"].keys() == policy.provenance["search_drops"].keys() == {"faq"}
+    assert policy.provenance["tasks"].keys() == {"a", "b"}
+    # The searches alone, from columns of other names.
+    (tmp_path / "other.csv").write_text(search.read_text().replace("query", "q").replace("document", "d"))
+    columns = ("--query-column", "q", "--document-column", "d")
+    output = ("-o", tmp_path / "alone.json", "--threads", "1")
+    code, _, err = run("--search", tmp_path / "other.csv", *columns, "--max-drop", "100", *output, command="adapt")
+    assert code == 0, err
+    provenance = PruningPolicy.load(tmp_path / "alone.json").provenance
+    assert (provenance["tasks"], list(provenance["searches"])) == ({}, ["other"])
+    assert (provenance["limits"]["turn"], provenance["limits"]["search_drop"]) == (None, 100)
+
+
+def test_adapt_needs_a_task_or_a_search(run, tmp_path):
+    code, out, err = run("-o", tmp_path / "policy.json", command="adapt")
+    assert (code, out) == (2, "")
+    assert err.startswith("Error: Missing option '--task' or '--search'. See ")
 
 
 def test_adapt_learns_from_more_texts(adapt, tmp_path, monkeypatch):
@@ -486,6 +511,11 @@ BAD_ADAPT = {
     ("--max-drop", "-1"): "mean_drop is -1.0",
     ("--max-drop", "nan"): "mean_drop is nan",
     ("--max-task-drop", "-1"): "task_drop is -1.0",
+    ("--max-turn", "-1"): "turn is -1.0, wanted a number of degrees",
+    ("--max-search-drop", "nan"): "search_drop is nan, wanted a number of points",
+    ("--search", "/nope.csv"): "cannot read /nope.csv",
+    ("--search", "{folder}/a.csv"): "column 'query' is missing",
+    ("--search", "{folder}/j.csv", "--journal", "{folder}/j.csv"): "j.csv, which is read too; name another file",
     ("--seeds", "0"): "--seeds",
     ("--shots", "0"): "shots is 0",
     ("--shots", "few"): "'few' is not a list of whole numbers",

@@ -297,7 +297,7 @@ def test_maps_that_are_kept_do_not_pile_up(level):
     with blocks.chunk(4, 0) as inside:
         for seed in range(3 * PRUNINGS):
             restored_by(inside, normal(1, 4, 32), normal(seed, 32, 32))
-        assert len(blocks._restore) <= PRUNINGS
+        assert len(blocks._rankings) <= PRUNINGS
         assert len(inside._chunk.workspace._prunings) <= PRUNINGS
 
 
@@ -317,7 +317,7 @@ def good_call():
         "offsets": offsets_of([5, 0, 9]),
         "scores": normal(2, 14),
         "scorer": scorer,
-        "least": np.arange(10) // 2,
+        "least": np.arange(LONGEST + 1) // 2,
         "budgets": budgets_about(1.0),
         "restore": normal(5, 32, 32),
     }
@@ -326,6 +326,15 @@ def good_call():
 def call_select(hidden, offsets, scores, scorer, least, budgets, restore):
     restore = Linear(restore, normal(6, 32))
     return compiled_blocks().select(hidden, offsets, Ranking(scores, scorer, least, budgets, restore=restore))
+
+
+def test_texts_longer_than_the_tables_are_refused():
+    call = good_call()
+    call |= {"least": call["least"][:9], "budgets": call["budgets"][:9]}
+    with pytest.raises(InputError, match=r"a text has 9 tokens, the ranking's tables end at 8"):
+        call_select(**call)
+    call |= {"least": np.arange(10) // 2, "budgets": budgets_about(1.0)[:10]}
+    call_select(**call)
 
 
 def scorer_like(change):
@@ -345,11 +354,11 @@ def scorer_like(change):
         ("scores", lambda scores: scores[:, None], r"scores is float32 \[14, 1\]"),
         ("scores", lambda scores: np.repeat(scores, 2)[::2], "scores is float32"),
         ("scores", lambda _: None, None),
-        ("least", lambda least: least.astype(np.int32), r"least is int32 \[10\]"),
-        ("least", lambda least: least[:9], r"least is int64 \[9\], wanted C-contiguous int64 \[10\]"),
+        ("least", lambda least: least.astype(np.int32), r"least is int32 \[401\]"),
+        ("least", lambda least: least[:, None], r"least is int64 \[401, 1\]"),
         ("least", lambda least: np.repeat(least, 2)[::2], "least is int64"),
         ("budgets", lambda budgets: budgets.astype(np.float64), "budgets is float64"),
-        ("budgets", lambda budgets: budgets[:9], r"budgets is float32 \[9\], wanted C-contiguous float32 \[10\]"),
+        ("budgets", lambda budgets: budgets[:9], r"budgets is float32 \[9\], wanted C-contiguous float32 \[401\]"),
         ("budgets", lambda budgets: budgets[:, None], r"budgets is float32 \[401, 1\]"),
         ("restore", lambda weight: weight[:, :31].copy(), r"restore is float32 \[32, 31\]"),
         ("restore", lambda weight: weight[:31], r"restore is float32 \[31, 32\]"),

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
+from minitrans.adaptation.fitting import turn_features
+from minitrans.data.files import read_examples
 from minitrans.encoder.policy import Score
-from minitrans.encoder.selection import kept_count
+from minitrans.encoder.selection import cost, kept_count
 from minitrans.errors import InputError, InputTypeError, NumericalError, PolicyError, TruncationWarning
-from minitrans.explain.explanation import RANKED, TURN, Timing, explain, multiply_adds
+from minitrans.explain.explanation import INTENTS_APART, RANKED, TURN, Timing, explain, multiply_adds
 from minitrans.explain.terminal import lines
 from minitrans.explain.trace import trace, trace_text
 from minitrans.models.tokenization.tokenizer import Tokenized
@@ -22,6 +24,7 @@ from minitrans.words import columns
 
 TEXT = "Where is the parcel that I ordered on Monday morning?"
 TRAIN = ["hi there", "good morning", "where is my parcel", "track my order"], ["hi", "hi", "track", "track"]
+TEXTS = [TEXT, "track my order", "will it rain tomorrow in Berlin, or can we go out?", "where is my parcel", "hello"]
 MERGE = PruningPolicy(min_tokens=3, stages=((1, 0.3), (3, 0.4)), reduce="merge")
 
 
@@ -171,6 +174,116 @@ def test_a_large_turn_is_warned_about(encoder):
     assert f"WARNING     {hard.warning}" in list(lines(hard, bracketed))
 
 
+def turning(encoder, **fields):
+    return fitted_to(encoder, **({"score": "learned", "min_tokens": 3, "quantile": 0.8, "max_turn": 15} | fields))
+
+
+@pytest.mark.parametrize("protects", [False, True])
+def test_the_expected_turn_is_that_of_what_went(encoder, protects):
+    policy = turning(encoder, protect_special=protects)
+    cut_short = 0
+    for found in explain(encoder, TEXTS, pruning=policy, timed=0):
+        (stage,) = found.stages
+        n, gone = len(found.tokens), len(found.tokens) - len(stage.kept)
+        guard = {0, n - 1} if protects else set()
+        scores = sorted(score for place, score in enumerate(stage.scores) if place not in guard)
+        spent = cost(np.float32(scores)).astype(float)
+        turn = policy.turn_map(2)
+        wanted = np.exp(turn_features(spent, np.full(len(spent), n)) @ turn.weight[0] + turn.bias[0])
+        assert found.expected_angle == (pytest.approx(wanted[gone - 1], rel=1e-4) if gone else 0)
+        assert found.expected_angle <= 15.01
+        if stage.least < len(stage.kept):  # one more would have been too many
+            assert wanted[gone] > 15
+            cut_short += 1
+        assert stage.max_turn == found.to_dict()["stages"][0]["max_turn"] == 15
+        said = list(lines(found, bracketed))
+        assert any(f"{found.expected_angle:.1f} degrees expected" in line for line in said)
+        assert said[2].startswith("layer 2, quantile 0.8, at most 15 degrees, ranked by")
+    assert cut_short
+    (plain,) = explain(encoder, [TEXT], pruning=PruningPolicy(), timed=0)
+    assert (plain.expected_angle, plain.stages[0].max_turn) == (None, None)
+    assert "expected" not in plain.meaning
+
+
+def test_an_expected_turn_ends_somewhere(encoder):
+    """Whatever was fitted: a turn is an angle, and JSON has no infinity."""
+    policy = turning(encoder, max_turn=90, quantile=0.9)
+    policy.fitted.scorers[2].bias[:] = -300  # what goes costs less than float32 can tell from nothing
+    (found,) = explain(encoder, [TEXT], pruning=policy, timed=0)
+    assert (found.expected_angle, len(found.kept)) == (0, 3)
+    policy = turning(encoder, max_turn=90, quantile=0.9)
+    policy.fitted.turns[2].weight[:] = np.float32([[1e-3, 900, 0]])  # the budget is the least there is
+    policy.fitted.scorers[2].bias[:] = -84
+    (found,) = explain(encoder, [TEXT], pruning=policy, timed=0)
+    assert len(found.kept) < 13
+    assert found.expected_angle == 180
+
+
+def test_the_nearest_text_is_found_among_the_given(encoder):
+    policy = PruningPolicy(min_tokens=2, quantile=0.9, layer=0)
+    plain, pruned = (
+        encoder.encode(TEXTS, pruning=each, normalize_embeddings=True).astype(float) for each in (None, policy)
+    )
+    before, after = ((rows @ rows.T - 9 * np.eye(len(rows))) for rows in (plain, pruned))
+    changed = before.argmax(1) != after.argmax(1)
+    assert changed.any()
+    assert not changed.all()
+    for i, found in enumerate(explain(encoder, TEXTS, pruning=policy, timed=0)):
+        near = found.nearest
+        assert (near.others, near.examples, near.same) == (4, False, not changed[i])
+        assert (near.unpruned, near.pruned) == (TEXTS[before[i].argmax()], TEXTS[after[i].argmax()])
+        assert near.angle == pytest.approx(math.degrees(math.acos(before[i].max())), abs=0.01)
+        stays = "is no longer" if changed[i] else "stays"
+        line = f"; the nearest of 4 other texts, {near.angle:.0f} degrees away, {stays} the nearest"
+        assert found.meaning == f"cosine {found.cosine:.4f}{line}" == found.to_dict()["meaning"]
+        assert f"embedding   turned by {found.angle:.1f} degrees: {found.meaning}" in list(lines(found, bracketed))
+        assert found.to_dict()["nearest"]["same"] is near.same
+
+
+def test_texts_that_read_the_same_are_the_same(encoder, monkeypatch):
+    """Which of the two is nearest is up to rounding."""
+    flips = iter([0, 1] * 9)
+
+    def encode(texts, pruning):
+        rows = np.eye(3, dtype=np.float32)
+        rows[next(flips)] += 1e-3
+        return rows[[0, 1, 2]] + np.float32([[0.5, 0.5, 0]])
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    same, other = (
+        list(explain(encoder, texts, pruning=PruningPolicy(), timed=0))[2]
+        for texts in (["a", "a", "b"], ["a", "c", "b"])
+    )
+    assert (same.nearest.same, other.nearest.same) == (True, False)
+
+
+def test_what_a_turn_is_held_against(encoder, plain, monkeypatch):
+    mild = PruningPolicy(layer=1, min_tokens=3)
+    for texts in ([TEXT], [TEXT, TEXTS[1]]):  # of one other text it is always the nearest
+        found = next(explain(encoder, texts, pruning=mild, timed=0))
+        assert (found.nearest, found.apart) == (None, INTENTS_APART)
+        assert found.meaning.endswith("; texts of one intent lie some 52 apart, of two some 78")
+    (found,) = explain(SentenceEncoder(plain), [TEXT], pruning=mild, timed=0)  # measured on the bundled model alone
+    assert (found.nearest, found.apart, found.meaning) == (None, None, f"cosine {found.cosine:.4f}")
+    unpruned = list(explain(encoder, TEXTS, pruning=None, timed=0))
+    assert {each.nearest for each in unpruned} == {None}
+    assert {each.meaning for each in unpruned} == {"cosine 1.0000"}
+    monkeypatch.setattr("minitrans.explain.explanation.MOST_COMPARED", 4)
+    assert [each.nearest for each in explain(encoder, TEXTS, pruning=mild, timed=0)] == [None] * 5
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_how_far_apart_intents_lie(encoder, data_folder):
+    rows = read_examples(data_folder / "banking77" / "test.csv")
+    vectors = encoder.encode(rows.texts, pruning=None, normalize_embeddings=True)
+    angles = np.degrees(np.arccos(np.clip(vectors @ vectors.T, -1, 1)))
+    labels = np.array(rows.labels)
+    same, itself = labels[:, None] == labels, np.eye(len(labels), dtype=bool)
+    measured = angles[same & ~itself].mean(), angles[~same].mean()
+    assert measured == pytest.approx(INTENTS_APART, abs=1)
+
+
 def test_wide_and_right_to_left_tokens_keep_the_columns(encoder):
     policy = PruningPolicy(layer=1, min_tokens=3, quantile=0.5)
     (found,) = explain(
@@ -181,10 +294,11 @@ def test_wide_and_right_to_left_tokens_keep_the_columns(encoder):
     assert any("\u2068\u05e9\u2069" in line for line in seen)
 
 
-def test_predictions_are_those_of_the_classifier(encoder, classifier):
-    (found,) = explain(encoder, [TEXT], pruning="balanced", classifier=classifier, timed=False)
-    for said, policy in ((found.prediction, "balanced"), (found.unpruned_prediction, None)):
-        vector = encoder.encode([TEXT], pruning=policy)
+@pytest.mark.parametrize("policy", [PruningPolicy(), "balanced"], ids=["paper", "balanced"])
+def test_predictions_are_those_of_the_classifier(encoder, classifier, policy):
+    (found,) = explain(encoder, [TEXT], pruning=policy, classifier=classifier, timed=False)
+    for said, each in ((found.prediction, policy), (found.unpruned_prediction, None)):
+        vector = encoder.encode([TEXT], pruning=each)
         assert said.label == classifier.predict_embeddings(vector)[0] == "track"
         shares = classifier.predict_proba_embeddings(vector)[0]
         assert [label for label, _ in said.probabilities] == ["track", "hi"]
@@ -195,6 +309,12 @@ def test_predictions_are_those_of_the_classifier(encoder, classifier):
         assert [near.label for near in said.nearest] == [TRAIN[1][i] for i in order]
         assert [near.cosine for near in said.nearest] == pytest.approx(cosines[order], abs=1e-6)
         assert not said.rejected
+    first = found.prediction.nearest[0].text, found.unpruned_prediction.nearest[0].text
+    near = found.nearest
+    assert (near.pruned, near.unpruned, near.same) == (*first, first[0] == first[1])
+    assert (near.others, near.examples) == (4, True)
+    assert math.cos(math.radians(near.angle)) == pytest.approx(found.unpruned_prediction.nearest[0].cosine, abs=1e-6)
+    assert "; the nearest of 4 examples, " in found.meaning
 
 
 def test_a_rejected_text_is_said_to_be(encoder):
@@ -211,8 +331,9 @@ def test_examples_without_their_texts(encoder, classifier, tmp_path):
     assert "parcel" not in (tmp_path / "forgotten" / "classifier.json").read_text()
     kept, forgotten = (FewShotClassifier.load(tmp_path / name, encoder) for name in ("kept", "forgotten"))
     assert (kept.texts_, forgotten.texts_) == (TRAIN[0], None)
-    (found,) = explain(encoder, [TEXT], classifier=forgotten, timed=False)
+    (found,) = explain(encoder, [TEXT], pruning=PruningPolicy(), classifier=forgotten, timed=False)
     assert [near.text for near in found.prediction.nearest] == [None] * 3
+    assert (found.nearest.unpruned, found.nearest.pruned, found.nearest.same) == (None, None, True)
     assert not any("nearest" in line and "parcel" in line for line in lines(found, bracketed))
 
 

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fitted_policies import fitted_to
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -93,6 +94,17 @@ def test_attention_is_in_the_page_as_it_was(encoder):
         maps = np.frombuffer(base64.b64decode(drawn["data"]), "<u2").reshape(5, n, n) / 65535
         np.testing.assert_allclose(maps[0], layer.attention[0].mean(axis=0), rtol=0, atol=1e-5)
         np.testing.assert_allclose(maps[1:], layer.attention[0], rtol=0, atol=1e-5)
+
+
+def test_what_the_turn_goes_by_is_in_the_page(encoder):
+    policy = fitted_to(encoder, layer=1, score="learned", max_turn=20)
+    data = made(encoder, ["one two three four five six seven eight nine ten"], policy)
+    turn = policy.turn_map(1)
+    assert np.array_equal(np.float32(data["turn"]), [*turn.weight[0], turn.bias[0]])
+    assert data["policy"]["max_turn"] == 20
+    assert "max_turn=20" in data["policy_text"]
+    for other in (PruningPolicy(layer=1), None):
+        assert made(encoder, ["one"], other)["turn"] is None
 
 
 def test_long_texts_keep_the_average_of_the_heads(encoder, monkeypatch):

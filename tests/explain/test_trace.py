@@ -20,8 +20,9 @@ KINDS = {
     "none": lambda encoder: None,
     "attention": lambda encoder: PruningPolicy(min_tokens=3, quantile=0.4, layer=1),
     "protected": lambda encoder: PruningPolicy(min_tokens=3, quantile=0.7, layer=1, protect_special=True),
-    "value, threshold": lambda encoder: PruningPolicy(
-        min_tokens=2, quantile=0.8, layer=0, score="attention_value", threshold=0.2
+    "value": lambda encoder: PruningPolicy(min_tokens=2, quantile=0.8, layer=0, score="attention_value"),
+    "turn": lambda encoder: fitted_to(
+        encoder, min_tokens=2, quantile=0.8, layer=0, score="learned", max_turn=20, protect_special=True
     ),
     "merge twice": lambda encoder: PruningPolicy(min_tokens=3, stages=((0, 0.3), (2, 0.4)), reduce="merge"),
     "learned, restore": lambda encoder: fitted_to(

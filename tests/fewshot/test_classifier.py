@@ -926,7 +926,7 @@ def test_a_label_of_any_length_would_cost_memory_for_all(encoder):
 
 def test_a_fitted_policy_is_saved_with_the_classifier(tmp_path):
     encoder = SentenceEncoder(threads=1)
-    policy = fitted_to(encoder, score="learned", reduce="restore", threshold=0.5)
+    policy = fitted_to(encoder, score="learned", reduce="restore", max_turn=20)
     encoder = SentenceEncoder(pruning=policy, threads=1)
     texts, labels = ["where is my parcel", "track my order", "play some jazz", "put on a song"], ["a", "a", "b", "b"]
     classifier = FewShotClassifier(encoder).fit(texts, labels)

@@ -122,7 +122,7 @@ function tiles(text) {
   ];
   text.timings.forEach((timing) => list.push(tile(timing.texts === 1 ? "Time, alone" : `Time, as one of ${timing.texts}`, timing.verdict,
     `${timing.unpruned_ms.toFixed(2)} → ${timing.pruned_ms.toFixed(2)} ms, medians of ${timing.rounds} runs`)));
-  list.push(tile("Embedding", `${text.warning ? "⚠ " : ""}turned by ${text.angle.toFixed(1)}°`, `cosine ${text.cosine.toFixed(4)} to the one without pruning`));
+  list.push(tile("Embedding", `${text.warning ? "⚠ " : ""}turned by ${text.angle.toFixed(1)}°`, text.meaning));
   if (text.prediction) {
     const [before, after] = [text.unpruned_prediction, text.prediction];
     const changed = before.label !== after.label;
@@ -133,14 +133,14 @@ function tiles(text) {
 
 // Importance against the quantile
 
-const kept = { source: 0, quantile: null, least: null, layer: null, head: 0 }; // what was chosen, from text to text
+const kept = { source: 0, quantile: null, least: null, turn: null, layer: null, head: 0 }; // what was chosen, from text to text
 
 function sources(text) {
   const all = text.tokens.map((_, i) => i);
   const own = text.stages.map((stage) => ({ name: `layer ${stage.layer}, this policy: ${DATA.ranked[stage.score]}`, layer: stage.layer, label: DATA.ranked[stage.score],
-    quantile: stage.quantile, places: stage.entered, scores: stage.scores, threshold: DATA.policy.threshold }));
+    quantile: stage.quantile, places: stage.entered, scores: stage.scores, turn: DATA.turn }));
   const attention = DATA.model.layers_list.map((layer) => ({ name: `layer ${layer}: ${DATA.ranked.attention}, unpruned`, layer, label: DATA.ranked.attention,
-    quantile: DATA.policy?.quantile ?? 0.3, places: all, scores: text.tokens.map((token) => token.unpruned[layer]), threshold: null }));
+    quantile: DATA.policy?.quantile ?? 0.3, places: all, scores: text.tokens.map((token) => token.unpruned[layer]), turn: null }));
   return [...own, ...attention];
 }
 
@@ -150,6 +150,7 @@ function explorer(text) {
   const pick = el("select", { id: "source", onchange: () => choose(true) }, choices.map((each, i) => el("option", { value: i, selected: i === kept.source }, each.name)));
   const slider = el("input", { type: "range", id: "quantile", min: 0, max: 0.99, step: 0.01, oninput: () => choose(false) });
   const least = el("input", { type: "number", id: "least", min: 1, max: 512, step: 1, value: kept.least ?? policy.min_tokens, oninput: () => choose(false) });
+  const turn = DATA.turn && el("input", { type: "number", id: "turn", min: 0.5, max: 90, step: 0.5, value: kept.turn ?? policy.max_turn, oninput: () => choose(false) });
   const value = el("output", { for: "quantile" });
   const decision = el("p", { class: "decision", id: "decision", "aria-live": "polite" });
   const bars = el("ol", { class: "bars", "aria-label": "Score of every token" });
@@ -160,23 +161,27 @@ function explorer(text) {
   function choose(reset) {
     const source = choices[pick.value];
     if (reset) quantile = first && kept.quantile !== null ? kept.quantile : source.quantile;
-    else [quantile, kept.quantile, kept.least] = [Number(slider.value), Number(slider.value), least.value];
+    else [quantile, kept.quantile, kept.least, kept.turn] = [Number(slider.value), Number(slider.value), least.value, turn && turn.value];
     slider.value = quantile; // has steps of 0.01; a policy may lie between them
     const asText = String(Math.round(quantile * 1e4) / 1e4);
     if (!first && reset) [kept.source, kept.quantile] = [Number(pick.value), null];
     first = false;
     const minTokens = Math.max(1, Math.floor(Number(least.value)) || 1);
     const guard = policy.protect_special ? DATA.special : { prefix: 0, suffix: 0 };
-    const result = select(source.scores, quantile, minTokens, { ...guard, threshold: source.threshold });
+    const n = source.places.length;
+    const degrees = turn && Number(turn.value) > 0 ? Number(turn.value) : policy.max_turn;
+    if (turn) turn.disabled = !source.turn; // attention says nothing of the turn
+    const result = select(source.scores, quantile, minTokens, { ...guard, budget: source.turn && budgetOf(source.turn, degrees, n) });
     const stay = source.places.filter((_, i) => result.stays[i]);
     const gone = source.places.filter((_, i) => !result.stays[i]).map((place) => apart(text.tokens[place].token));
     value.textContent = asText;
-    const n = source.places.length;
     const asked = Math.floor(quantile * n + 1e-9);
     const why = n <= minTokens ? `texts of up to s = ${minTokens} tokens are left alone`
       : gone.length === asked ? `⌊${asText} · ${n}⌋ = ${asked} go` : `⌊${asText} · ${n}⌋ = ${asked} should go, `
-        + (n - asked < minTokens ? `s = ${minTokens} lets ${gone.length}` : `${gone.length} do: others score enough, or are protected`);
-    decision.replaceChildren(`${stay.length} of ${n} tokens stay: ${why}`, gone.length ? ". Gone:" : "",
+        + (stay.length > result.least ? `${gone.length} do: with more it would be expected to turn farther than ${degrees}°`
+          : result.least === minTokens ? `s = ${minTokens} lets ${gone.length}` : `${gone.length} do: the others are protected`);
+    const expected = source.turn && gone.length ? `; expected to turn the embedding by ${expectedTurn(source.turn, result.cost, n).toFixed(1)}°` : "";
+    decision.replaceChildren(`${stay.length} of ${n} tokens stay: ${why}${expected}`, gone.length ? ". Gone:" : "",
       ...gone.slice(0, 30).flatMap((name) => [" ", name]), gone.length > 30 ? ` and ${gone.length - 30} more` : "");
     decision.dataset.kept = JSON.stringify(stay);
     decision.dataset.threshold = JSON.stringify(result.threshold);
@@ -189,10 +194,12 @@ function explorer(text) {
   choose(true);
   onResize(curve, () => drawCurve(curve, state));
   return section("explorer", "Which tokens stay? Move the quantile",
-    note("The quantile q is the share of its tokens that a text gives up; those of the lowest scores go, but never below s tokens. "
+    note("The quantile q is the share of its tokens that a text gives up; those of the lowest scores go, but never below s tokens"
+      + (DATA.turn ? ", and no more than are expected to turn the embedding by the degrees given. " : ". ")
       + "The page decides anew as you move it. What another choice would do to the layers after it is not computed here."),
     el("div", { class: "controls" }, el("label", { class: "wide" }, "Scores", pick),
-      el("label", { class: "wide", for: "quantile" }, el("span", {}, "Quantile q: ", value), slider), el("label", {}, "Minimum length s", least)),
+      el("label", { class: "wide", for: "quantile" }, el("span", {}, "Quantile q: ", value), slider), el("label", {}, "Minimum length s", least),
+      turn && el("label", {}, "Expected turn, at most (°)", turn)),
     decision,
     el("div", { class: "sides" },
       el("figure", {}, el("h3", {}, "Score of every token"),
@@ -415,11 +422,22 @@ function embedding(text) {
   const most = Math.max(...text.embedding.map(Math.abs), ...text.unpruned_embedding.map(Math.abs));
   return section("embedding", "What it does to the embedding",
     note(`The embedding is a direction in ${text.embedding.length} dimensions, drawn as one bar each. Pruning turned it by ${text.angle.toFixed(1)}° `
-      + `(cosine ${text.cosine.toFixed(4)}). Texts are compared by such cosines, so a turn matters where it is not small beside the angle between texts.`),
+      + `(cosine ${text.cosine.toFixed(4)})` + (text.expected_angle === null ? "" : `, where ${text.expected_angle.toFixed(1)}° were expected`)
+      + ". Texts are compared by such cosines, so a turn matters where it is not small beside the angle between texts."
+      + (text.apart ? ` Of this model that is some ${text.apart[0]}° for two texts of one intent, and ${text.apart[1]}° for two of different ones (banking77, means).` : "")),
+    nearest(text),
     el("div", { class: "sides" }, el("figure", {}, arrow),
       el("figure", {}, el("figcaption", {}, "without pruning"), strip(text.unpruned_embedding, most),
         el("figcaption", {}, "with pruning"), strip(text.embedding, most), el("figcaption", {}, "the change, on the same scale"), strip(change, most))),
     neighbours(text));
+}
+
+function nearest(text) {
+  if (!text.nearest) return null;
+  const { others, examples, angle, same } = text.nearest;
+  const named = (name) => (name === null ? "a text that was not saved" : ["“", el("bdi", {}, short(name)), "”"]);
+  return el("p", { id: "nearest" }, `Of ${others} ${examples ? "training examples" : "other texts"} the nearest without pruning is `, named(text.nearest.unpruned),
+    `, ${angle.toFixed(1)}° away. `, same ? "With pruning it stays the nearest." : ["With pruning the nearest is ", named(text.nearest.pruned), "."]);
 }
 
 function neighbours(text) {
@@ -457,6 +475,8 @@ function glossary() {
     "Head": "Attention is computed several times side by side, each time on a part of the hidden state of its own: a head may look for one kind of relation.",
     "Layer": "One of the encoder's equal steps: every token looks at the others (attention), then is transformed by itself (feed-forward). Layers count from 0.",
     "Importance": "1 / (heads · n) · the sum over heads and over the n tokens that look of the attention which a token receives. A learned policy ranks by a fitted linear function of the token's hidden state instead: the learned score.",
+    "Turn": "The angle between the embedding with pruning and the one without. A policy may foresee it from the learned scores of what goes and the length of the text, "
+      + "and let each text give up tokens only up to an expected turn.",
     "Threshold": "The lowest score among the tokens that stay on their merit.",
     "Merge, restore": "What becomes of a token that goes: nothing; or it is averaged into the most similar token that stays (merge); or what it is expected to have "
       + "become is still counted in the mean (restore).",
@@ -473,8 +493,9 @@ function policyInWords(policy) {
   const stages = (policy.stages ?? [[policy.layer, policy.quantile]]).map(([layer, quantile]) => `${percent(quantile)} of the tokens at layer ${layer}`);
   const rest = { drop: "Tokens that go are gone for good", merge: "Each that goes is averaged into the most similar token that stays",
     restore: "What those that go are expected to have become still enters the pooling" };
-  return `Pruning gives up ${stages.join(", then ")}, the last by ${DATA.ranked[policy.score]}, but never goes below ${policy.min_tokens} tokens`
-    + (policy.threshold === null ? "" : `; tokens that score ${policy.threshold} or more stay besides`)
+  const share = policy.max_turn === null ? "" : "at most ";
+  return `Pruning gives up ${share}${stages.join(", then ")}, the last by ${DATA.ranked[policy.score]}, but never goes below ${policy.min_tokens} tokens`
+    + (policy.max_turn === null ? "" : `, and of each text only what is expected to turn its embedding by ${policy.max_turn}° or less`)
     + (policy.protect_special ? "; what the tokenizer puts around a text always stays" : "") + `. ${rest[policy.reduce]} (${DATA.policy_text}).`;
 }
 

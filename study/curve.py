@@ -1,0 +1,195 @@
+"""Finding the policies: time against turn, accuracy and retrieval, for each layer and turn; two points are named.
+
+What decides stands on training halves and held-out prose: no test split is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minitrans import PruningPolicy, SentenceEncoder, __version__
+from minitrans.adaptation.fitting import calibrated, fit, token_moments
+from minitrans.adaptation.trials import Trial
+from minitrans.data.searches import SearchTask, half_search, headline_search, intent_search
+from minitrans.data.tasks import Task
+from minitrans.evaluation.fidelity import nearest_length, turns
+from minitrans.evaluation.measurement import interleaved, ratios
+from minitrans.evaluation.retrieval import evaluate_search
+from minitrans.sentences.call import measuring
+from study.settings import EVALUATION, LONG, ROOT, cache, encoder, journal, save, task, without_test
+from study.texts import fit_texts
+
+LAYERS, TURNS = (0,), (9.0, 11.0, 13.0, 16.0, 19.0)
+CAP, MIN_TOKENS = 0.7, 6
+SHOTS, SEEDS, TEST_TEXTS = (10,), range(3), 600
+ROUNDS = 5  # of timing
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What a policy may cost on the training halves.
+
+    Attributes:
+        accuracy: points at 10 shots, mean over the sets.
+        mrr: points of MRR@10, mean over the searches, however pruned and unpruned are mixed.
+        cosine: the least mean cosine to the unpruned embedding, at 16, 64 and 256 tokens.
+    """
+
+    accuracy: float
+    mrr: float
+    cosine: float
+
+
+ALLOWED = {"balanced": Allowed(0.4, 0.5, 0.96), "fast": Allowed(1.2, 1.5, 0.92)}
+WEIGHED = (16, 64, 256)  # tokens
+
+
+def policies() -> None:
+    """Fit, measure every layer and turn, and write the two policies that travel along."""
+    model = encoder("int8")
+    learn, held_out, sources = fit_texts()
+    candidates = {}
+    for layer in LAYERS:
+        fitted = _fitted(model, layer, learn, held_out, sources)
+        candidates |= {(layer, turn): replace(fitted, max_turn=turn) for turn in TURNS}
+    rows = _measured(model, candidates, held_out)
+    chosen = {}
+    for name, allowed in ALLOWED.items():
+        best = choice(rows, allowed)
+        chosen[name] = {"layer": best["layer"], "turn": best["turn"], "meets": overrun(best, allowed) <= 1}
+        provenance = {
+            "made_by": f"minitrans {__version__}, python -m study run policies",
+            "model": {"name": model.name_or_path, **model.identity.to_dict()},
+            "fitted_on": sources,
+            "chosen_on": [*(task.name for task in _searches()), *(f"{each} (valid)" for each in EVALUATION)],
+            "allowed": asdict(allowed),
+            "found": best,
+        }
+        policy = replace(candidates[best["layer"], best["turn"]], provenance=provenance)
+        policy.save(ROOT / "weights" / "policies" / f"{name}.json")
+    save(
+        "policies", {"rows": rows, "chosen": chosen, "allowed": {name: asdict(each) for name, each in ALLOWED.items()}}
+    )
+
+
+def _fitted(
+    model: SentenceEncoder, layer: int, learn: Sequence[str], held_out: Sequence[str], sources: Mapping[str, str]
+) -> PruningPolicy:
+    """The policy of a layer, but for its turn; as it was fitted before, if it was, to the same texts."""
+    texts = hashlib.sha256(json.dumps([learn, held_out, MIN_TOKENS, CAP]).encode()).hexdigest()
+    key = {"sources": dict(sources), "texts": texts, "model": model.identity.sha256}
+    place = cache() / f"policy-{layer}.json"
+    if place.is_file() and (kept := PruningPolicy.load(place)).provenance == key:
+        return kept
+    moments = token_moments(model, learn, layer)
+    bare = PruningPolicy(
+        min_tokens=MIN_TOKENS,
+        quantile=CAP,
+        layer=layer,
+        score="learned",
+        reduce="restore",
+        fitted=fit(model.fingerprint, {layer: moments}),
+        provenance=key,
+    )
+    found = replace(bare, fitted=calibrated(model, held_out, bare))
+    found.save(place)
+    return found
+
+
+def choice(rows: Sequence[Mapping[str, Any]], allowed: Allowed) -> Mapping[str, Any]:
+    """The fastest of those that stay within what is allowed, both kinds of texts alike; else the nearest to that."""
+    fine = [row for row in rows if overrun(row, allowed) <= 1]
+    if not fine:
+        return min(rows, key=lambda row: overrun(row, allowed))
+    return min(fine, key=lambda row: row["short"] + row["long"])
+
+
+def overrun(row: Mapping[str, Any], allowed: Allowed) -> float:
+    """What a policy costs as a share of what is allowed, in the worst respect: up to 1 it stays within."""
+    turned = max(1 - row["cosine"][str(length)] for length in WEIGHED)
+    return max(row["accuracy"] / allowed.accuracy, row["mrr"] / allowed.mrr, turned / (1 - allowed.cosine))
+
+
+def _searches() -> list[SearchTask]:
+    long = task(LONG).splits["train"].texts
+    banking = task("banking77").splits["train"]
+    every_third = {
+        split: type(banking)(
+            [text for i, text in enumerate(banking.texts) if (i % 3 == 0) == (split == "test")],
+            [label for i, label in enumerate(banking.labels) if (i % 3 == 0) == (split == "test")],
+        )
+        for split in ("train", "test")
+    }
+    # The headlines and the halves are of different articles, each up to 256 tokens.
+    return [
+        headline_search(f"{LONG} (train), headlines", [_cut(text, 190) for text in long[:500]]),
+        half_search(f"{LONG} (train), halves", [_cut(text, 340) for text in long[500:800]]),
+        intent_search(Task("banking77 (train)", every_third, {}, "banking77")),
+    ]
+
+
+def _cut(text: str, words: int) -> str:
+    return " ".join(text.split()[:words])
+
+
+@measuring()
+def _measured(
+    model: SentenceEncoder, candidates: Mapping[tuple[int, float], PruningPolicy], held_out: Sequence[str]
+) -> list[dict[str, Any]]:
+    named = {f"l={layer} turn={turn:g}": policy for (layer, turn), policy in candidates.items()}
+    found = evaluate_search(model, _searches(), named, journal("policies"), progress=sys.stderr.isatty())
+    trials = [Trial(without_test(each), SHOTS, SEEDS, TEST_TEXTS) for each in EVALUATION]
+    plain = [model.encode(trial.texts, pruning=None) for trial in trials]
+    unpruned, lengths = model.encode(list(held_out), pruning=None), model.tokenizer.encode(list(held_out)).lengths
+    bins = nearest_length([min(length, model.max_seq_length) for length in lengths])
+    times = {"short": task("banking77").splits["train"].texts[:600], "long": task(LONG).splits["train"].texts[:16]}
+    ratio = {
+        kind: ratios(
+            interleaved(
+                {
+                    name: partial(model.encode, texts, pruning=policy, batch_size=64)
+                    for name, policy in ({"none": None} | named).items()
+                },
+                ROUNDS,
+            ),
+            "none",
+        )
+        for kind, texts in times.items()
+    }
+    rows = []
+    for (name, policy), (layer, turn) in zip(named.items(), candidates, strict=True):
+        drops = [
+            100 * float((trial.accuracies(whole) - trial.accuracies(model.encode(trial.texts, pruning=policy))).mean())
+            for trial, whole in zip(trials, plain, strict=True)
+        ]
+        moved = turns(unpruned, model.encode(list(held_out), pruning=policy))
+        ways = {
+            row["pruned"]: -100 * row["mrr_change"]
+            for row in found.table()
+            if (row["task"], row["pruning"]) == ("(mean)", name)
+        }
+        by_length = {str(length): moved[bins == length] for length in sorted({*bins.tolist()})}
+        rows.append(
+            {
+                "layer": layer,
+                "turn": turn,
+                "short": ratio["short"][name],
+                "long": ratio["long"][name],
+                "accuracy": float(np.mean(drops)),
+                "drops": dict(zip(EVALUATION, drops, strict=True)),
+                "mrr": max(ways.values()),
+                "ways": ways,
+                "turns": {length: float(each.mean()) for length, each in by_length.items()},
+                "cosine": {length: float(np.cos(np.radians(each)).mean()) for length, each in by_length.items()},
+                "p95": float(np.quantile(moved, 0.95)),
+            }
+        )
+    return rows
