@@ -72,8 +72,9 @@ def _document() -> Iterator[str]:
         "first half the second; a test question of BANKING77 searches the training questions of its intent."
     )
     for precision in PRECISIONS:
-        yield f"{precision}:"
-        yield _search_table(precision)
+        if load(f"fidelity-{precision}") is not None:
+            yield f"{precision}:"
+            yield _search_table(precision)
     yield "## How far embeddings turn"
     yield (
         "Degrees between an embedding and that without pruning, by the length of the text in tokens: mean and, in "
@@ -81,8 +82,9 @@ def _document() -> Iterator[str]:
         "cosine of 0.996, 10 of 0.985, 16 of 0.961, 23 of 0.921."
     )
     for precision in PRECISIONS:
-        yield f"{precision}:"
-        yield _turn_table(precision)
+        if load(f"fidelity-{precision}") is not None:
+            yield f"{precision}:"
+            yield _turn_table(precision)
     yield "## Against what was aimed at"
     yield _bars()
     yield "## Layers and quantiles"

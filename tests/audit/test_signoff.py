@@ -76,7 +76,7 @@ def test_the_bundled_model_is_signed_off(bundled_audit):
     assert (audit.model, audit.known_as) == ("all-MiniLM-L6-v2-int8",) * 2
     names = {(check.group, check.name) for check in audit.checks}
     assert len(names) == len(audit.checks)
-    shipped = {"balanced", "balanced-intents", "fast", "fast-intents", "long"}
+    shipped = {"balanced", "fast"}
     assert {("Invariance", name) for name in ("unpruned", "default", "balanced")} <= names
     if SentenceEncoder().backend == "compiled":
         assert {("Pruning", name) for name in {"default", *shipped}} <= names

@@ -308,7 +308,7 @@ def test_explain_takes_the_classifiers_policy_or_another(run, intents, tmp_path)
     for folder, arguments, said in (
         (intents, [], "layer 2, quantile 0.3"),
         (tmp_path / "pruned", [], "layer 1, quantile 0.5"),
-        (tmp_path / "pruned", ["--pruning", "fast-intents"], "layer "),
+        (tmp_path / "pruned", ["--pruning", "fast"], "layer 0, "),
         (intents, ["--pruning", tmp_path / "policy.json"], "layer 1, quantile 0.5"),
     ):
         code, out, _ = run("explain", QUESTION, "--classifier", folder, "--no-timing", *arguments)
