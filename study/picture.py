@@ -26,7 +26,7 @@ WIDTH, LEFT, RIGHT = 560, 16, 544
 NAMES, LONGEST = 130, 352  # where the names of bars end; pixels of the longest bar
 ROW, BAR = 24, 16
 PLOT_LEFT, PLOT_RIGHT, PLOT_HEIGHT = 52, 540, 270
-LETTER = 8.1  # pixels, about the width of one of 14 pixels height in the widest of the fonts
+LETTER = 8.8  # pixels, about the width of one of 14 pixels height in the widest of the fonts, where it is bold
 RADIUS = 6
 
 STYLE = """
@@ -315,7 +315,7 @@ def _covered(ends: Sequence[Place]) -> Iterator[Box]:
 
 def _around(end: Place, width: float) -> Iterator[Box]:
     (x, y), height, gap = end, 18, RADIUS + 3
-    for side in (0, -1, 1):
+    for side in (0, -1, 1, -2, 2):
         middle = y + side * (gap + height / 2)
         for left in (x - width / 2, x - gap, x - width + gap, x, x - width) if side else (x + gap, x - gap - width):
             yield left, middle - height / 2, left + width, middle + height / 2

@@ -62,9 +62,9 @@ def fit_texts() -> tuple[list[str], list[str], dict[str, str]]:
         found = list(dict.fromkeys(each for each in source.paragraphs(files[0]) if len(each) >= LEAST_LETTERS))
         if not found:
             raise SystemExit(f"{files[0]} holds no prose where {source.name} should be.\n{__doc__}")
-        cut = len(found) * PROSE // (PROSE + HELD_OUT)  # no paragraph is on both sides
+        cut = len(found) * PROSE // (PROSE + HELD_OUT) or 1  # no paragraph is on both sides, where there are several
         learn += _pieces(found[:cut], round(PROSE * source.share), chance)
-        held_out += _pieces(found[cut:], round(HELD_OUT * source.share), chance)
+        held_out += _pieces(found[cut:] or found, round(HELD_OUT * source.share), chance)
     utterances: dict[str, None] = {}
     for name in ADAPTATION:
         data: Task = task(name)

@@ -352,7 +352,7 @@ def test_times(results):
         for model, policy, ratio in (("six", "none", 1.0), ("six", "fast", 0.5), ("twelve", "none", 2.0))
     ]
     results("speed", rows)
-    assert table(document(), "## Times on other")[2:] == [
+    assert table(document(), "## Times on both")[2:] == [
         ["six", "compiled", "int8", "bbc", "1000", "50.0%"],
         ["twelve", "compiled", "int8", "bbc", "2000", "-"],
     ]
@@ -699,16 +699,20 @@ def packages(tmp_path, monkeypatch):
 def test_texts_are_of_every_source_and_held_out_ones_apart(packages):
     learn, held_out, seen = texts.fit_texts()
     utterances = [[text for text in found if " utterance " in text] for found in (learn, held_out)]
-    assert [len(found) for found in utterances] == [2 + 3 * 437 - 350, 350]
-    assert len({*utterances[0], *utterances[1]}) == 2 + 3 * 437
+    each = (texts.UTTERANCES + texts.HELD_OUT) // 4
+    assert [len(found) for found in utterances] == [2 + 3 * each - texts.HELD_OUT, texts.HELD_OUT]
+    assert len({*utterances[0], *utterances[1]}) == 2 + 3 * each
     assert all(text.endswith(" train") for found in utterances for text in found)
     prose = [[text for text in found if " utterance " not in text] for found in (learn, held_out)]
-    assert [len(found) for found in prose] == [1400, 350]
+    assert [len(found) for found in prose] == pytest.approx([texts.PROSE, texts.HELD_OUT], abs=2)
+    numbers = [{int(n) for text in found for n in re.findall(r", (\d+) ", text)} for found in prose]
+    assert numbers[0]
+    assert max(numbers[0]) < min(numbers[1])  # no paragraph is on both sides
     everything = prose[0] + prose[1]
     assert not any("Too short" in text for text in everything)
     for source in texts.SOURCES:
         of_it = [text for text in everything if text.startswith(f"This paragraph of {source.name}"[: len(text)])]
-        assert len(of_it) == pytest.approx(1750 * source.share, abs=1)
+        assert len(of_it) == pytest.approx((texts.PROSE + texts.HELD_OUT) * source.share, abs=1)
         assert any(f"{source.package}" in name and source.licence in name for name in seen)
     assert len(seen) == 8
 
@@ -716,7 +720,7 @@ def test_texts_are_of_every_source_and_held_out_ones_apart(packages):
 def test_the_same_folder_gives_the_same_texts(packages):
     first, again = texts.fit_texts(), texts.fit_texts()
     assert first == again
-    debian(packages, "gnome-user-docs", {"usr/share/help/C/gnome-help/a.page": f"<p>{SENTENCE}</p>".encode()})
+    debian(packages, "gnome-user-docs", {"usr/share/help/C/gnome-help/a.page": f"<p>{SENTENCE}</p>".encode() * 9})
     learn, _, seen = texts.fit_texts()
     assert learn != first[0]
     assert {name.split()[0] for name in seen if seen[name] != first[2][name]} == {"GNOME"}
