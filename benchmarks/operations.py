@@ -36,7 +36,7 @@ class TimedBlocks(CompiledBlocks):
         self.operations: dict[str, int] = defaultdict(int)
 
     def _run(self, workspace: Workspace, program: Program, rows: int, *addresses: int, **more: int) -> None:
-        names = ("hidden", "out", "log_sizes", "score", "ids")
+        names = ("hidden", "out", "log_sizes", "score", "ids", "positions")
         given = dict.fromkeys(names, 0) | dict(zip(names, addresses, strict=False)) | more
         workspace.describe(rows, **given)
         for number in range(program.count):

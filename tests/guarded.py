@@ -375,6 +375,9 @@ def mistake(place: str, level: str, precision: str, what: str) -> None:
         chunk = blocks._chunk = compiled._Chunk()
         chunk.workspace = blocks._workspaces[-1]
         space = chunk.workspace
+        ranking = next(rankings(batch, hidden.shape[1]))
+        blocks.select(hidden, batch.offsets, ranking)
+        ((_, pruning, *_),) = space._prunings.values()
         product, weight = space.feed_forward[0].records[-2], blocks._model.layers[0].output.weight
         if what == "write before":
             product[PRODUCT.y // 8] -= 64
@@ -390,13 +393,13 @@ def mistake(place: str, level: str, precision: str, what: str) -> None:
         elif what == "write input":
             product[PRODUCT.y // 8] = memory.address(weight)
         elif what == "rank behind":
-            space.prune.records[0, PRUNE.ranking // 8] += space._ranking.nbytes
+            pruning.records[0, PRUNE.ranking // 8] += space._ranking.nbytes
         elif what == "wide pruning":
-            space.prune.records[0, PRUNE.width // 8] *= 3
+            pruning.records[0, PRUNE.width // 8] *= 3
         print(f"{place} {level} {precision}: {what}", flush=True)
         hidden, _ = blocks.attention_block(hidden, batch.offsets.copy(), batch.sizes, 0, batch.want)
         blocks.feed_forward_block(hidden, batch.offsets, 0)
-        blocks.select(hidden, batch.offsets, next(rankings(batch, hidden.shape[1])))
+        blocks.select(hidden, batch.offsets, ranking)
         memory.check()
 
 

@@ -705,7 +705,7 @@ def test_an_assistant_alone_does_a_whole_job(plain_models, level):
         blocks, rows = model.blocks(kernels), model.rows((3, 40, 0, 9))
         wanted = blocks.attention_block(rows.hidden, rows.offsets, None, 0, None)[0]
         workspace, out = blocks._workspaces[-1], np.zeros_like(wanted)
-        workspace.describe(len(rows.ids), 0, address(rows.hidden), address(out), 0, 0)
+        workspace.describe(len(rows.ids), 0, 0, address(rows.hidden), address(out), 0, 0)
         program = workspace.attention[0]
         board, job = aligned((len(BOARD),), np.int64), aligned((2, JOB_BYTES // 8), np.int64)
         write_fields(board, BOARD, jobs=address(job), number=1)

@@ -296,7 +296,7 @@ def test_both_warnings_of_a_call(plain):
 
 @pytest.mark.parametrize("name", shipped_policies())
 def test_shipped_policies_say_their_lengths(name):
-    assert PruningPolicy.named(name).fitted.lengths == (5, 40)
+    assert PruningPolicy.named(name).fitted.lengths == (5, 256)
 
 
 def test_lengths_are_saved(tmp_path, encoder):
