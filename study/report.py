@@ -206,14 +206,14 @@ def _curve() -> Iterator[str]:
     if found is None:
         return
     yield (
-        "Scores, maps and the turn that is foreseen were fitted, for each layer, on utterances of the data sets for "
+        "Scores, maps and the turn that is foreseen were fitted on utterances of the data sets for "
         "adaptation and on as many pieces of prose of 6 to 190 words (see `study/texts.py` for the packages; the "
-        "policies' files name them and their digests). Each turn was then tried on training halves: times on 600 "
+        "policies' files name them and their digests). These turns were then tried on training halves: times on 600 "
         "questions of BANKING77 and on 16 texts of 256 tokens; points of accuracy at 10 shots on the validation "
         "splits; MRR@10 in hundredths, mean of three searches, the worst way to mix pruned and unpruned; cosines on "
-        "held-out texts of the fit's kind. "
+        "the texts that the turn was fitted to, which the scores and maps did not see. "
         + " ".join(
-            f"`{name}` is the fastest that loses at most {limit['accuracy']:g} points and {limit['mrr']:g} of MRR and "
+            f"`{name}` is the fastest of them that loses at most {limit['accuracy']:g} points and {limit['mrr']:g} of MRR and "
             f"keeps a mean cosine of {limit['cosine']:g} at 16, 64 and 256 tokens"
             + (": " if found["chosen"][name]["meets"] else "; none does, and the nearest to that is named: ")
             + f"layer {found['chosen'][name]['layer']}, {found['chosen'][name]['turn']:g} degrees."
@@ -238,8 +238,8 @@ def _ablation() -> Iterator[str]:
     if found is None:
         return
     yield (
-        "int8, 10 shots, the official draw, s=6: points of accuracy lost, mean over the three sets. `learned` and "
-        "`restore` use arrays fitted on the other data sets. Differences under 0.3 are noise."
+        "int8, 10 shots, the official draw, s=6: points of accuracy lost, mean over the three sets. Rows `learned` and "
+        "`restore`, where they stand, use arrays fitted on the other data sets. Differences under 0.3 are noise."
     )
     quantiles = sorted({row["quantile"] for row in found["rows"]})
     for layer in sorted({row["layer"] for row in found["rows"]}):
