@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
+from minitrans.adaptation import fitting
 from minitrans.adaptation.fitting import calibrated, fit, token_moments
 from minitrans.adaptation.trials import Trial
 from minitrans.data.searches import SearchTask, half_search, headline_search, intent_search
@@ -84,8 +86,9 @@ def _fitted(
     model: SentenceEncoder, layer: int, learn: Sequence[str], held_out: Sequence[str], sources: Mapping[str, str]
 ) -> PruningPolicy:
     """The policy of a layer, but for its turn; as it was fitted before, if it was, to the same texts."""
-    texts = hashlib.sha256(json.dumps([learn, held_out, MIN_TOKENS, CAP]).encode()).hexdigest()
-    key = {"sources": dict(sources), "texts": texts, "model": model.identity.sha256}
+    settings = [learn, held_out, MIN_TOKENS, CAP, Path(fitting.__file__).read_text(encoding="utf-8")]
+    texts = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    key = {"sources": dict(sources), "fit": texts, "model": model.identity.sha256}
     place = cache() / f"policy-{layer}.json"
     if place.is_file() and (kept := PruningPolicy.load(place)).provenance == key:
         return kept

@@ -213,8 +213,8 @@ def _curve() -> Iterator[str]:
         "splits; MRR@10 in hundredths, mean of three searches, the worst way to mix pruned and unpruned; cosines on "
         "the texts that the turn was fitted to, which the scores and maps did not see. "
         + " ".join(
-            f"`{name}` is the fastest of them that loses at most {limit['accuracy']:g} points and {limit['mrr']:g} of MRR and "
-            f"keeps a mean cosine of {limit['cosine']:g} at 16, 64 and 256 tokens"
+            f"`{name}` is the fastest of them that loses at most {limit['accuracy']:g} points and {limit['mrr']:g} of "
+            f"MRR and keeps a mean cosine of {limit['cosine']:g} at 16, 64 and 256 tokens"
             + (": " if found["chosen"][name]["meets"] else "; none does, and the nearest to that is named: ")
             + f"layer {found['chosen'][name]['layer']}, {found['chosen'][name]['turn']:g} degrees."
             for name, limit in found["allowed"].items()

@@ -99,7 +99,7 @@ def evaluate(
     from minitrans.evaluation import few_shot, retrieval
     from minitrans.evaluation import out_of_scope as rejection
     from minitrans.evaluation.journal import Journal
-    from minitrans.evaluation.tables import check_table_file, render, save_tables, to_json
+    from minitrans.evaluation.tables import TABLES, render, save_tables, table_files, to_json
 
     if not sources and not searches:
         raise click.UsageError("Missing option '--task' or '--search'.")
@@ -107,9 +107,9 @@ def evaluate(
         raise InputError("--out-of-scope is about tasks, and there is none; give --task too")
     if all_scores and not out_of_scope:
         raise InputError("--all-scores is about the table of --out-of-scope; give both, or none")
-    options.check_outputs({"--output": output, "--journal": journal}, [*sources, *searches, *pruning])
-    if output is not None:
-        check_table_file(output)
+    files = [] if output is None else table_files(output, TABLES)
+    outputs = {"--output" if place == 0 else f"--output for {TABLES[place]}": file for place, file in enumerate(files)}
+    options.check_outputs(outputs | {"--journal": journal}, [*sources, *searches, *pruning])
     policies = _policies(pruning)
     tasks = _tasks(sources, text_column, label_column, delimiter, model["local_files_only"])
     found = [load_search(file, query_column, document_column, delimiter) for file in searches]

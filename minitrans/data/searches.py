@@ -16,8 +16,9 @@ from minitrans.data.tasks import Task
 from minitrans.errors import InputError
 from minitrans.fewshot.examples import grouped, is_blank
 
-_SENTENCE_END = re.compile(r"[.!?\u2026][\"')\]\u201d\u2019]*\s+|\s*\n\s*|[\u3002\uff01\uff1f]")
+_SENTENCE_END = re.compile(r"[.!?\u2026][\"')\]\u201d\u2019]*\s+|\n\s*|[\u3002\uff01\uff1f]")
 _BLANKS = re.compile(r"\s+")
+_WIDE_ENDS = ("\u3002", "\uff01", "\uff1f")  # of scripts that put no blanks between words
 _LEAST_WORDS = 3  # of a first sentence: "Mr." is none
 
 
@@ -160,7 +161,7 @@ def _headline(text: str) -> tuple[str, str]:
     text = text.strip()
     for end in _SENTENCE_END.finditer(text):
         first = text[: end.end()].strip()
-        if len(first.split()) >= _LEAST_WORDS or (not first.isascii() and not any(map(str.isspace, first))):
+        if len(first.split()) >= _LEAST_WORDS or first[-1:] in _WIDE_ENDS:
             return first, text[end.end() :].strip()
     return text, ""
 

@@ -103,6 +103,8 @@ def forward(
             ranking = rank(prunes, layer, scores, batch, rows, offsets)
             before = hidden  # [T, H]
             hidden, selection, expected = blocks.select(before, offsets, ranking)  # [T', H], -, [B, H]
+            if np.isnan(selection.scores).any() and np.isfinite(before).all():
+                raise NumericalError(f"the policy's scores at layer {layer} are not numbers; adapt again")
             if prunes.reduce == "merge":
                 hidden, sizes, selection = merge(before, sizes, offsets, selection)  # [T', H], [T']
             elif expected is not None:

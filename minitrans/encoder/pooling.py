@@ -88,5 +88,9 @@ def _pool_text(
 
 def normalized(vectors: Float32) -> Float32:
     """Divide each row [.., H] by its Euclidean length; a zero vector stays zero."""
-    length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
+    with np.errstate(over="ignore"):
+        length = np.sqrt(np.square(vectors).sum(axis=-1, keepdims=True))
+    if np.isinf(length).any():  # the squares of finite numbers may be beyond float32
+        exact = vectors.astype(np.float64)
+        return (exact / np.maximum(np.sqrt(np.square(exact).sum(axis=-1, keepdims=True)), 1e-12)).astype(np.float32)
     return vectors / np.maximum(length, np.float32(1e-12))

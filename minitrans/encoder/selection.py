@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +15,8 @@ from minitrans.encoder.policy import PruningPolicy
 from minitrans.errors import InputError
 from minitrans.models.parameters import Float32, Linear
 
-TOP = 16.0  # what a score may reach and still count: the kernels raise e to a power of at most 0
+TOP = 16.0  # what a score may reach and still count: the kernels raise e to a power of at most 0,
+LOWEST = -87.0  # and of at least this
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,21 @@ def by_length(
     policy: PruningPolicy, layer: int, tokens: int, protected: int = 0
 ) -> tuple[NDArray[np.int64], Float32 | None]:
     """`Ranking.least` and `Ranking.budgets` of a stage, for texts of up to so many tokens, and perhaps longer ones."""
-    return _by_length(policy, layer, max(512, 1 << tokens.bit_length()), protected)
+    budget = None
+    if policy.max_turn is not None:
+        turn = policy.turn_map(layer)
+        budget = policy.max_turn, *turn.weight[0].tolist(), *turn.bias.tolist()
+    longest = max(512, 1 << tokens.bit_length())
+    return _by_length(policy.plan[layer], max(policy.min_tokens, protected), budget, longest)
 
 
 @lru_cache(maxsize=64)  # all calls under a policy share these
 def _by_length(
-    policy: PruningPolicy, layer: int, longest: int, protected: int
+    quantile: float, min_tokens: int, budget: tuple[float, ...] | None, longest: int
 ) -> tuple[NDArray[np.int64], Float32 | None]:
     lengths = np.arange(longest + 1)  # [N + 1]
-    least = kept_count(lengths, policy.plan[layer], max(policy.min_tokens, protected))
-    return least, None if policy.max_turn is None else budgets(policy.turn_map(layer), policy.max_turn, lengths)
+    least = kept_count(lengths, quantile, min_tokens)
+    return least, None if budget is None else budgets(budget[0], budget[1:], lengths)
 
 
 # The turn of an embedding grows with the number d of tokens that go and with what each is worth, e**score. Fitted on
@@ -116,24 +123,24 @@ def cost(scores: Float32) -> Float32:
     Returns:
         [d], in units of e**`TOP`.
     """
-    worth: Float32 = np.exp(np.minimum(scores - np.float32(TOP), np.float32(0)))
+    worth: Float32 = np.exp(np.clip(scores - np.float32(TOP), np.float32(LOWEST), np.float32(0)))
     total: Float32 = np.cumsum(worth, dtype=np.float32)
     counts: Float32 = np.arange(1, len(scores) + 1, dtype=np.float32)
     return total * counts
 
 
-def budgets(turn: Linear, degrees: float, lengths: NDArray[np.int64]) -> Float32:
+def budgets(degrees: float, turn: Sequence[float], lengths: NDArray[np.int64]) -> Float32:
     """The `cost` [N] at which texts of so many tokens are expected to turn so far.
 
     Args:
-        turn: [1, 3], the map to the logarithm of the turn in degrees (see `Fitted.turns`).
         degrees: of the turn.
+        turn: the three weights and the bias of the map to the logarithm of the turn (see `Fitted.turns`).
         lengths: [N] in tokens.
     """
     log_n = np.log(np.maximum(lengths, 1))
-    on_cost, linear, square = turn.weight[0].astype(np.float64)
-    log_cost = (math.log(degrees) - float(turn.bias[0]) - linear * log_n - square * log_n**2) / on_cost
-    return np.exp(np.clip(log_cost - TOP, -87.0, 87.0)).astype(np.float32)
+    on_cost, linear, square, bias = turn
+    log_cost = (math.log(degrees) - bias - linear * log_n - square * log_n**2) / on_cost
+    return np.exp(np.clip(log_cost - TOP, LOWEST, -LOWEST)).astype(np.float32)
 
 
 def control_scores(

@@ -21,6 +21,9 @@ Style = Literal["text", "markdown", "csv", "json"]
 STYLES: dict[str, Style] = {".csv": "csv", ".json": "json", ".md": "markdown", ".txt": "text"}
 
 
+TABLES = ("", "turn-by-length", "out-of-scope", "search")  # the names of `Table`s, as they may follow each other
+
+
 @dataclass(frozen=True)
 class Column:
     """What of a row to show, and how.
@@ -109,13 +112,19 @@ def save_tables(path: str | os.PathLike[str], tables: Sequence[Table], values: M
     if style == "json":
         save_text(path, to_json(values))
     elif style == "csv":
-        files = [path, *(path.with_suffix(f".{table.name}.csv") for table in tables[1:])]
+        files = table_files(path, [table.name for table in tables])
         for file, table in zip(files, tables, strict=True):
             save_text(file, render(table.columns, table.rows, style))
         return [f"{file}: {count} rows" for file, count in zip(files, counts, strict=True)]
     else:
         save_text(path, "\n".join(render(table.columns, table.rows, style) for table in tables))
     return [f"{path}: {' and '.join(map(str, counts))} rows"]
+
+
+def table_files(path: str | os.PathLike[str], names: Sequence[str]) -> list[Path]:
+    """The files that `save_tables` writes for tables of these names."""
+    style, path = check_table_file(path), Path(path)
+    return [path, *(path.with_suffix(f".{name}.csv") for name in names[1:] if style == "csv")]
 
 
 def check_table_file(path: str | os.PathLike[str]) -> Style:

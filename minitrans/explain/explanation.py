@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from minitrans.encoder.packing import pack
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized
 from minitrans.encoder.selection import TOP, cost, kept_count
-from minitrans.errors import InputError, NumericalError, TruncationWarning
+from minitrans.errors import InputError, ModelNotFoundError, NumericalError, TruncationWarning
 from minitrans.evaluation.measurement import interleaved
 from minitrans.explain.trace import TracedText, reference_blocks, trace_text
 from minitrans.fewshot.classifier import FewShotClassifier
@@ -95,8 +96,8 @@ class Nearest:
 
     others: int  # texts to choose from
     examples: bool  # they are a classifier's; else the other texts that were given, pruned alike
-    unpruned: str | None  # None where the classifier was saved without its texts
-    pruned: str | None
+    unpruned: str
+    pruned: str
     angle: float  # degrees to the one without pruning, neither pruned
     same: bool  # under pruning it is the same text, or one that reads the same
 
@@ -234,8 +235,8 @@ def explain(
     Returns:
         One explanation after the other, made when it is asked for: it holds every number of its text's run.
 
-    With a classifier the nearest text is looked for among its examples, else among the others of these texts, all of
-    which are embedded for that when the first explanation is asked for.
+    With a classifier the nearest text is looked for among its examples, where it keeps them, else among the others of
+    these texts; all of them are embedded for that, with and without pruning, when the first explanation is asked for.
 
     Raises:
         InputError: no texts.
@@ -252,19 +253,20 @@ def explain(
     reference = reference_blocks(encoder)
     most = len(texts) if timed is None else min(int(timed), len(texts))
     seconds = min(SECONDS, ALL_SECONDS / max(1, most) / 2)
-    apart = INTENTS_APART if encoder.folder.resolve() == bundled(f"weights/{DEFAULT_MODEL}").resolve() else None
+    apart = INTENTS_APART if _is_bundled(encoder.folder) else None
 
     def explanations() -> Iterator[Explanation]:
         left = most  # to be timed
-        others = None if policy is None or classifier is not None else _others(encoder, texts, policy)
+        compared = texts if classifier is None else classifier.texts_  # None where a classifier does not keep them
+        others = None if policy is None or compared is None else _both_ways(encoder, compared, policy)
         for number, (text, ids, length) in enumerate(zip(texts, tokenized.ids, tokenized.lengths, strict=True)):
             batch = pack([ids], prefix, suffix)
             pruned = trace_text(encoder, batch, policy, reference)
             unpruned = trace_text(encoder, batch, None, reference, keep_attention=False)
             answers: list[Prediction | None] = [None, None]
-            nearest = (
-                None if others is None else _nearest(texts, others, [vectors[number] for vectors in others], number)
-            )
+            nearest = None
+            if others is not None and classifier is None:
+                nearest = _nearest(texts, others, [vectors[number] for vectors in others], number)
             timings: list[Timing] = []
             with measuring(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", TruncationWarning)  # given already
@@ -272,9 +274,8 @@ def explain(
                     # Through encode, because it is what the classifier's examples came from (truncate_dim, prompts).
                     vectors = [encoder.encode(text, pruning=each) for each in (None, policy)]
                     answers = [_predict(classifier, vector) for vector in vectors]
-                    if policy is not None:
-                        examples = normalized(classifier.embeddings_)  # [N, H]
-                        nearest = _nearest(classifier.texts_, (examples, examples), vectors)
+                    if others is not None and compared is not None:
+                        nearest = _nearest(compared, others, vectors)
                 if left and len(pruned.layers[-1].rows) < len(ids):
                     copies = max(2, min(COPIES, COPIED_TOKENS // len(ids)))
                     timings = [_time(encoder, policy, text, count, seconds) for count in (1, copies)]
@@ -384,9 +385,16 @@ def _expected_angle(policy: PruningPolicy, pruned: TracedText) -> float | None:
     return min(180.0, math.exp(min(10.0, float(turn.weight[0].astype(np.float64) @ features + turn.bias[0]))))
 
 
-def _others(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy) -> tuple[Float32, Float32] | None:
+def _is_bundled(folder: Path) -> bool:
+    try:
+        return folder.resolve() == bundled(f"weights/{DEFAULT_MODEL}").resolve()
+    except ModelNotFoundError:  # left out where minitrans was installed
+        return False
+
+
+def _both_ways(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy) -> tuple[Float32, Float32] | None:
     """The texts' embeddings of length 1, [N, H] without pruning and [N, H] with it; None: too few, or too many."""
-    if not 2 < len(texts) <= MOST_COMPARED:
+    if not 2 <= len(texts) <= MOST_COMPARED:
         return None
     with measuring(), warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # given already
@@ -395,7 +403,7 @@ def _others(encoder: SentenceEncoder, texts: list[str], policy: PruningPolicy) -
 
 
 def _nearest(
-    texts: list[str] | None, others: tuple[Float32, Float32], vectors: Sequence[Float32], own: int | None = None
+    texts: list[str], others: tuple[Float32, Float32], vectors: Sequence[Float32], own: int | None = None
 ) -> Nearest | None:
     """The nearest of others [N, H] without pruning and of others with it, to a text's vectors [H] of both kinds."""
     count = len(others[0]) - (own is not None)
@@ -408,9 +416,8 @@ def _nearest(
             near[own] = -np.inf
         found.append(int(near.argmax()))
         cosines.append(float(near.max()))
-    names = [None if texts is None else texts[place] for place in found]
-    same = found[0] == found[1] or (texts is not None and names[0] == names[1])
-    return Nearest(count, own is None, names[0], names[1], _degrees(cosines[0]), same)
+    one, other = (texts[place] for place in found)
+    return Nearest(count, own is None, one, other, _degrees(cosines[0]), one == other)
 
 
 def _degrees(cosine: float) -> float:

@@ -62,7 +62,7 @@ def lines(explanation: Explanation, mark: Mark, pictures: bool = True) -> Iterat
 
 
 def _stage_lines(explanation: Explanation, stage: Stage, mark: Mark, pictures: bool) -> Iterator[str]:
-    turn = "" if stage.max_turn is None else f", at most {stage.max_turn:g} degrees"
+    turn = "" if stage.max_turn is None else f", expected to turn at most {stage.max_turn:g} degrees"
     yield (
         f"layer {stage.layer}, quantile {stage.quantile:g}{turn}, ranked by {RANKED[stage.score]}: "
         f"{len(stage.kept)} of {len(stage.entered)} tokens stay"

@@ -206,6 +206,15 @@ def test_columns_of_a_search_have_other_names(run, tmp_path):
     assert json.loads(out)["search"]["rows"][0]["queries"] == 3
 
 
+def test_a_table_beside_the_output_is_no_input_either(run, task, search, tmp_path):
+    read = search.rename(tmp_path / "t.search.csv")
+    before = read.read_bytes()
+    code, out, err = run("--task", task, "--search", read, "--output", tmp_path / "t.csv")
+    assert (code, out) == (2, "")
+    assert f"--output for search is {read}, which is read too; name another file" in err
+    assert read.read_bytes() == before
+
+
 def test_tasks_and_searches_in_one_run(run, task, search, half, tmp_path):
     (task / "test.csv").write_text(TEST + f"{'hi ' * 30},greeting\n")  # of another length
     arguments = ("--task", task, "--shots", "2", "--seeds", "2", "--out-of-scope", "--search", search)

@@ -192,3 +192,14 @@ def test_labels_of_one_split_alone():
         intent_search(Task("it", {"train": train, "test": Examples(["q"], ["gone"])}, {}, ""))
     with pytest.raises(InputError, match="it has the splits all, wanted train and test"):
         intent_search(Task("it", {"all": train}, {}, ""))
+
+
+def test_a_name_with_a_letter_beyond_ascii_is_no_sentence():
+    found = headline_search("", ["Müller. He went home. It rained."])
+    assert found.queries == ["Müller. He went home."]
+
+
+def test_blanks_in_great_number_take_no_great_time():
+    """Each run of them is looked at once: with the square of their number this would take hours."""
+    text = "one two" + " " * 1_000_000 + "three. Then more."
+    assert headline_search("", [text]).documents == ["Then more."]

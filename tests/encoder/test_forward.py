@@ -15,6 +15,7 @@ from minitrans.encoder.packing import pack, segments
 from minitrans.encoder.pooling import pool, pool_encoded
 from minitrans.encoder.selection import merge, rank, select
 from minitrans.errors import NumericalError
+from minitrans.models.parameters import Linear
 from minitrans.models.sentence import PoolingConfig
 
 FITTED = random_fitted("whatever model", 32)
@@ -203,6 +204,16 @@ def test_restored_tokens(blocks, name):
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in ("restore", "all of it")])
 def test_nothing_is_restored_unless_asked_for(blocks, name):
     assert forward(blocks, BATCH, POLICIES[name]).restored is None
+
+
+def test_scores_that_are_not_numbers_are_reported(blocks):
+    huge = {layer: Linear(np.resize(np.float32([3e38, -3e38]), (1, 32)), np.zeros(1, np.float32)) for layer in (0, 1)}
+    policy = PruningPolicy(layer=1, min_tokens=3, score="learned", fitted=dataclasses.replace(FITTED, scorers=huge))
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(NumericalError, match="the policy's scores at layer 1 are not numbers"),
+    ):
+        forward(blocks, BATCH, policy)
 
 
 # Nothing to encode

@@ -291,3 +291,9 @@ def test_modules_out_of_place(folder, kinds):
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
     assert "is out of place, wanted Transformer, Pooling, Normalize" in refusal(UnsupportedModelError, folder)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1e19, 1e30, 3e37]))
+def test_long_vectors_are_normalised_too(seed, length):
+    vectors = np.random.default_rng(seed).standard_normal((3, 8)).astype(np.float32)
+    np.testing.assert_allclose(normalized(vectors * np.float32(length)), normalized(vectors), rtol=1e-5, atol=1e-6)

@@ -19,6 +19,7 @@ from minitrans.encoder.selection import (
     Selection,
     budgets,
     control_scores,
+    cost,
     kept_count,
     merge,
     positions,
@@ -187,11 +188,15 @@ def test_a_budget_is_spent_on_the_least_important_first():
         assert selection.kept.tolist() == kept, budget
 
 
+def test_scores_far_below_all_others_cost_what_the_kernels_say():
+    assert cost(np.float32([-200, -300, 5])).tolist() == cost(np.float32([-71, -71, 5])).tolist()
+
+
 def test_budgets_are_where_the_turn_is_foreseen():
-    turn = Linear(np.float32([[0.4, -0.9, -0.02]]), np.float32([4.1]))
+    turn = 0.4, -0.9, -0.02, 4.1
     lengths = np.array([8, 100, 256])
     for degrees in (0.5, 5, 40):
-        log_cost, log_n = np.log(budgets(turn, degrees, lengths)) + TOP, np.log(lengths)
+        log_cost, log_n = np.log(budgets(degrees, turn, lengths)) + TOP, np.log(lengths)
         foreseen = np.exp(0.4 * log_cost - 0.9 * log_n - 0.02 * log_n**2 + 4.1)
         np.testing.assert_allclose(foreseen, degrees, rtol=1e-5)
 

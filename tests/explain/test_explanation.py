@@ -198,7 +198,7 @@ def test_the_expected_turn_is_that_of_what_went(encoder, protects):
         assert stage.max_turn == found.to_dict()["stages"][0]["max_turn"] == 15
         said = list(lines(found, bracketed))
         assert any(f"{found.expected_angle:.1f} degrees expected" in line for line in said)
-        assert said[2].startswith("layer 2, quantile 0.8, at most 15 degrees, ranked by")
+        assert said[2].startswith("layer 2, quantile 0.8, expected to turn at most 15 degrees, ranked by")
     assert cut_short
     (plain,) = explain(encoder, [TEXT], pruning=PruningPolicy(), timed=0)
     assert (plain.expected_angle, plain.stages[0].max_turn) == (None, None)
@@ -208,9 +208,10 @@ def test_the_expected_turn_is_that_of_what_went(encoder, protects):
 def test_an_expected_turn_ends_somewhere(encoder):
     """Whatever was fitted: a turn is an angle, and JSON has no infinity."""
     policy = turning(encoder, max_turn=90, quantile=0.9)
-    policy.fitted.scorers[2].bias[:] = -300  # what goes costs less than float32 can tell from nothing
+    policy.fitted.scorers[2].bias[:] = -300  # what goes costs the least there is
     (found,) = explain(encoder, [TEXT], pruning=policy, timed=0)
-    assert (found.expected_angle, len(found.kept)) == (0, 3)
+    assert 0 < found.expected_angle < 1e-6
+    assert len(found.kept) == 3
     policy = turning(encoder, max_turn=90, quantile=0.9)
     policy.fitted.turns[2].weight[:] = np.float32([[1e-3, 900, 0]])  # the budget is the least there is
     policy.fitted.scorers[2].bias[:] = -84
@@ -333,8 +334,18 @@ def test_examples_without_their_texts(encoder, classifier, tmp_path):
     assert (kept.texts_, forgotten.texts_) == (TRAIN[0], None)
     (found,) = explain(encoder, [TEXT], pruning=PruningPolicy(), classifier=forgotten, timed=False)
     assert [near.text for near in found.prediction.nearest] == [None] * 3
-    assert (found.nearest.unpruned, found.nearest.pruned, found.nearest.same) == (None, None, True)
+    assert found.nearest is None  # its embeddings alone do not say what they were under another policy
     assert not any("nearest" in line and "parcel" in line for line in lines(found, bracketed))
+
+
+def test_examples_of_a_pruning_classifier_are_compared_unpruned(plain):
+    policy = PruningPolicy(min_tokens=2, quantile=0.8, layer=0)
+    pruning = SentenceEncoder(plain, pruning=policy)
+    fitted = FewShotClassifier(pruning).fit(*TRAIN)
+    (found,) = explain(pruning, [TRAIN[0][0]], pruning=policy, classifier=fitted, timed=0)
+    assert found.nearest.examples
+    assert found.nearest.unpruned == TRAIN[0][0]
+    assert found.nearest.angle == pytest.approx(0, abs=0.1)
 
 
 def test_a_long_text_is_cut_with_one_warning(plain):

@@ -1,7 +1,8 @@
 // The selection of minitrans.encoder.selection once more, so that the slider can decide in the page. A test compares the two.
 "use strict";
 
-const TOP = 16; // a score that is higher costs no more
+const TOP = 16; // a score that is higher costs no more,
+const LOWEST = -87; // and one that is so far below it no less
 const f32 = Math.fround; // after every step, as Python rounds
 
 // How many of n tokens stay at least: max(s, n - floor(q n)), and all n where n <= s.
@@ -14,7 +15,7 @@ function keptCount(n, quantile, minTokens) {
 function costs(scores) {
   let total = 0;
   return scores.map((score, i) => {
-    total = f32(total + f32(Math.exp(Math.min(f32(score - TOP), 0))));
+    total = f32(total + f32(Math.exp(Math.max(LOWEST, Math.min(f32(score - TOP), 0)))));
     return f32(total * (i + 1));
   });
 }
@@ -23,7 +24,7 @@ function costs(scores) {
 function budgetOf([onCost, linear, square, bias], degrees, n) {
   const log = Math.log(Math.max(n, 1));
   const cost = (Math.log(degrees) - bias - linear * log - square * log ** 2) / onCost - TOP;
-  return f32(Math.exp(Math.min(87, Math.max(-87, cost))));
+  return f32(Math.exp(Math.min(-LOWEST, Math.max(LOWEST, cost))));
 }
 
 // The other way round: the degrees that a cost is expected to turn a text of n tokens.
