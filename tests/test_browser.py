@@ -17,7 +17,7 @@ import pytest
 from fitted_policies import fitted_to
 
 from minitrans import FewShotClassifier, PruningPolicy, SentenceEncoder
-from minitrans.encoder.selection import Ranking, budgets, cost, kept_count, select
+from minitrans.encoder.selection import Ranking, budgets, cost, kept_count, numbers_of, select
 from minitrans.explain.explanation import explain
 from minitrans.explain.html import shown as to_show
 from minitrans.explain.html import write_page
@@ -162,7 +162,7 @@ def test_the_slider_decides_as_python_does(shown, written):
             assert policy.max_turn is None or shown.page.locator("#turn").is_disabled()
         seen = set()
         for quantile, least, degrees in product((0, 0.07, 0.29, 0.5, 0.77, 0.99), (1, 8), turns):
-            budget = degrees and budgets(policy.turn_map(layer), degrees, np.array([len(scores)]))[0]
+            budget = degrees and budgets(degrees, numbers_of(policy.turn_map(layer)), np.array([len(scores)]))[0]
             kept, cut = shown.move(quantile, least, degrees)
             wanted = by_python(policy, scores, quantile, least, budget)
             assert kept == [entered[row] for row in wanted], (source, quantile, least, degrees)
@@ -200,7 +200,7 @@ def test_the_page_foresees_the_turn_as_python_does(browser, encoder, tmp_path):
     path, found = page_of(encoder, tmp_path / "a.html", TEXTS, policy)
     opened = Shown(browser, path)
     for degrees, n in product((0.5, 8, 90), (1, 13, 256, 512)):
-        wanted = budgets(policy.turn_map(2), degrees, np.array([n]))[0]
+        wanted = budgets(degrees, numbers_of(policy.turn_map(2)), np.array([n]))[0]
         seen = opened.page.evaluate(f"budgetOf(DATA.turn, {degrees}, {n})")
         assert seen == pytest.approx(wanted, rel=1e-6)
         assert opened.page.evaluate(f"expectedTurn(DATA.turn, {seen}, {n})") == pytest.approx(degrees, rel=1e-5)

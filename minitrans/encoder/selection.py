@@ -95,8 +95,7 @@ def by_length(
     """`Ranking.least` and `Ranking.budgets` of a stage, for texts of up to so many tokens, and perhaps longer ones."""
     budget = None
     if policy.max_turn is not None:
-        turn = policy.turn_map(layer)
-        budget = policy.max_turn, *turn.weight[0].tolist(), *turn.bias.tolist()
+        budget = policy.max_turn, *numbers_of(policy.turn_map(layer))
     longest = max(512, 1 << tokens.bit_length())
     return _by_length(policy.plan[layer], max(policy.min_tokens, protected), budget, longest)
 
@@ -129,12 +128,17 @@ def cost(scores: Float32) -> Float32:
     return total * counts
 
 
+def numbers_of(turn: Linear) -> tuple[float, ...]:
+    """The three weights and the bias of the map to the logarithm of a turn."""
+    return *turn.weight[0].tolist(), *turn.bias.tolist()
+
+
 def budgets(degrees: float, turn: Sequence[float], lengths: NDArray[np.int64]) -> Float32:
     """The `cost` [N] at which texts of so many tokens are expected to turn so far.
 
     Args:
         degrees: of the turn.
-        turn: the three weights and the bias of the map to the logarithm of the turn (see `Fitted.turns`).
+        turn: the `numbers_of` the map to its logarithm (see `Fitted.turns`).
         lengths: [N] in tokens.
     """
     log_n = np.log(np.maximum(lengths, 1))

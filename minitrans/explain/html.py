@@ -21,6 +21,7 @@ import numpy as np
 from minitrans import __version__
 from minitrans.encoder.policy import PruningPolicy, describe
 from minitrans.encoder.pooling import normalized
+from minitrans.encoder.selection import numbers_of
 from minitrans.errors import InputError
 from minitrans.explain.explanation import RANKED, Explanation
 from minitrans.explain.trace import TracedText
@@ -135,8 +136,7 @@ def _turn(policy: PruningPolicy) -> list[float] | None:
     if policy.max_turn is None:
         return None
     ((layer, _),) = policy.plan.items()
-    turn = policy.turn_map(layer)
-    return [*turn.weight[0].tolist(), float(turn.bias[0])]
+    return list(numbers_of(policy.turn_map(layer)))
 
 
 def _attention(traced: TracedText, room: int) -> dict[str, Any]:
