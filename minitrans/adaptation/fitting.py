@@ -29,6 +29,7 @@ from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized, pool_encoded
 from minitrans.encoder.selection import TOP, Selection, cost
 from minitrans.errors import InputError
+from minitrans.evaluation.fidelity import turns as turns_between
 from minitrans.models.parameters import Float32, Linear
 from minitrans.models.sentence import PoolingConfig
 from minitrans.sentences.batches import CHUNK_TOKENS, by_length, over_batches
@@ -134,8 +135,7 @@ def calibrated(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPo
             tried = replace(policy, min_tokens=2, stages=None, layer=layer, quantile=share, max_turn=None)
             watch = _Costs()
             pruned = normalized(pool_encoded(forward(blocks, batch, tried, watch, start), encoder.pooling))
-            half = np.linalg.norm(pruned.astype(np.float64) - embeddings, axis=1) / 2  # [B]
-            moved = np.degrees(2 * np.arcsin(np.minimum(half, 1)))
+            moved = turns_between(embeddings, pruned)  # [B]
             counts = (watch.costs > 0) & (moved > LEAST_TURN)
             features.append(turn_features(watch.costs[counts], np.diff(batch.offsets)[counts]))
             turns.append(np.log(moved[counts]))

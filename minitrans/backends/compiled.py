@@ -190,22 +190,21 @@ class CompiledBlocks:
     def _prepared(self, ranking: Ranking) -> PreparedRanking:
         """A policy's ranking, checked and laid out for the kernels when it is first seen."""
         scorer = ranking.scorer if ranking.scores is None else None
+        if scorer is None and ranking.scores is None:
+            raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
         tables = scorer, ranking.least, ranking.budgets, ranking.restore
-        key = *map(id, tables), ranking.scores is None, ranking.prefix, ranking.suffix
+        key = *map(id, tables), ranking.prefix, ranking.suffix
         known = self._rankings.get(key)
         if known is None:
             if len(self._rankings) >= PRUNINGS:
                 self._rankings.clear()
-            known = self._prepare(ranking)
             kept = replace(ranking, scores=None, scorer=scorer)  # with it the tables, and so their ids
-            known = self._rankings[key] = replace(known, ranking=kept)
+            known = self._rankings[key] = self._prepare(kept)
         return known
 
     def _prepare(self, ranking: Ranking) -> PreparedRanking:
         width, restore, bias = self.config.hidden_size, None, None
-        if ranking.scores is None:
-            if ranking.scorer is None:
-                raise InputError("a ranking has neither scores nor a scorer, wanted one of them")
+        if ranking.scorer is not None:
             _check("scorer", ranking.scorer.weight, _FLOAT32, (1, width))
         _check("least", ranking.least, _INT64, (len(ranking.least),))
         if ranking.budgets is not None:
