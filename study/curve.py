@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
 from minitrans.adaptation import fitting
@@ -107,6 +108,11 @@ def _fitted(
     return found
 
 
+def mean_by_length(values: NDArray[np.float64], lengths: NDArray[np.int64]) -> dict[str, float]:
+    """Length, as a key of JSON -> mean of the values [N] whose texts have it; ``lengths`` is [N] too."""
+    return {str(length): float(values[lengths == length].mean()) for length in sorted({*lengths.tolist()})}
+
+
 def choice(rows: Sequence[Mapping[str, Any]], allowed: Allowed) -> Mapping[str, Any]:
     """The fastest of those that stay within what is allowed, both kinds of texts alike; else the nearest to that."""
     fine = [row for row in rows if overrun(row, allowed) <= 1]
@@ -179,7 +185,6 @@ def _measured(
             for row in found.table()
             if (row["task"], row["pruning"]) == ("(mean)", name)
         }
-        by_length = {str(length): moved[bins == length] for length in sorted({*bins.tolist()})}
         rows.append(
             {
                 "layer": layer,
@@ -190,8 +195,8 @@ def _measured(
                 "drops": dict(zip(EVALUATION, drops, strict=True)),
                 "mrr": max(ways.values()),
                 "ways": ways,
-                "turns": {length: float(each.mean()) for length, each in by_length.items()},
-                "cosine": {length: float(np.cos(np.radians(each)).mean()) for length, each in by_length.items()},
+                "turns": mean_by_length(moved, bins),
+                "cosine": mean_by_length(np.cos(np.radians(moved)), bins),
                 "p95": float(np.quantile(moved, 0.95)),
             }
         )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -73,9 +74,9 @@ def _search(model: SentenceEncoder, tasks: Sequence[Task], seeds: Sequence[int],
     return Search(model, tasks, settings, journal(name), PROGRESS, fit_on=[task(each) for each in ADAPTATION])
 
 
+@patch.object(measurement, "ROUNDS", 1)  # the part `speed` times the policies
 def main_results() -> None:
     """The test splits at every number of shots."""
-    measurement.ROUNDS = 1  # the part `speed` times the policies
     for precision in PRECISIONS:
         whole = precision == "int8"
         found = evaluate(
@@ -115,9 +116,8 @@ def _turns(model: SentenceEncoder, texts: list[str]) -> dict[str, dict[str, Any]
     near, unpruned, found = nearest_length(lengths), model.encode(texts, pruning=None), {}
     for name, policy in policies().items():
         pruned = model.encode(texts, pruning=policy)
-        cosines = np.cos(np.radians(turns(unpruned, pruned)))
-        by_length = {str(length): float(cosines[near == length].mean()) for length in sorted({*near.tolist()})}
-        found[name] = fidelity_of(unpruned, pruned, lengths).to_dict() | {"cosines": by_length}
+        cosines = curve.mean_by_length(np.cos(np.radians(turns(unpruned, pruned))), near)
+        found[name] = fidelity_of(unpruned, pruned, lengths).to_dict() | {"cosines": cosines}
     return found
 
 

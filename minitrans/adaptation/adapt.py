@@ -340,7 +340,7 @@ def _promising(outcomes: Sequence[Outcome], limits: Limits) -> list[Outcome]:
 
 
 def _spread(recipes: Sequence[Recipe]) -> list[Recipe]:
-    """The mildest and the strongest policy of each method: they differ in every kind of work."""
+    """The first and the last policy of each method in the grid: they differ in every kind of work."""
     found: dict[tuple[str, str], list[Recipe]] = {}
     for recipe in recipes:
         found.setdefault((recipe.score, recipe.reduce), []).append(recipe)

@@ -42,7 +42,7 @@ SHORTEST, LONGEST = 5, 256  # tokens: shorter texts are not measured, longer one
 SAMPLED = 8  # tokens of a text that are left out in turn
 FLOOR = 1e-7  # the least shift that counts: below it is rounding
 RIDGE, RESTORE_RIDGE, TURN_RIDGE = 0.01, 0.01, 1e-6  # of the mean of the Gram matrix's diagonal
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # by which texts are pruned to see how far they turn
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 LEAST_TURN = 0.01  # degrees: below it is rounding
 
 
@@ -113,13 +113,16 @@ def fit(model: str, moments: dict[int, Moments]) -> Fitted:
     return Fitted(model, scorers, restore, lengths=(min(shortest), max(longest)))
 
 
-def calibrated(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPolicy) -> Fitted:
+def calibrated(
+    encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPolicy, shares: Sequence[float] = SHARES
+) -> Fitted:
     """The policy's arrays, with the map to the turn that ``max_turn`` goes by.
 
     Args:
         encoder: what the arrays were fitted for.
         texts: unlabelled, and best not those of the fit; lengths as for `token_moments`.
         policy: "learned", with one stage; its quantile and ``max_turn`` play no part.
+        shares: by which every text is pruned to see how far it turns.
 
     Raises:
         InputError: no text of a fitting length.
@@ -131,7 +134,7 @@ def calibrated(encoder: SentenceEncoder, texts: Sequence[str], policy: PruningPo
         start = start_behind(blocks, batch, layer)
         embeddings = normalized(pool_encoded(forward(blocks, batch, start=start), encoder.pooling))  # [B, H]
         features, turns = [], []
-        for share in SHARES:
+        for share in shares:
             tried = replace(policy, min_tokens=2, stages=None, layer=layer, quantile=share, max_turn=None)
             watch = _Costs()
             pruned = normalized(pool_encoded(forward(blocks, batch, tried, watch, start), encoder.pooling))

@@ -18,7 +18,7 @@ METHODS: tuple[tuple[Score, Reduce], ...] = (
     ("learned", "drop"),
     ("learned", "restore"),
 )
-QUANTILES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+QUANTILES = (0.2, 0.35, 0.5, 0.65)
 LEARNED_QUANTILES = (0.3, 0.5)  # the rest of a learned method's share of the grid are turns
 MIN_TOKENS = 6
 DEEPEST = 3  # pruning later than this saves too little to be worth a search
@@ -85,7 +85,7 @@ class Recipe:
 
 
 def grid(num_layers: int) -> list[Recipe]:
-    """Every method at every layer, by some quantiles and, where the score is learned, by some turns; gentlest first."""
+    """Every method at every layer, by some quantiles and, where the score is learned, turns; the gentlest first."""
     found = []
     for score, reduce in METHODS:
         for layer in range(min(DEEPEST + 1, max(1, num_layers - 1))):

@@ -19,10 +19,8 @@ from minitrans.evaluation.retrieval import SIDES, reciprocal_ranks, top_document
 from minitrans.fewshot.classifier import FewShotClassifier
 from minitrans.models.parameters import Float32
 from minitrans.sentences.batches import by_length
-from minitrans.sentences.sentence_encoder import SentenceEncoder
+from minitrans.sentences.sentence_encoder import DOCUMENT_PROMPTS, QUERY_PROMPTS, SentenceEncoder
 from minitrans.sentences.threads import available_cpus, in_order
-
-_PROMPTS = ("query",), ("document", "passage", "corpus")  # names, as of `encode_query` and `encode_document`
 
 
 class _Texts:
@@ -159,7 +157,10 @@ def prompted(encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
 
 def prompted_search(encoder: SentenceEncoder, task: SearchTask) -> list[str]:
     """The queries, then the documents, each behind the prompt for such; no such prompt is no prompt."""
-    prompts = [next((encoder.prompts[name] for name in names if name in encoder.prompts), "") for names in _PROMPTS]
+    prompts = [
+        next((encoder.prompts[name] for name in names if name in encoder.prompts), "")
+        for names in (QUERY_PROMPTS, DOCUMENT_PROMPTS)
+    ]
     return [prompts[0] + text for text in task.queries] + [prompts[1] + text for text in task.documents]
 
 

@@ -24,7 +24,7 @@ from minitrans.encoder.forward import Encoded, forward
 from minitrans.encoder.packing import PackedBatch, chunks, pack, segments
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.pooling import normalized, pool_encoded
-from minitrans.encoder.selection import Selection, by_length, cost
+from minitrans.encoder.selection import Selection, cost, limits_by_length
 from minitrans.errors import MinitransError
 from minitrans.models.parameters import Float32
 from minitrans.models.sentence import PoolingConfig
@@ -451,7 +451,7 @@ def kept_rows(
         if first is None:
             same += 1
             continue
-        distance = distance_from_cut(*first, by_length(policy, first[0].layer, len(first[0].scores))[1])
+        distance = distance_from_cut(*first, limits_by_length(policy, first[0].layer, len(first[0].scores))[1])
         furthest = max(furthest, distance)
         if distance <= tie:
             ties += 1

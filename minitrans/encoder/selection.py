@@ -70,7 +70,7 @@ def rank(
         offsets: [B + 1] of these.
     """
     prefix, suffix = _protected(policy, batch)
-    least, budgets = by_length(policy, layer, len(batch.ids), prefix + suffix)
+    least, budgets = limits_by_length(policy, layer, len(batch.ids), prefix + suffix)
     scorer = policy.scorer(layer) if policy.score == "learned" else None
     if scores is None and scorer is None:
         scores = control_scores(policy, batch, rows, offsets)
@@ -80,7 +80,7 @@ def rank(
 
 def may_prune(policy: PruningPolicy, layer: int, batch: PackedBatch, offsets: NDArray[np.int64]) -> bool:
     """Whether any text is long enough to lose tokens at a layer of the plan; arguments as for `rank`."""
-    least, _ = by_length(policy, layer, len(batch.ids), sum(_protected(policy, batch)))
+    least, _ = limits_by_length(policy, layer, len(batch.ids), sum(_protected(policy, batch)))
     lengths = np.diff(offsets)  # [B]
     return bool((least[lengths] < lengths).any())
 
@@ -89,7 +89,7 @@ def _protected(policy: PruningPolicy, batch: PackedBatch) -> tuple[int, int]:
     return (batch.prefix, batch.suffix) if policy.protect_special else (0, 0)
 
 
-def by_length(
+def limits_by_length(
     policy: PruningPolicy, layer: int, tokens: int, protected: int = 0
 ) -> tuple[NDArray[np.int64], Float32 | None]:
     """`Ranking.least` and `Ranking.budgets` of a stage, for texts of up to so many tokens, and perhaps longer ones."""
@@ -97,11 +97,11 @@ def by_length(
     if policy.max_turn is not None:
         budget = policy.max_turn, *numbers_of(policy.turn_map(layer))
     longest = max(512, 1 << tokens.bit_length())
-    return _by_length(policy.plan[layer], max(policy.min_tokens, protected), budget, longest)
+    return _limits(policy.plan[layer], max(policy.min_tokens, protected), budget, longest)
 
 
 @lru_cache(maxsize=64)  # all calls under a policy share these
-def _by_length(
+def _limits(
     quantile: float, min_tokens: int, budget: tuple[float, ...] | None, longest: int
 ) -> tuple[NDArray[np.int64], Float32 | None]:
     lengths = np.arange(longest + 1)  # [N + 1]

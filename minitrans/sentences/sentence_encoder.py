@@ -51,6 +51,8 @@ from minitrans.sentences.vectors import (
 
 T = TypeVar("T")
 
+QUERY_PROMPTS, DOCUMENT_PROMPTS = ("query",), ("document", "passage", "corpus")  # the first that a model has
+
 
 class SentenceEncoder:
     """A sentence encoder on the CPU, without torch: the part of ``SentenceTransformer`` that encodes.
@@ -311,12 +313,11 @@ class SentenceEncoder:
 
     def encode_query(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
         """``encode`` with the model's prompt for queries, where it has one."""
-        return self.encode(sentences, **self._with_prompt(options, ("query",)))
+        return self.encode(sentences, **self._with_prompt(options, QUERY_PROMPTS))
 
     def encode_document(self, sentences: str | Iterable[str], **options: Any) -> NDArray[Any] | list[NDArray[Any]]:
         """``encode`` with the model's prompt for documents, where it has one."""
-        names = ("document", "passage", "corpus")
-        return self.encode(sentences, **self._with_prompt(options, names))
+        return self.encode(sentences, **self._with_prompt(options, DOCUMENT_PROMPTS))
 
     def pruned_tokens(
         self, sentences: str | Iterable[str], *, pruning: PruningPolicy | str | None = "inherit"
