@@ -19,6 +19,7 @@ from minitrans.adaptation.recipes import Recipe
 from minitrans.adaptation.search import Search, SearchSettings
 from minitrans.data.searches import half_search, headline_search, intent_search
 from minitrans.data.tasks import Task, draw
+from minitrans.encoder.policy import Reduce, Score
 from minitrans.evaluation import measurement
 from minitrans.evaluation.few_shot import evaluate
 from minitrans.evaluation.fidelity import fidelity as fidelity_of
@@ -48,6 +49,10 @@ from study.settings import (
 
 PROGRESS = sys.stderr.isatty()
 QUANTILES = (0.1, 0.2, 0.3, 0.4, 0.5)
+KINDS: tuple[tuple[Score, Reduce], ...] = (
+    ("attention", "drop"), ("attention_value", "drop"), ("learned", "drop"), ("random", "drop"), ("first", "drop"),
+    ("attention", "merge"), ("attention", "restore"), ("learned", "restore"),
+)  # fmt: skip
 STOP_WORDS = frozenset(
     """
     a an the i me my we our you your he she it its they them this that these those am is are was were be been being
@@ -127,15 +132,11 @@ def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def ablation() -> None:
     """Every layer, quantile, score and reduction, at 10 shots on the test splits; arrays from the other data sets."""
-    kinds = [
-        ("attention", "drop"), ("attention_value", "drop"), ("learned", "drop"), ("random", "drop"), ("first", "drop"),
-        ("attention", "merge"), ("attention", "restore"), ("learned", "restore"),
-    ]  # fmt: skip
     search = _search(encoder("int8"), [task(name) for name in EVALUATION], (0,), 600, "ablation")
     recipes = [
         Recipe(((layer, quantile),), score, reduce)
         for layer in range(search.num_layers)
-        for score, reduce in kinds
+        for score, reduce in KINDS
         for quantile in QUANTILES
     ]
     outcomes = search.run(recipes, mean_drop=1000.0)
@@ -265,7 +266,7 @@ def _of_few_tokens(texts: Sequence[str]) -> list[str]:
 
 
 def _sample(model: SentenceEncoder, name: str) -> int:
-    whole, least = {"banking77": (1200, 1), LONG: (48, 1), ONE_BY_ONE: (66, 11)}[name]  # 11: one of each length
+    whole, least = {"banking77": (600, 1), LONG: (24, 1), ONE_BY_ONE: (66, 11)}[name]  # 11: one of each length
     slow = 1 if model.precision == "int8" else 3
     return max(least, whole // (slow * (6 if model.backend == "reference" else 1)))
 

@@ -87,8 +87,10 @@ def reader_files(folder: Path, model: Path, data: Path) -> None:
     with (data / "test.csv").open(encoding="utf-8", newline="") as file:
         asked = list(csv.reader(file))[1:]
     known = {label: text for text, label in rows}
-    with (folder / "headlines.csv").open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("query", "document"), *((text, known[label]) for text, label in asked)])
+    pairs = [(text, known[label]) for text, label in asked]
+    for name, some in (("headlines.csv", pairs), ("questions-train.csv", pairs[::3])):
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("query", "document"), *some])
     with (folder / "questions.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts[:5])])
 
