@@ -361,7 +361,7 @@ def test_a_real_task(run, data_folder):
 
 
 def few_recipes(num_layers):
-    shares = {("attention", "drop"): 0.4, ("learned", "restore"): 0.5}
+    shares = {("attention", "drop"): 0.35, ("learned", "restore"): 0.5}
     return [each for each in grid(num_layers) if each.stages[0][1] == shares.get((each.score, each.reduce))]
 
 
