@@ -19,18 +19,15 @@ from numpy.typing import NDArray
 
 from minitrans import PruningPolicy, SentenceEncoder, __version__
 from minitrans.adaptation import fitting
-from minitrans.adaptation.costs import KINDS, WorkCounter
+from minitrans.adaptation.costs import KINDS, count_work
 from minitrans.adaptation.fitting import calibrated, fit, token_moments
 from minitrans.adaptation.trials import Trial
 from minitrans.data.searches import SearchTask, half_search, headline_search, intent_search
 from minitrans.data.tasks import Task
-from minitrans.encoder.blocks import Blocks
-from minitrans.encoder.forward import forward
-from minitrans.encoder.packing import PackedBatch
 from minitrans.evaluation.fidelity import nearest_length, turns
 from minitrans.evaluation.measurement import interleaved, ratios
 from minitrans.evaluation.retrieval import evaluate_search
-from minitrans.sentences.batches import by_length, over_batches
+from minitrans.sentences.batches import by_length
 from minitrans.sentences.call import measuring
 from study.settings import EVALUATION, LONG, ROOT, cache, encoder, journal, save, task, without_test
 from study.texts import fit_texts
@@ -125,11 +122,11 @@ def choice(rows: Sequence[Mapping[str, Any]], allowed: Allowed) -> Mapping[str, 
     Of works that are about equal the one that costs least; where none stays within, the one that is nearest to that.
     Work is counted, so that the choice is the same on every machine.
     """
-    fine = [row for row in rows if overrun(row, allowed) <= 1] or rows
-    if fine is not rows:
+    fine = [row for row in rows if overrun(row, allowed) <= 1]
+    if fine:
         least = min(sum(row["work"].values()) for row in fine)
         fine = [row for row in fine if sum(row["work"].values()) <= least * (1 + TIE)]
-    return min(fine, key=lambda row: overrun(row, allowed))
+    return min(fine or rows, key=lambda row: overrun(row, allowed))
 
 
 def overrun(row: Mapping[str, Any], allowed: Allowed) -> float:
@@ -162,14 +159,8 @@ def _cut(text: str, words: int) -> str:
 
 def _work(model: SentenceEncoder, texts: Sequence[str], policy: PruningPolicy | None) -> float:
     """How many rows go through a layer, over all texts and layers."""
-
-    def rows(blocks: Blocks, batch: PackedBatch) -> float:
-        counter = WorkCounter(policy)
-        forward(blocks, batch, policy, counter)
-        return float(counter.work[KINDS.index("layer_rows")])
-
     batches = [batch for _, batch in by_length(model.tokenizer, list(texts))]
-    return sum(over_batches(model.blocks, batches, rows, model.threads))
+    return float(count_work(model, batches, policy)[KINDS.index("layer_rows")])
 
 
 @measuring()
@@ -183,7 +174,7 @@ def _measured(
     unpruned, lengths = model.encode(list(held_out), pruning=None), model.tokenizer.encode(list(held_out)).lengths
     bins = nearest_length([min(length, model.max_seq_length) for length in lengths])
     times = {"short": task("banking77").splits["train"].texts[:600], "long": task(LONG).splits["train"].texts[:16]}
-    unpruned_work = {kind: (texts, _work(model, texts, None)) for kind, texts in times.items()}
+    unpruned_work = {kind: _work(model, texts, None) for kind, texts in times.items()}
     ratio = {
         kind: ratios(
             interleaved(
@@ -215,7 +206,7 @@ def _measured(
                 "turn": turn,
                 "short": ratio["short"][name],
                 "long": ratio["long"][name],
-                "work": {kind: _work(model, texts, policy) / whole for kind, (texts, whole) in unpruned_work.items()},
+                "work": {kind: _work(model, texts, policy) / unpruned_work[kind] for kind, texts in times.items()},
                 "accuracy": float(np.mean(drops)),
                 "drops": dict(zip(EVALUATION, drops, strict=True)),
                 "mrr": max(ways.values()),

@@ -206,6 +206,16 @@ def test_what_was_aimed_at(results):
     ]
 
 
+def test_policies_are_chosen_by_no_laxer_limits_than_aimed_at():
+    assert report.BARS.keys() == curve.ALLOWED.keys()
+    for name, (accuracy, mrr, cosine) in {"balanced": (0.4, 0.5, 0.96), "fast": (1.2, 1.5, 0.92)}.items():
+        allowed = curve.ALLOWED[name]
+        assert allowed.accuracy <= accuracy
+        assert allowed.mrr <= mrr
+        assert allowed.cosine >= cosine
+    assert curve.WEIGHED == (16, 64, 256)
+
+
 def tried(layer, turn, short, long, accuracy=0.0, mrr=0.0, cosines=(0.99, 0.99, 0.99)):
     """A row of the part `policies`."""
     cosine = dict(zip(("16", "64", "256"), cosines, strict=True))

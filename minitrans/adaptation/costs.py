@@ -14,9 +14,13 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from minitrans.encoder.forward import Encoded
+from minitrans.encoder.blocks import Blocks
+from minitrans.encoder.forward import Encoded, forward
+from minitrans.encoder.packing import PackedBatch
 from minitrans.encoder.policy import PruningPolicy
 from minitrans.encoder.selection import Selection
+from minitrans.sentences.batches import over_batches
+from minitrans.sentences.sentence_encoder import SentenceEncoder
 
 KINDS = ("texts", "tokens", "layer_rows", "pairs", "scored_rows", "attention_pairs", "restored_texts", "merged_rows")
 
@@ -51,6 +55,19 @@ class WorkCounter:
             self.work[6] += len(before) * (self.policy.reduce == "restore")
             self.work[7] += (before.sum() - after.sum()) * (self.policy.reduce == "merge")
         self._lengths = after
+
+
+def count_work(
+    encoder: SentenceEncoder, batches: Sequence[PackedBatch], policy: PruningPolicy | None
+) -> NDArray[np.float64]:
+    """The work [kinds] of embedding the batches under a policy; None for no pruning."""
+
+    def work(blocks: Blocks, batch: PackedBatch) -> NDArray[np.float64]:
+        counter = WorkCounter(policy)
+        forward(blocks, batch, policy, counter)
+        return counter.work
+
+    return np.asarray(np.sum(list(over_batches(encoder.blocks, batches, work, encoder.threads)), axis=0))
 
 
 @dataclass(frozen=True)

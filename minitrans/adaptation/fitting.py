@@ -42,7 +42,7 @@ SHORTEST, LONGEST = 5, 256  # tokens: shorter texts are not measured, longer one
 SAMPLED = 8  # tokens of a text that are left out in turn
 FLOOR = 1e-7  # the least shift that counts: below it is rounding
 RIDGE, RESTORE_RIDGE, TURN_RIDGE = 0.01, 0.01, 1e-6  # of the mean of the Gram matrix's diagonal
-SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # by which texts are pruned to see how far they turn
 LEAST_TURN = 0.01  # degrees: below it is rounding
 
 

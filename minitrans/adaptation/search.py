@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minitrans import __version__
-from minitrans.adaptation.costs import WorkCounter
+from minitrans.adaptation.costs import WorkCounter, count_work
 from minitrans.adaptation.fitting import (
     SHORTEST,
     Moments,
@@ -55,7 +55,7 @@ from minitrans.sentences.sentence_encoder import SentenceEncoder
 T = TypeVar("T")
 
 HELD_OUT, ENOUGH = 5, 50  # every fifth text of so many foresees turns, and takes no part in the fit
-SHARES = (0.2, 0.4, 0.6)  # by which these are pruned: twice as many foresee turns of within 4 % of the same
+FEWER_SHARES = (0.2, 0.4, 0.6)  # by which these are pruned; those of the fit foresee turns that differ by up to 4 %
 HOPELESS = 8.0  # points beyond the limit at which stronger pruning of the same kind is not tried any more
 ENOUGH_TURNS = 10  # texts of a length, for their turn to count
 # Points that a degree weighs beside points of accuracy and of MRR: on long texts a turn of 20 degrees costs a search
@@ -428,7 +428,7 @@ class Search:
         key = replace(recipe, stages=((recipe.layer, 0.0),), min_tokens=1, max_turn=None), tuple(names)
         if key not in self._turns:
             texts = [text for name in names for text in self.held_out[name]]
-            self._turns[key] = calibrated(self.encoder, texts, key[0].policy(found), SHARES).turns
+            self._turns[key] = calibrated(self.encoder, texts, key[0].policy(found), FEWER_SHARES).turns
         return replace(found, turns=self._turns[key])
 
     def _layer_moments(self, layer: int) -> dict[str, Moments]:
@@ -468,13 +468,7 @@ class Search:
     def _counted(
         self, packed: Sequence[tuple[NDArray[np.int64], PackedBatch]], policy: PruningPolicy | None
     ) -> NDArray[np.float64]:
-        def work(blocks: Blocks, batch: PackedBatch) -> NDArray[np.float64]:
-            counter = WorkCounter(policy)
-            forward(blocks, batch, policy, counter)
-            return counter.work
-
-        total: NDArray[np.float64] = np.sum(self._over(packed, work), axis=0)
-        return total
+        return count_work(self.encoder, [batch for _, batch in packed], policy)
 
     def policy(self, recipe: Recipe, provenance: Mapping[str, Any] | None = None) -> PruningPolicy:
         """The policy, with arrays fitted on all tasks."""

@@ -541,7 +541,7 @@ def by_hand_fitted(encoder, search, recipe, moments, names):
     if recipe.max_turn is None:
         return found
     texts = [text for name in names for text in search.held_out[name]]
-    return calibrated(encoder, texts, replace(recipe, max_turn=None).policy(found), search_module.SHARES)
+    return calibrated(encoder, texts, replace(recipe, max_turn=None).policy(found), search_module.FEWER_SHARES)
 
 
 def assert_close(one, other):
